@@ -1,0 +1,261 @@
+"""The embedded data set: a small ImageNet that is drawn, a pure function of a seed and a size.
+
+Ten classes in Kaggle's layout: JPEG files of varied sizes, shapes and modes, validation XML,
+`LOC_synset_mapping.txt` and `LOC_val_solution.csv`. `kaggle.py` reads it as it reads ImageNet. Each
+picture shows one object at a random place, of a random size, on a random background; classes differ
+in orientation, texture, colour or shape, so no single pixel tells anything and a linear classifier
+on raw pixels does badly.
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from data_prep.shards import UserError, write_whole
+from data_prep.sources import PictureSet, kaggle
+
+RECIPE = "mini"
+DESCRIPTION_FILE = "toy.json"
+DRAWING_VERSION = 1
+
+CLASS_NAMES = (
+    "horizontal stripes, orientation",
+    "vertical stripes, orientation",
+    "checkerboard, texture",
+    "polka dots, texture",
+    "red disk, colour",
+    "green disk, colour",
+    "blue disk, colour",
+    "ring, shape",
+    "triangle, shape",
+    "cross, shape",
+)
+# Invented wnids: ImageNet's own begin with n0 and n1.
+WNIDS = tuple(f"n900000{label:02d}" for label in range(len(CLASS_NAMES)))
+DISK_COLORS = {4: (205, 40, 40), 5: (40, 170, 60), 6: (45, 70, 215)}
+
+MIN_SIDE, MAX_SIDE = 258, 400
+GREY_FRACTION = 0.1
+CMYK_FRACTION = 0.05
+
+
+@dataclass(frozen=True)
+class ToySize:
+    """What the drawing is a function of."""
+
+    seed: int = 2012
+    train_per_class: int = 150
+    val_per_class: int = 50
+    version: int = DRAWING_VERSION
+
+
+def find(directory: Path, *, size: ToySize | None = None, num_workers: int = 1) -> PictureSet:
+    """Draws the pictures where they are not there yet, and lists them.
+
+    Raises:
+        UserError: the directory holds something else.
+    """
+    size = size or ToySize()
+    description = directory / DESCRIPTION_FILE
+    wanted = json.dumps(asdict(size), sort_keys=True) + "\n"
+    if description.exists():
+        if description.read_text() != wanted:
+            raise UserError(
+                f"{directory}: expected a toy set drawn with {wanted.strip()}, found one with "
+                f"{description.read_text().strip()}: give another directory with --input"
+            )
+    else:
+        if directory.exists() and not _is_unfinished_drawing(directory):
+            raise UserError(
+                f"{directory}: expected an empty directory to draw the toy set in, found other "
+                "files: give another one with --input"
+            )
+        draw(directory, size=size, num_workers=num_workers)
+    found = kaggle.find(directory)
+    notes = (f"the toy set is drawn: {directory}", *found.notes)
+    return PictureSet("toy", found.root, found.wnids, found.class_names, found.parts, RECIPE, notes)
+
+
+def _is_unfinished_drawing(directory: Path) -> bool:
+    # A drawing starts with the mapping file and ends with the description.
+    entries = set(os.listdir(directory))
+    return not entries or (
+        entries <= {"ILSVRC", kaggle.MAPPING_FILE, kaggle.SOLUTION_FILE}
+        and kaggle.MAPPING_FILE in entries
+    )
+
+
+def draw(directory: Path, *, size: ToySize, num_workers: int = 1) -> None:
+    """Draws all pictures and writes the files beside them; the description comes last."""
+    cls_loc = directory / "ILSVRC" / "Data" / "CLS-LOC"
+    xml_dir = directory / "ILSVRC" / "Annotations" / "CLS-LOC" / "val"
+    for folder in (cls_loc / "val", xml_dir, *(cls_loc / "train" / wnid for wnid in WNIDS)):
+        folder.mkdir(parents=True, exist_ok=True)
+    mapping = "".join(f"{w} {n}\n" for w, n in zip(WNIDS, CLASS_NAMES, strict=True))
+    write_whole(directory / kaggle.MAPPING_FILE, mapping.encode())
+
+    jobs = list(_jobs(size))
+    work = partial(_draw_file, directory=directory, seed=size.seed)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, context) as pool:
+        drawn = pool.map(work, jobs, chunksize=16)
+        interval = 0.5 if sys.stderr.isatty() else 10
+        boxes = list(tqdm(drawn, "drawing", len(jobs), unit=" pictures", mininterval=interval))
+
+    rows = ["ImageId,PredictionString"]
+    for job, (width, height, box) in zip(jobs, boxes, strict=True):
+        if job.part == "val":
+            stem = Path(job.path).stem
+            rows.append(f"{stem},{WNIDS[job.label]} {' '.join(map(str, box))} ")
+            xml = _annotation(stem, WNIDS[job.label], width, height, box)
+            write_whole(xml_dir / f"{stem}.xml", xml.encode())
+    write_whole(directory / kaggle.SOLUTION_FILE, ("\n".join(rows) + "\n").encode())
+    description = json.dumps(asdict(size), sort_keys=True) + "\n"
+    write_whole(directory / DESCRIPTION_FILE, description.encode())
+
+
+@dataclass(frozen=True)
+class _Job:
+    part: str
+    label: int
+    index: int
+    path: str
+
+
+def _jobs(size: ToySize) -> Iterator[_Job]:
+    base = "ILSVRC/Data/CLS-LOC"
+    for label, wnid in enumerate(WNIDS):
+        for i in range(size.train_per_class):
+            yield _Job("train", label, i, f"{base}/train/{wnid}/{wnid}_{i}.JPEG")
+    # The validation pictures are numbered through in an order that hides the class.
+    num_val = size.val_per_class * len(WNIDS)
+    order = np.random.default_rng([size.seed, 2]).permutation(num_val)
+    for number, i in enumerate(order, start=1):
+        label, index = divmod(int(i), size.val_per_class)
+        yield _Job("val", label, index, f"{base}/val/ILSVRC2012_val_{number:08d}.JPEG")
+
+
+Box = tuple[int, int, int, int]
+
+
+def _draw_file(job: _Job, *, directory: Path, seed: int) -> tuple[int, int, Box]:
+    rng = np.random.default_rng([seed, ("train", "val").index(job.part), job.label, job.index])
+    picture, box = draw_picture(rng, label=job.label)
+    quality = int(rng.integers(75, 96))
+    picture.save(directory / job.path, "JPEG", quality=quality)
+    return picture.width, picture.height, box
+
+
+def draw_picture(rng: np.random.Generator, *, label: int) -> tuple[Image.Image, Box]:
+    """Draws one picture of a class, and says in which box its object stands.
+
+    Returns:
+        The picture, and its object's box (left, top, right, bottom) in pixels, counted from 1 as
+        in ImageNet's annotations.
+    """
+    width, height = (int(side) for side in rng.integers(MIN_SIDE, MAX_SIDE + 1, 2))
+    shorter = min(width, height)
+    radius = float(rng.uniform(0.26, 0.38)) * shorter
+    # The object lies inside the central square, which is what the shards keep.
+    reach = shorter / 2 - radius
+    center_x = width / 2 + float(rng.uniform(-reach, reach))
+    center_y = height / 2 + float(rng.uniform(-reach, reach))
+    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
+    x, y = (columns - center_x) / radius, (rows - center_y) / radius
+
+    pixels = _background(rng, rows / height, columns / width)
+    color = np.array(DISK_COLORS.get(label) or rng.uniform(0, 255, 3))
+    color = color + rng.uniform(-25, 25, 3)
+    other = _contrasting(rng, color)
+    mask, second = _object_masks(rng, label, x, y)
+    pixels[mask] = color
+    pixels[mask & second] = other
+    pixels += rng.normal(0, float(rng.uniform(3, 14)), pixels.shape)
+    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+    mode = rng.uniform()
+    if mode < GREY_FRACTION and label not in DISK_COLORS:
+        picture = picture.convert("L")
+    elif mode > 1 - CMYK_FRACTION:
+        picture = picture.convert("CMYK")
+    box = (
+        max(1, round(center_x - radius)),
+        max(1, round(center_y - radius)),
+        min(width, round(center_x + radius)),
+        min(height, round(center_y + radius)),
+    )
+    return picture, box
+
+
+def _background(rng: np.random.Generator, v: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Two random colours, blended along waves of a random direction."""
+    first, second = rng.uniform(0, 255, 3), rng.uniform(0, 255, 3)
+    wave = np.zeros_like(u)
+    for _ in range(3):
+        angle, phase = rng.uniform(0, 2 * np.pi, 2)
+        frequency = rng.uniform(0.5, 3.0)
+        wave += np.sin(2 * np.pi * frequency * (u * np.cos(angle) + v * np.sin(angle)) + phase)
+    blend = (0.5 + wave / 6)[..., None]
+    return first * (1 - blend) + second * blend
+
+
+def _contrasting(rng: np.random.Generator, color: np.ndarray) -> np.ndarray:
+    """A random colour that is clearly lighter or darker, so that grey copies keep the pattern."""
+    luma = np.array((0.299, 0.587, 0.114))
+    while True:
+        other = rng.uniform(0, 255, 3)
+        if abs((other - color) @ luma) > 70:
+            return other
+
+
+def _object_masks(
+    rng: np.random.Generator, label: int, x: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the object is, and where in it the second colour is; x and y are in radii."""
+    inside = x * x + y * y < 1
+    nowhere = np.zeros_like(inside)
+    period, phase = float(rng.uniform(0.4, 0.75)), float(rng.uniform(0, 1))
+    u, v = x / period + phase, y / period + phase
+    match label:
+        case 0:
+            return inside, v % 1 < 0.5
+        case 1:
+            return inside, u % 1 < 0.5
+        case 2:
+            return inside, (u % 1 < 0.5) ^ (v % 1 < 0.5)
+        case 3:
+            return inside, (u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.09
+        case 7:
+            thickness = float(rng.uniform(0.25, 0.4))
+            return inside & (x * x + y * y > (1 - thickness) ** 2), nowhere
+        case 8:
+            return (y < 0.7) & (y > -1 + 1.75 * np.abs(x)), nowhere
+        case 9:
+            thickness = float(rng.uniform(0.2, 0.3))
+            bars = (np.abs(x) < thickness) | (np.abs(y) < thickness)
+            return inside & bars, nowhere
+        case _:
+            return inside, nowhere
+
+
+def _annotation(stem: str, wnid: str, width: int, height: int, box: Box) -> str:
+    left, top, right, bottom = box
+    return (
+        f"<annotation>\n\t<folder>val</folder>\n\t<filename>{stem}</filename>\n"
+        "\t<source>\n\t\t<database>toy</database>\n\t</source>\n"
+        f"\t<size>\n\t\t<width>{width}</width>\n\t\t<height>{height}</height>\n"
+        "\t\t<depth>3</depth>\n\t</size>\n\t<segmented>0</segmented>\n"
+        f"\t<object>\n\t\t<name>{wnid}</name>\n\t\t<bndbox>\n\t\t\t<xmin>{left}</xmin>\n"
+        f"\t\t\t<ymin>{top}</ymin>\n\t\t\t<xmax>{right}</xmax>\n\t\t\t<ymax>{bottom}</ymax>\n"
+        "\t\t</bndbox>\n\t</object>\n</annotation>\n"
+    )
