@@ -1,0 +1,10 @@
+"""Operators of the 2012 network: tensors in, tensors out. Knows no paper, no file.
+
+Each operator has a plain PyTorch version in `reference.py` and a compiled one in `csrc`; the
+compiled one is used where it was built. `REPLICA_EXT=off` in the environment forces the plain one.
+"""
+
+from cuda_ext.library import compiled_state, implementations, set_instruction_set
+from cuda_ext.local_response_norm import local_response_norm
+
+__all__ = ["compiled_state", "implementations", "local_response_norm", "set_instruction_set"]

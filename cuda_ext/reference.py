@@ -1,0 +1,52 @@
+"""Each operator in plain PyTorch: slow, obviously right, runs everywhere."""
+
+import torch
+import torch.nn.functional as F
+
+
+def local_response_norm(
+    x: torch.Tensor, *, n: int, k: float, alpha: float, beta: float, towers: int = 1
+) -> torch.Tensor:
+    """The formula of `cuda_ext.local_response_norm`."""
+    wide = _by_tower(x, towers)
+    base = k + alpha * _window_sums(wide.square(), n)
+    return (wide * base.pow(-beta)).reshape(x.shape).to(x.dtype)
+
+
+def local_response_norm_backward(
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    *,
+    n: int,
+    k: float,
+    alpha: float,
+    beta: float,
+    towers: int = 1,
+) -> torch.Tensor:
+    """Its gradient: channel j is in the window of channel c exactly where c is in that of j.
+
+    dx[c] = g[c] * b[c] ** -beta - 2 alpha beta x[c] * window sum of g * x * b ** (-beta - 1)
+    """
+    wide, g = _by_tower(x, towers), _by_tower(gradient, towers)
+    base = k + alpha * _window_sums(wide.square(), n)
+    through_others = _window_sums(g * wide * base.pow(-beta - 1), n)
+    result = g * base.pow(-beta) - 2 * alpha * beta * wide * through_others
+    return result.reshape(x.shape).to(x.dtype)
+
+
+def _by_tower(x: torch.Tensor, towers: int) -> torch.Tensor:
+    """(N, C, ...) to (N, towers, C / towers, the rest), in the type of the computation."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    rest = x[0, 0].numel() if x.shape[0] and x.shape[1] else 0
+    return wide.reshape(x.shape[0], towers, x.shape[1] // towers, rest)
+
+
+def _window_sums(values: torch.Tensor, n: int) -> torch.Tensor:
+    """Sums over the n channels around each channel of its tower; beyond the ends are zeros."""
+    channels = values.shape[2]
+    reach = min(n // 2, max(channels - 1, 0))
+    padded = F.pad(values, (0, 0, reach, reach))
+    total = torch.zeros_like(values)
+    for i in range(2 * reach + 1):
+        total += padded[:, :, i : i + channels]
+    return total
