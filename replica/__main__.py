@@ -1,0 +1,25 @@
+"""`python -m replica` lists the commands."""
+
+COMMANDS = {
+    "python data_prep/build_shards.py": "pictures -> shards (without arguments: the toy set)",
+    "python data_prep/verify_shards.py": "compares every file of a data set with its SHA-256",
+    "python -m replica.train": "trains a network, on one device or a tower a device",
+    "python -m replica.test": "top-1 and top-5 error, ten-crop or central crop",
+    "python -m replica.info": "the layer table of a recipe beside the paper's own figures",
+    "python -m replica.figures": "pictures of a run: loss curve and conv1's kernels",
+    "python -m replica.demo": "the whole path on the embedded data set (`make demo`)",
+    "python -m cuda_ext": "what is built of the operators, and what is live",
+    "python -m benchmarks": "lists and runs the benchmarks",
+}
+
+
+def main() -> None:
+    """Prints one line a command."""
+    width = max(map(len, COMMANDS))
+    for command, purpose in COMMANDS.items():
+        print(f"{command:{width}}  {purpose}")
+    print("\nEach of them takes --help. README.md begins with the two commands that do it all.")
+
+
+if __name__ == "__main__":
+    main()

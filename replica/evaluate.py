@@ -1,0 +1,127 @@
+"""Error rates: exact counts over a part of a data set, for one view or ten of each image.
+
+N images, V views, C channels, H rows, W columns, K classes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+
+from data_prep.shards import Part
+
+TOP_K = 5
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Sums over images; error rates come from them, never from means of means.
+
+    Attributes:
+        num_images: how many were counted.
+        top1_correct, top5_correct: a tie counts by the share of its orders that is right.
+        loss: sum of -log(probability of the label).
+    """
+
+    num_images: int = 0
+    top1_correct: float = 0.0
+    top5_correct: float = 0.0
+    loss: float = 0.0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.num_images + other.num_images,
+            self.top1_correct + other.top1_correct,
+            self.top5_correct + other.top5_correct,
+            self.loss + other.loss,
+        )
+
+    @property
+    def top1_error(self) -> float:
+        """Fraction of images whose label is not the most probable class."""
+        return 1.0 - self.top1_correct / self.num_images
+
+    @property
+    def top5_error(self) -> float:
+        """Fraction of images whose label is not among the five most probable classes."""
+        return 1.0 - self.top5_correct / self.num_images
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean of -log(probability of the label)."""
+        return self.loss / self.num_images
+
+    def check(self, num_images: int) -> None:
+        """Refuses error rates over another number of images than the part has.
+
+        Raises:
+            RuntimeError: images are missing or were counted twice.
+        """
+        if self.num_images != num_images:
+            raise RuntimeError(
+                f"error rates need all {num_images} images; the data gave {self.num_images}"
+            )
+
+
+def confidence_interval(error: float, num_images: int) -> tuple[float, float]:
+    """The 95 % interval of an error rate (Wilson): what a repetition on new images may give."""
+    errors = round(error * num_images)
+    interval = binomtest(errors, num_images).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def count(probabilities_NK: torch.Tensor, labels_N: torch.Tensor) -> Counts:
+    """Counts a batch: float (N, K) and int64 (N,).
+
+    As in the source, classes that tie with the label at the border of the top k count by the share
+    of orders in which the label is inside; so a network without an opinion is right as often as
+    chance.
+    """
+    own = probabilities_NK.gather(1, labels_N[:, None])
+    higher = (probabilities_NK > own).sum(1)
+    # Counts the label itself; NaN equals nothing, so it is never correct.
+    tied = (probabilities_NK == own).sum(1)
+
+    def correct(k: int) -> float:
+        share = (k - higher).clamp(min=0).double() / tied.clamp(min=1)
+        return float((share.clamp(max=1) * (tied > 0)).sum())
+
+    return Counts(len(labels_N), correct(1), correct(TOP_K), float(-own.double().log().sum()))
+
+
+def evaluate(
+    part: Part,
+    rows: Sequence[int],
+    *,
+    prepare: Callable[[np.ndarray], np.ndarray],
+    views: Callable[[np.ndarray], np.ndarray],
+    predict: Callable[[torch.Tensor], torch.Tensor],
+    images_per_batch: int,
+    on_progress: Callable[[int], object] = lambda _: None,
+) -> Counts:
+    """Counts the errors of a network on images of a part; views are averaged after the softmax.
+
+    Args:
+        part: the images with their labels.
+        rows: which of them.
+        prepare: uint8 (H, W, C) to float32 (H, W, C): the network's own preprocessing.
+        views: (H, W, C) to (V, h, w, C): the crops of one image.
+        predict: float32 (N, C, h, w), channels last in memory, to logits (N, K).
+        images_per_batch: how many images go through the network at a time, each with all its views.
+        on_progress: told the number of images after each batch.
+    """
+    counts = Counts()
+    for first in range(0, len(rows), images_per_batch):
+        batch = rows[first : first + images_per_batch]
+        views_NVHWC = np.stack([views(prepare(part.image(row))) for row in batch])
+        num_views = views_NVHWC.shape[1]
+        crops = torch.from_numpy(views_NVHWC).flatten(0, 1).permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            probabilities = predict(crops).float().softmax(dim=1).cpu()
+        mean_NK = probabilities.view(len(batch), num_views, -1).mean(dim=1)
+        counts += count(mean_NK, torch.from_numpy(part.labels[batch].astype(np.int64)))
+        on_progress(len(batch))
+    return counts

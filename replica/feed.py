@@ -1,0 +1,125 @@
+"""Shards -> batches, as a pure function of the step: no state to save, none to lose.
+
+N images, C channels, H rows, W columns.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+
+import numpy as np
+import torch
+
+from data_prep.shards import DataSet
+from replica.augment import (
+    add_color_shifts_,
+    center_crops,
+    cut,
+    draw_color_shifts,
+    draw_crops,
+)
+from replica.draws import permutation
+from replica.recipes import Recipe
+
+BATCHES_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one process gets of one step.
+
+    Attributes:
+        step: counted from 0.
+        images: float32 (N, 3, crop_size, crop_size), channels last in memory.
+        labels: int64 (N,).
+        rows: int64 (N,), the places of these images in the whole batch.
+        batch_size: images in the whole batch, over all processes.
+    """
+
+    step: int
+    images: torch.Tensor
+    labels: torch.Tensor
+    rows: torch.Tensor
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class TrainFeed:
+    """The training batches of a run, for the process that has share `data_index` of `data_size`."""
+
+    data: DataSet
+    recipe: Recipe
+    seed: int
+    data_index: int = 0
+    data_size: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every training image is used once; the last one may be smaller."""
+        return -(-len(self.data.train) // self.recipe.batch_size)
+
+    @cached_property
+    def _cycle(self) -> np.ndarray:
+        return permutation(self.data.cycle_seed, len(self.data.train))
+
+    def batch(self, step: int) -> Batch:
+        """The images of a step, with this epoch's crops, reflections and colour noise.
+
+        The order is the same in every epoch, as in the source. The last batch of an epoch is
+        smaller where the batch size does not divide the number of images.
+        """
+        recipe, statistics = self.recipe, self.data.statistics
+        epoch = step // self.steps_per_epoch + 1
+        first = step % self.steps_per_epoch * recipe.batch_size
+        whole = self._cycle[first : first + recipe.batch_size]
+        rows = np.array_split(np.arange(len(whole)), self.data_size)[self.data_index]
+        indices = whole[rows]
+        images = [self.data.train.image(int(i)) for i in indices]
+        image_size = statistics.mean_image.shape[0]
+        crops = (
+            draw_crops(
+                indices,
+                epoch=epoch,
+                seed=self.seed,
+                image_size=image_size,
+                crop_size=recipe.crop_size,
+            )
+            if recipe.random_crops
+            else center_crops(len(images), image_size=image_size, crop_size=recipe.crop_size)
+        )
+        if not recipe.random_flips:
+            crops.flips[:] = False
+        crops_NHWC = cut(
+            images, crops, mean_image=statistics.mean_image, crop_size=recipe.crop_size
+        )
+        if recipe.color_noise:
+            shifts = draw_color_shifts(
+                indices,
+                epoch=epoch,
+                seed=self.seed,
+                standard_deviation=recipe.color_noise,
+                eigenvalues=statistics.eigenvalues,
+                eigenvectors=statistics.eigenvectors,
+            )
+            add_color_shifts_(crops_NHWC, shifts)
+        return Batch(
+            step,
+            torch.from_numpy(crops_NHWC).permute(0, 3, 1, 2),
+            torch.from_numpy(self.data.train.labels[indices].astype(np.int64)),
+            torch.from_numpy(rows),
+            len(whole),
+        )
+
+    def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+        """The batches of steps `first_step` to `last_step - 1`, made ahead in a thread."""
+        with ThreadPoolExecutor(1) as thread:
+            steps = iter(range(first_step, last_step))
+            ahead = [thread.submit(self.batch, step) for step in islice(steps, BATCHES_AHEAD)]
+            while ahead:
+                batch = ahead.pop(0).result()
+                step = next(steps, None)
+                if step is not None:
+                    ahead.append(thread.submit(self.batch, step))
+                yield batch

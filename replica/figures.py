@@ -1,0 +1,121 @@
+"""Pictures of a run: `python -m replica.figures --help`."""
+
+import argparse
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data_prep.shards import UserError
+from replica import runlog
+from replica.checkpoint import last_whole_checkpoint
+
+KERNELS_PER_ROW = 16  # Figure 3 shows 96 kernels in six rows
+PIXELS_PER_WEIGHT = 4
+
+
+def loss_curve(metrics: list[dict[str, Any]], path: Path, *, title: str) -> None:
+    """Draws training loss a step, validation loss and errors an epoch, over steps."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError(
+            "the loss curve needs matplotlib: `pip install 'replica-alexnet[figures]'`"
+        ) from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    steps = [line for line in metrics if line["kind"] == "step"]
+    validations = [line for line in metrics if line["kind"] == "val"]
+    figure, (losses, errors) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    losses.plot(
+        [line["step"] for line in steps],
+        [line["loss"] for line in steps],
+        color="#aaaaff",
+        linewidth=0.8,
+        label="training batch",
+    )
+    at = [line["step"] for line in validations]
+    losses.plot(at, [line["loss"] for line in validations], color="#aa2222", label="validation")
+    losses.set(xlabel="step", ylabel="loss (nats)", title=title)
+    losses.legend()
+    for name, label, style in (("top1_error", "top-1", "-"), ("top5_error", "top-5", "--")):
+        values = [100 * line[name] for line in validations]
+        errors.plot(at, values, style, color="#aa2222", label=f"validation {label}")
+    errors.set(xlabel="step", ylabel="error (%)", ylim=(0, 100), title="central crop")
+    errors.legend()
+    for before, after in itertools.pairwise(steps):
+        if after["learning_rate"] < before["learning_rate"]:
+            for axes in (losses, errors):
+                axes.axvline(before["step"], color="#888888", linewidth=0.8, linestyle=":")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def kernel_picture(weights: torch.Tensor, *, towers: int) -> Image.Image:
+    """Draws the kernels of conv1, as Figure 3 does: tower 0 above, tower 1 below.
+
+    As in the source, all kernels share one scale: the smallest weight of the layer is black, the
+    largest is white.
+
+    Args:
+        weights: float (kernels, 3, side, side), red first.
+        towers: kernels of each begin a row of their own.
+    """
+    values = weights.detach().double().numpy()
+    low, high = values.min(), values.max()
+    scaled = (255 * (values - low) / max(high - low, 1e-12)).round().astype(np.uint8)
+    side = values.shape[-1]
+    cell = side * PIXELS_PER_WEIGHT + 2
+    per_tower = len(values) // towers
+    columns = min(KERNELS_PER_ROW, per_tower)
+    rows_per_tower = -(-per_tower // columns)
+    picture = Image.new("RGB", (columns * cell + 2, towers * rows_per_tower * cell + 2), "white")
+    for i, kernel in enumerate(scaled):
+        tower, place = divmod(i, per_tower)
+        row = tower * rows_per_tower + place // columns
+        tile = Image.fromarray(np.ascontiguousarray(kernel.transpose(1, 2, 0)))
+        tile = tile.resize((cell - 2, cell - 2), Image.Resampling.NEAREST)
+        picture.paste(tile, (place % columns * cell + 2, row * cell + 2))
+    return picture
+
+
+def draw_run(run_dir: Path, out_dir: Path) -> list[Path]:
+    """Draws the loss curve and conv1's kernels of a run; returns the files."""
+    _, content, _ = last_whole_checkpoint(run_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    curve, kernels = out_dir / "loss.png", out_dir / "conv1.png"
+    recipe = content["recipe"]
+    title = f"{recipe['name']}, {content['num_classes']} classes"
+    loss_curve(runlog.read_metrics(run_dir), curve, title=title)
+    kernel_picture(content["model"]["conv1.weight"], towers=recipe["towers"]).save(kernels)
+    return [curve, kernels]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m replica.figures",
+        description="Draws a run's loss curve and the kernels of conv1.",
+    )
+    parser.add_argument("--run", type=Path, metavar="DIR", help="default: the newest run")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: the run's own figures/")
+    arguments = parser.parse_args(argv)
+    try:
+        run_dir = arguments.run or runlog.newest_run(purpose="draw")
+        if arguments.run is None:
+            print(f"run: {run_dir} (no --run given: the newest)")
+        for path in draw_run(run_dir, arguments.out or run_dir / "figures"):
+            print(f"wrote {path}")
+    except UserError as error:
+        print(f"replica.figures: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Named, complete descriptions of a network and its training.
+
+A recipe says everything that makes one network and its training different from another; what the
+machine decides (device, processes, precision, paths) is not in it. `--recipe NAME` chooses one,
+`--set field=value` changes a field of it.
+"""
+
+from replica.recipes.mini import MINI
+from replica.recipes.paper import PAPER
+from replica.recipes.recipe import (
+    ALIASES,
+    Conv,
+    FullyConnected,
+    Recipe,
+    from_record,
+    to_record,
+    with_changes,
+)
+
+RECIPES = {recipe.name: recipe for recipe in (PAPER, MINI)}
+
+__all__ = [
+    "ALIASES",
+    "MINI",
+    "PAPER",
+    "RECIPES",
+    "Conv",
+    "FullyConnected",
+    "Recipe",
+    "find_recipe",
+    "from_record",
+    "to_record",
+    "with_changes",
+]
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in RECIPES:
+        from data_prep.shards import UserError
+
+        raise UserError(f"--recipe {name}: expected one of {', '.join(sorted(RECIPES))}")
+    return RECIPES[name]

@@ -1,0 +1,189 @@
+"""Tests a network: `python -m replica.test --help`."""
+
+import argparse
+import json
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data_prep.shards import DataSet, UserError, open_data_set
+from replica import paper, runlog
+from replica.augment import center_crop, ten_crops
+from replica.checkpoint import check_fits_classes, last_whole_checkpoint, load_checkpoint
+from replica.devices import (
+    PRECISIONS,
+    check_precision,
+    choose_devices,
+    compute_precision,
+    num_cores,
+    parameter_dtype,
+    set_numerics,
+)
+from replica.evaluate import Counts, confidence_interval, evaluate
+from replica.model import AlexNet
+from replica.recipes import from_record
+from replica.train import DEFAULT_DATA
+
+tqdm.set_lock(threading.RLock())
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m replica.test",
+        description="Top-1 and top-5 error of a checkpoint on the validation part of its data.",
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, metavar="FILE", help="default: the last one of the newest run")
+    add("--data", type=Path, metavar="DIR", help="shards (default: those of the run)")
+    add(
+        "--ten-crop",
+        action="store_true",
+        help="average the softmax over the four corners, the centre, and their reflections; "
+        "without it, the central crop alone",
+    )
+    add("--json", action="store_true", help="print one JSON object instead of text")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    add("--precision", choices=PRECISIONS, default="float32", help="default: %(default)s")
+    return parser.parse_args(argv)
+
+
+def choose_checkpoint(arguments: argparse.Namespace, say: "Any") -> tuple[Path, dict[str, Any]]:
+    """The named checkpoint, or the last whole one of the newest run."""
+    if arguments.checkpoint is not None:
+        return arguments.checkpoint, load_checkpoint(arguments.checkpoint)
+    run_dir = runlog.newest_run(purpose="test")
+    path, content, passed_over = last_whole_checkpoint(run_dir)
+    for line in passed_over:
+        say(f"passed over {line}")
+    say(f"checkpoint: {path} (no --checkpoint given: the last one of the newest run)")
+    return path, content
+
+
+def choose_data(arguments: argparse.Namespace, checkpoint: Path, say: "Any") -> DataSet:
+    """The named data, or those of the checkpoint's run."""
+    if arguments.data is not None:
+        return open_data_set(arguments.data)
+    if (checkpoint.parent / runlog.RUN_FILE).is_file():
+        directory = Path(runlog.read_run_record(checkpoint.parent)["data"]["directory"])
+        say(f"data: {directory} (no --data given: that of the run)")
+    else:
+        directory = DEFAULT_DATA
+        say(f"data: {directory} (no --data given)")
+    return open_data_set(directory)
+
+
+def test_checkpoint(
+    content: dict[str, Any], data: DataSet, *, ten_crop: bool, device: torch.device, precision: str
+) -> Counts:
+    """Counts the errors of a checkpoint's network on the validation part.
+
+    The mean image is the one that the network was trained with, not that of the data.
+    """
+    recipe = from_record(content["recipe"])
+    model = AlexNet(recipe, num_classes=content["num_classes"])
+    model.load_state_dict(content["model"])
+    dtype = parameter_dtype(precision)
+    model.to(device, dtype)
+    mean_image = content["mean_image"].numpy()
+
+    def predict(crops: torch.Tensor) -> torch.Tensor:
+        with compute_precision(precision, kind=device.type):
+            return model(crops.to(device, dtype))
+
+    def views(image: np.ndarray) -> np.ndarray:
+        cut = ten_crops if ten_crop else center_crop
+        return cut(image, crop_size=recipe.crop_size)
+
+    interval = 0.5 if sys.stderr.isatty() else 30
+    with tqdm(total=len(data.val), unit=" images", mininterval=interval) as progress:
+        counts = evaluate(
+            data.val,
+            range(len(data.val)),
+            prepare=lambda image: image - mean_image,
+            views=views,
+            predict=predict,
+            images_per_batch=max(1, paper.BATCH_SIZE // (paper.TEST_VIEWS if ten_crop else 1)),
+            on_progress=progress.update,
+        )
+    counts.check(len(data.val))
+    return counts
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Tests and prints."""
+
+    def say(line: str) -> None:
+        # With --json, standard output holds the result alone.
+        print(line, file=sys.stderr if arguments.json else sys.stdout)
+
+    path, content = choose_checkpoint(arguments, say)
+    data = choose_data(arguments, path, say)
+    check_fits_classes(path, content, data.wnids, data.directory)
+    towers = content["recipe"]["towers"]
+    devices = choose_devices(
+        gpus=None,
+        num_gpus_present=torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        split=None,
+        device=arguments.device,
+        towers=towers,
+    )
+    check_precision(arguments.precision, kind=devices.kind)
+    set_numerics(arguments.precision)
+    torch.set_num_threads(num_cores())
+    counts = test_checkpoint(
+        content,
+        data,
+        ten_crop=arguments.ten_crop,
+        device=torch.device(devices.kind),
+        precision=arguments.precision,
+    )
+    result: dict[str, Any] = {
+        "checkpoint": str(path),
+        "data": str(data.directory),
+        "manifest_sha256": data.manifest_sha256,
+        "recipe": content["recipe"]["name"],
+        "step": content["step"],
+        "views": paper.TEST_VIEWS if arguments.ten_crop else 1,
+        "num_images": counts.num_images,
+        "loss": counts.mean_loss,
+    }
+    for name, error in (("top1", counts.top1_error), ("top5", counts.top5_error)):
+        result[f"{name}_error"] = error
+        result[f"{name}_interval"] = confidence_interval(error, counts.num_images)
+    if arguments.json:
+        print(json.dumps(result, indent=1))
+        return
+    views = "ten crops" if arguments.ten_crop else "the central crop"
+    for name in ("top1", "top5"):
+        low, high = result[f"{name}_interval"]
+        print(
+            f"{name[:3]}-{name[3]} error {result[f'{name}_error']:.2%} "
+            f"(95 % interval {low:.2%} to {high:.2%})"
+        )
+    print(f"on {counts.num_images} validation images, {views}, step {content['step']}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    try:
+        run(parse_arguments(argv))
+    except UserError as error:
+        print(f"replica.test: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"replica.test: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("replica.test: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
