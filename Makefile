@@ -1,0 +1,57 @@
+# The two commands that do everything: `make demo` and `make test`. `make help` lists the others.
+PYTHON ?= python3
+TORCH ?= 2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-slow test-all lint format demo lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/built ## make .venv: locked dependencies, and the operators' C++ library
+
+# A stamp is written last, so an interrupted set-up is finished by the next one.
+$(VENV)/installed: requirements.lock Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "make setup: expected Python 3.11 or later, got %d.%d: use make setup PYTHON=..." % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torch==$(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@
+
+$(VENV)/built: $(VENV)/installed setup.py pyproject.toml $(wildcard cuda_ext/csrc/*)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@$(BIN)/python -m cuda_ext
+	@touch $@
+
+demo: setup ## the whole path on the embedded data set; writes demo/result.json and pictures
+	$(BIN)/python -m replica.demo
+
+test: setup ## the tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup ## the slow tests
+	$(BIN)/python -m pytest -m slow
+
+test-all: setup ## all tests
+	$(BIN)/python -m pytest
+
+lint: setup ## ruff, mypy, clang-format, codespell
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror --style=file:cuda_ext/.clang-format cuda_ext/csrc/*
+	$(BIN)/codespell
+
+format: setup ## let ruff and clang-format write the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i --style=file:cuda_ext/.clang-format cuda_ext/csrc/*
+
+lock: setup ## write requirements.lock anew from requirements.in (needs network)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-package torch --no-header requirements.in -o requirements.lock
+
+clean: ## remove what set-up built; data and runs stay
+	rm -rf $(VENV) build *.egg-info cuda_ext/*.so

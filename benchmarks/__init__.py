@@ -1,0 +1,1 @@
+"""What is measured, against whom; `results/` holds the records of real runs."""

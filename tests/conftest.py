@@ -1,0 +1,78 @@
+"""What several test modules share: a small real data set of shards, and how commands are run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_prep.build_shards import main as build_shards
+from data_prep.shards import DataSet, open_data_set
+from data_prep.sources import toy
+
+PROJECT_DIR = Path(__file__).resolve().parent.parent
+SMALL = toy.ToySize(seed=7, train_per_class=6, val_per_class=3)
+
+
+@pytest.fixture(scope="session")
+def toy_dir(tmp_path_factory) -> Path:
+    """A drawn toy set: 60 train and 30 val pictures."""
+    directory = tmp_path_factory.mktemp("toy set")
+    toy.draw(directory, size=SMALL, num_workers=1)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def shards_dir(toy_dir, tmp_path_factory) -> Path:
+    """The shards of `toy_dir`: train in two files, val in one; the path has a space in it."""
+    directory = tmp_path_factory.mktemp("small shards")
+    arguments = ["--source", "kaggle", "--input", str(toy_dir), "--output", str(directory)]
+    assert build_shards([*arguments, "--images-per-shard", "40", "--workers", "1"]) == 0
+    return directory
+
+
+@pytest.fixture(scope="session")
+def data(shards_dir) -> DataSet:
+    return open_data_set(shards_dir)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The directory with real pictures."""
+    directory = os.environ.get("REPLICA_REAL_DATA")
+    if not directory:
+        pytest.skip("REPLICA_REAL_DATA is not set: no real pictures here")
+    return Path(directory)
+
+
+@pytest.fixture
+def cuda() -> None:
+    """Skips without a GPU; with REQUIRE_GPU=1 that is a failure."""
+    if not torch.cuda.is_available():
+        if os.environ.get("REQUIRE_GPU") == "1":
+            pytest.fail("REQUIRE_GPU=1, and PyTorch sees no CUDA device")
+        pytest.skip("PyTorch sees no CUDA device")
+
+
+def run(*command: str, cwd: Path | None = None, timeout: float = 240, **environment: str):
+    """Runs `python` with these arguments and returns the finished process, output as text."""
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=cwd or PROJECT_DIR,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def assert_user_error(result: subprocess.CompletedProcess, *words: str) -> None:
+    """One line on standard error, exit status 2, no traceback."""
+    assert result.returncode == 2, result.stderr + result.stdout
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0], lines[0]

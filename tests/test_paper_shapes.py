@@ -1,0 +1,133 @@
+"""The layer shapes and counts of the paper (3.5, Figure 2) and of facts derived from the source."""
+
+import json
+
+import pytest
+import torch
+from conftest import assert_user_error, run
+
+from replica import paper
+from replica.info import layer_table, totals
+from replica.model import AlexNet, whole_shapes
+from replica.recipes import MINI, PAPER
+from replica.towers import TwoDevices
+
+# name: output shape, weights, biases, multiply-adds
+EXPECTED = {
+    "conv1": ((96, 55, 55), 34_848, 96, 105_415_200),
+    "conv2": ((256, 27, 27), 307_200, 256, 223_948_800),
+    "conv3": ((384, 13, 13), 884_736, 384, 149_520_384),
+    "conv4": ((384, 13, 13), 663_552, 384, 112_140_288),
+    "conv5": ((256, 13, 13), 442_368, 256, 74_760_192),
+    "fc6": ((4096,), 37_748_736, 4_096, 37_748_736),
+    "fc7": ((4096,), 16_777_216, 4_096, 16_777_216),
+    "fc8": ((1000,), 4_096_000, 1_000, 4_096_000),
+}
+
+
+def outputs_of(recipe, num_classes):
+    """Runs the real network once; the outputs of convolutions and linear layers, by layer."""
+    model = AlexNet(recipe, num_classes=num_classes)
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    shapes = []
+    conv2d, linear = torch.nn.functional.conv2d, torch.nn.functional.linear
+
+    def recording(function):
+        def call(*args, **kwargs):
+            y = function(*args, **kwargs)
+            shapes.append(tuple(y.shape[1:]))
+            return y
+
+        return call
+
+    torch.nn.functional.conv2d, torch.nn.functional.linear = recording(conv2d), recording(linear)
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 3, recipe.crop_size, recipe.crop_size))
+    finally:
+        torch.nn.functional.conv2d, torch.nn.functional.linear = conv2d, linear
+    names = [layer.name for layer in (*recipe.convs, *recipe.fully_connected)]
+    return dict(zip(names, shapes, strict=True))
+
+
+def test_every_layer_has_the_output_shape_of_the_paper():
+    shapes = outputs_of(PAPER, 1000)
+    assert shapes == {name: expected[0] for name, expected in EXPECTED.items()}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_every_layer_has_the_parameters_of_the_source(name):
+    shapes = whole_shapes(PAPER, num_classes=1000)
+    assert shapes[f"{name}.weight"].numel() == EXPECTED[name][1]
+    assert shapes[f"{name}.bias"].numel() == EXPECTED[name][2]
+
+
+def test_the_table_says_what_the_network_does():
+    table = layer_table(PAPER)
+    for layer in table:
+        shape, weights, biases, macs = EXPECTED[layer.name]
+        assert layer.output_shape == shape
+        assert layer.parameters == weights + biases
+        assert layer.macs == macs
+    assert [layer.name for layer in table if layer.reads == "both towers"] == list(
+        paper.READS_BOTH_TOWERS
+    )
+    assert totals(table) == {
+        "total_parameters": 60_965_224,
+        "total_neurons": 659_272,
+        "total_macs": 724_406_816,
+    }
+    assert {layer.name: layer.output_shape for layer in layer_table(MINI)} == outputs_of(
+        MINI, 1000
+    ) | {"fc8": (10,)}
+
+
+def test_neurons_are_those_of_figure_2_but_for_conv1():
+    differing = [
+        layer.name
+        for layer in layer_table(PAPER)
+        if layer.neurons != paper.CLAIMED_LAYER_NEURONS[layer.name]
+    ]
+    assert differing == ["conv1"]
+    assert sum(paper.CLAIMED_LAYER_NEURONS.values()) == 622_312
+
+
+@pytest.mark.parametrize("tower", [0, 1])
+def test_each_tower_holds_half_of_every_parameter(tower):
+    with torch.device("meta"):
+        half = AlexNet(PAPER, num_classes=1000, placement=TwoDevices(tower=tower, peer=1 - tower))
+    assert sum(p.numel() for p in half.parameters()) == 30_482_612
+    whole = whole_shapes(PAPER, num_classes=1000)
+    for name, parameter in half.named_parameters():
+        assert parameter.shape == (whole[name][0] // 2, *whole[name][1:])
+
+
+@pytest.mark.parametrize(("tower", "logits"), [(0, 3), (1, 4)])
+def test_the_first_tower_has_the_smaller_half_of_an_odd_class_count(tower, logits):
+    with torch.device("meta"):
+        half = AlexNet(MINI, num_classes=7, placement=TwoDevices(tower=tower, peer=1 - tower))
+    assert half.get_parameter("fc8.bias").shape == (logits,)
+
+
+def test_info_prints_the_papers_counts_as_json():
+    result = run("-m", "replica.info", "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["total_parameters"] == 60_965_224
+    assert report["total_neurons"] == 659_272
+    assert report["total_macs"] == 724_406_816
+    assert report["layers"][0]["name"] == "conv1"
+    assert report["layers"][0]["output_shape"] == [96, 55, 55]
+    assert {"name", "output_shape", "parameters", "neurons", "macs"} <= set(report["layers"][3])
+
+
+def test_info_explains_every_discrepancy_with_the_paper():
+    text = run("-m", "replica.info").stdout
+    for figure in ("60,965,224", "60,000,000", "659,272", "650,000", "622,312", "253,440", "2178"):
+        assert figure in text
+
+
+def test_info_refuses_an_unknown_recipe():
+    assert_user_error(run("-m", "replica.info", "--recipe", "papr"), "papr", "mini, paper")
+    assert_user_error(run("-m", "replica.info", "--set", "lrm_n=3"), "lrm_n", "lrn_n")
