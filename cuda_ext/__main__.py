@@ -3,6 +3,7 @@
 import argparse
 import json
 import platform
+import sys
 
 import torch
 
@@ -14,7 +15,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m cuda_ext", description=main.__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    state = compiled_state()
+    try:
+        state = compiled_state()
+    except ValueError as error:
+        print(f"cuda_ext: {error}", file=sys.stderr)
+        sys.exit(2)
     report = {
         "torch": torch.__version__,
         "processor": platform.machine(),

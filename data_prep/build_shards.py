@@ -297,44 +297,43 @@ def _build_slices(
         unit=" pictures",
         mininterval=0.5 if sys.stderr.isatty() else 10,
     )
-    ahead = submit(slices[0][2])
-    for number, (part, i, rows) in enumerate(slices):
-        results = ahead
-        if number + 1 < len(slices):
-            # The next shard is decoded while this one is written.
-            ahead = submit(slices[number + 1][2])
-        images, labels, names, bad = [], [], [], []
-        moment = np.zeros((3, 3), np.uint64)
-        for (path, label), result in zip(rows, results, strict=True):
-            progress.update()
-            if isinstance(result, str):
-                shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-                if strict:
-                    progress.close()
-                    raise UserError(f"{pictures.root / shown}: {result} (--strict stops here)")
-                bad.append({"picture": shown, "reason": result})
-                continue
-            images.append(result[0])
-            moment += result[1]
-            labels.append(label)
-            names.append(path)
-        entry: dict[str, Any] = {"num_images": 0}
-        if images:
-            images_NHWC = np.stack(images)
-            entry = write_shard(
-                output / f"{part}-{i:05d}.h5",
-                images_NHWC=images_NHWC,
-                labels=np.array(labels),
-                pictures=names,
-                wnids=pictures.wnids,
-                names=pictures.class_names,
-                sums=PixelSums(len(images), images_NHWC.sum(axis=0, dtype=np.uint64), moment),
-            )
-        shards = manifest["parts"][part]["shards"]
-        shards[i : i + 1] = [{**entry, "bad_pictures": bad}]
-        manifest["complete"] = False
-        write_manifest(output, manifest)
-    progress.close()
+    with progress:
+        ahead = submit(slices[0][2])
+        for number, (part, i, rows) in enumerate(slices):
+            results = ahead
+            if number + 1 < len(slices):
+                # The next shard is decoded while this one is written.
+                ahead = submit(slices[number + 1][2])
+            images, labels, names, bad = [], [], [], []
+            moment = np.zeros((3, 3), np.uint64)
+            for (path, label), result in zip(rows, results, strict=True):
+                progress.update()
+                if isinstance(result, str):
+                    shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+                    if strict:
+                        raise UserError(f"{pictures.root / shown}: {result} (--strict stops here)")
+                    bad.append({"picture": shown, "reason": result})
+                    continue
+                images.append(result[0])
+                moment += result[1]
+                labels.append(label)
+                names.append(path)
+            entry: dict[str, Any] = {"num_images": 0}
+            if images:
+                images_NHWC = np.stack(images)
+                entry = write_shard(
+                    output / f"{part}-{i:05d}.h5",
+                    images_NHWC=images_NHWC,
+                    labels=np.array(labels),
+                    pictures=names,
+                    wnids=pictures.wnids,
+                    names=pictures.class_names,
+                    sums=PixelSums(len(images), images_NHWC.sum(axis=0, dtype=np.uint64), moment),
+                )
+            shards = manifest["parts"][part]["shards"]
+            shards[i : i + 1] = [{**entry, "bad_pictures": bad}]
+            manifest["complete"] = False
+            write_manifest(output, manifest)
 
 
 def report(manifest: dict[str, Any], output: Path) -> None:

@@ -388,14 +388,16 @@ def open_data_set(directory: Path) -> DataSet:
     data_set = DataSet(
         directory, manifest, sha256_of_file(directory / MANIFEST_FILE), parts["train"], parts["val"]
     )
+    # What is wrong with a file fails now, not in the middle of an epoch.
     for part in parts.values():
         for shard in part.shards:
+            shard.images()
             if shard.wnids() != data_set.wnids:
                 raise UserError(
                     f"{shard.path}: its classes are not those of {MANIFEST_FILE}: this shard is of "
                     f"another data set; remove it and {again}"
                 )
-        _ = part.labels  # Fails now, not in the middle of an epoch.
+        _ = part.labels
     _ = data_set.statistics
     return data_set
 

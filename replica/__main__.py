@@ -9,7 +9,6 @@ COMMANDS = {
     "python -m replica.figures": "pictures of a run: loss curve and conv1's kernels",
     "python -m replica.demo": "the whole path on the embedded data set (`make demo`)",
     "python -m cuda_ext": "what is built of the operators, and what is live",
-    "python -m benchmarks": "lists and runs the benchmarks",
 }
 
 

@@ -79,20 +79,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
                 f"{path}: damaged: its SHA-256 is not the one in {_digest_path(path).name}: use "
                 "another checkpoint of the run, or train again"
             )
+    foreign = UserError(
+        f"{path}: expected a checkpoint that `python -m replica.train` wrote, got a file that "
+        "PyTorch cannot open as tensors"
+    )
+    # Older formats of torch.save are bare pickles: nothing of ours, and not looked into.
+    if not zipfile.is_zipfile(path):
+        raise foreign
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        zipfile.BadZipFile,
-        OSError,
-    ):
-        raise UserError(
-            f"{path}: expected a checkpoint that `python -m replica.train` wrote, got a file that "
-            "PyTorch cannot open as tensors"
-        ) from None
+    except (pickle.UnpicklingError, RuntimeError):
+        raise foreign from None
     if not isinstance(content, dict) or content.get("format") != FORMAT_NAME:
         raise UserError(f"{path}: expected a checkpoint of this project, got another kind of file")
     if content.get("version") != FORMAT_VERSION:

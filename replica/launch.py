@@ -228,6 +228,15 @@ def _run_rank(
     except UserError as error:
         failures.put((True, str(error)))
         status = EXIT_USER_ERROR
+    except OSError as error:
+        failures.put(
+            (
+                True,
+                f"{error.filename}: {error.strerror}: make room or mend it, then continue "
+                "with --resume",
+            )
+        )
+        status = EXIT_USER_ERROR
     except RuntimeError as error:
         failures.put((False, f"rank {rank.index}: {error}"))
         status = EXIT_FAILURE

@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 
+import cuda_ext
 from data_prep.shards import DataSet, UserError, open_data_set
 from replica import runlog
 from replica.augment import center_crop
@@ -239,6 +240,16 @@ def _prepare_resumed_run(arguments: argparse.Namespace) -> Run:
     )
 
 
+def say_operators() -> None:
+    """Says so in one line where the operators run in plain PyTorch."""
+    try:
+        state = cuda_ext.compiled_state()
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if not state.is_live:
+        print(f"operators: plain PyTorch, several times slower than compiled ({state.reason})")
+
+
 def _devices_of(arguments: argparse.Namespace, recipe: Recipe) -> Devices:
     devices = choose_devices(
         gpus=arguments.gpus,
@@ -250,6 +261,7 @@ def _devices_of(arguments: argparse.Namespace, recipe: Recipe) -> Devices:
     for note in devices.notes:
         print(note)
     check_precision(arguments.precision, kind=devices.kind)
+    say_operators()
     return devices
 
 
@@ -614,6 +626,13 @@ def main(argv: list[str] | None = None) -> int:
             return run_processes(run_rank, run, run.devices)
     except UserError as error:
         print(f"replica.train: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(
+            f"replica.train: {error.filename}: {error.strerror}: make room or mend it, then "
+            "continue with --resume",
+            file=sys.stderr,
+        )
         return 2
     except RuntimeError as error:
         print(f"replica.train: {error}", file=sys.stderr)

@@ -1,0 +1,237 @@
+"""A checkpoint is whole or not there, and what does not fit is refused with every reason."""
+
+import dataclasses
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import PROJECT_DIR
+
+from data_prep.shards import UserError
+from replica.checkpoint import (
+    NUM_KEPT,
+    check_fits_classes,
+    check_fits_recipe,
+    checkpoint_path,
+    checkpoints_of,
+    last_whole_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from replica.model import whole_shapes
+from replica.recipes import MINI, from_record, to_record, with_changes
+
+
+def content(step=1, **changes):
+    shapes = whole_shapes(MINI, num_classes=10)
+    return {
+        "model": {name: torch.full(shape, 0.5) for name, shape in shapes.items()},
+        "velocities": {name: torch.zeros(shape) for name, shape in shapes.items()},
+        "step": step,
+        "epoch": 1,
+        "val_errors": [],
+        "recipe": to_record(MINI),
+        "num_classes": 10,
+        "seed": 1,
+        "wnids": [f"n{i:08d}" for i in range(10)],
+        "class_names": [str(i) for i in range(10)],
+        "mean_image": torch.zeros(256, 256, 3),
+        "eigenvalues": torch.zeros(3),
+        "eigenvectors": torch.eye(3),
+        **changes,
+    }
+
+
+def test_a_checkpoint_opens_with_torch_load_and_holds_whole_tensors(tmp_path):
+    path = save_checkpoint(tmp_path, content(step=7))
+    loaded = torch.load(path, weights_only=True)
+    assert path == checkpoint_path(tmp_path, 7)
+    assert loaded["step"] == 7
+    assert loaded["model"].keys() == loaded["velocities"].keys()
+    assert loaded["model"]["conv2.weight"].shape == (32, 8, 5, 5)
+    assert from_record(loaded["recipe"]) == MINI
+    digest = (tmp_path / f"{path.name}.sha256").read_text().split()
+    result = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True)
+    assert digest == [result.stdout.split()[0], path.name]
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path):
+    for step in range(1, 5):
+        save_checkpoint(tmp_path, content(step=step))
+    assert checkpoints_of(tmp_path) == [checkpoint_path(tmp_path, step) for step in (3, 4)]
+    assert len(list(tmp_path.iterdir())) == 2 * NUM_KEPT
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one bit", "empty"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, damage):
+    save_checkpoint(tmp_path, content(step=1))
+    path = save_checkpoint(tmp_path, content(step=2))
+    data = bytearray(path.read_bytes())
+    if damage == "one bit":
+        data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data[: {"truncated": len(data) - 5, "empty": 0}.get(damage)]))
+    with pytest.raises(UserError, match="damaged: its SHA-256 is not the one in"):
+        load_checkpoint(path)
+    found, loaded, passed_over = last_whole_checkpoint(tmp_path)
+    assert (found, loaded["step"]) == (checkpoint_path(tmp_path, 1), 1)
+    assert len(passed_over) == 1
+    assert path.name in passed_over[0]
+
+
+def test_a_run_without_a_whole_checkpoint_says_so(tmp_path):
+    with pytest.raises(UserError, match="expected a whole checkpoint there, found none"):
+        last_whole_checkpoint(tmp_path)
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/replica-was-here",)
+
+
+@pytest.mark.parametrize("kind", ["text", "malicious pickle", "malicious torch file", "folder"])
+def test_what_is_no_checkpoint_is_refused_and_not_run(tmp_path, kind):
+    path = tmp_path / "checkpoint.pt"
+    if kind == "text":
+        path.write_text("I am a text file\n" * 100)
+    elif kind == "malicious pickle":
+        path.write_bytes(pickle.dumps(Malicious()))
+    elif kind == "malicious torch file":
+        torch.save(Malicious(), path)
+    else:
+        path.mkdir()
+    with pytest.raises(UserError, match=r"checkpoint.pt: expected a checkpoint"):
+        load_checkpoint(path)
+    assert not os.path.exists("/tmp/replica-was-here")  # noqa: PTH110
+
+
+def test_another_kind_of_file_and_another_version_are_refused(tmp_path):
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="expected a checkpoint of this project"):
+        load_checkpoint(tmp_path / "a.pt")
+    path = save_checkpoint(tmp_path, {**content(), "version": 9})
+    with pytest.raises(UserError, match="expected checkpoint version 1, got 9"):
+        load_checkpoint(path)
+
+
+def test_every_tensor_that_does_not_fit_is_named(tmp_path):
+    wrong = content()
+    del wrong["model"]["conv1.bias"]
+    wrong["model"]["conv9.bias"] = torch.zeros(2)
+    wrong["velocities"]["fc8.weight"] = torch.zeros(12, 256)
+    path = save_checkpoint(tmp_path, wrong)
+    with pytest.raises(UserError) as error:
+        load_checkpoint(path)
+    message = str(error.value)
+    assert "model lacks conv1.bias" in message
+    assert "model has an unknown conv9.bias" in message
+    assert "velocities has fc8.weight of shape (12, 256) instead of (10, 256)" in message
+
+
+def test_another_recipe_is_refused_with_all_fields_but_epochs_may_differ(tmp_path):
+    path = tmp_path / "c.pt"
+    check_fits_recipe(path, content(), dataclasses.replace(MINI, epochs=99))
+    other = dataclasses.replace(MINI, batch_size=64, momentum=0.8)
+    with pytest.raises(UserError) as error:
+        check_fits_recipe(path, content(), other)
+    assert "batch_size: 32 against 64" in str(error.value)
+    assert "momentum: 0.9 against 0.8" in str(error.value)
+
+
+def test_other_classes_are_refused(tmp_path):
+    path, wnids = tmp_path / "c.pt", content()["wnids"]
+    check_fits_classes(path, content(), wnids, tmp_path)
+    with pytest.raises(UserError, match=r"has 10 classes, .* has 9"):
+        check_fits_classes(path, content(), wnids[:9], tmp_path)
+    with pytest.raises(UserError, match=r"class 9 is n00000009, in .* it is n12345678"):
+        check_fits_classes(path, content(), [*wnids[:9], "n12345678"], tmp_path)
+
+
+KILLED_AT = """
+import os, signal, sys
+sys.path.insert(0, "tests")
+from pathlib import Path
+import torch
+from test_checkpoint import content
+from replica.checkpoint import save_checkpoint
+save_checkpoint(Path(sys.argv[1]), content(step=1))
+calls = 0
+def dies_at(function, number):
+    def call(*args, **kwargs):
+        global calls
+        calls += 1
+        if calls == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return call
+number = int(sys.argv[2])
+os.fsync = dies_at(os.fsync, number)
+Path.replace = dies_at(Path.replace, number)
+Path.unlink = dies_at(Path.unlink, number)
+for step in (2, 3):
+    save_checkpoint(Path(sys.argv[1]), content(step=step))
+"""
+
+
+def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path):
+    died = 0
+    for number in (1, 2, 3, 4, 6, 8, 9, 10):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        result = subprocess.run(
+            [sys.executable, "-c", KILLED_AT, str(directory), str(number)], cwd=PROJECT_DIR
+        )
+        assert result.returncode == -9
+        died += 1
+        _, loaded, passed_over = last_whole_checkpoint(directory)
+        assert loaded["step"] >= 1
+        assert passed_over == []
+    assert died == 8
+
+
+# --- Recipes as they are written down and changed
+
+
+def test_a_recipe_survives_its_record():
+    assert from_record(to_record(MINI)) == MINI
+
+
+def test_a_record_of_another_version_is_refused():
+    record = {**to_record(MINI), "colour": 1}
+    del record["momentum"]
+    with pytest.raises(UserError, match=r"missing fields \['momentum'\], unknown .*\['colour'\]"):
+        from_record(record)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("momentun=0.5", "recipe mini has no field momentun; expected one of towers, "),
+        ("momentum", "expected field=value"),
+        ("momentum=fast", "expected a number for momentum, got 'fast'"),
+        ("momentum=1.5", "momentum: expected at least 0, less than 1, got 1.5"),
+        ("learning_rate=nan", "expected a number for learning_rate"),
+        ("batch_size=1.5", "expected an integer for batch_size"),
+        ("random_flips=maybe", "expected true or false for random_flips"),
+        ("drop_epochs=5,3", "drop_epochs: expected rising epochs"),
+        ("lrn_n=4", "lrn_n: expected an odd number >= 1, got 4"),
+        ("num_classes=1", "num_classes: expected at least 2"),
+        ("drop_rule=sometimes", "drop_rule: expected plateau or epochs"),
+        ("crop_size=300", "crop_size: expected 1 to 256 pixels, got 300"),
+    ],
+)
+def test_a_wrong_change_of_a_recipe_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        with_changes(MINI, [change])
+
+
+def test_changes_take_the_type_of_their_field():
+    changed = with_changes(
+        MINI,
+        ["num_classes=12", "drop_epochs=3,5", "random_flips=false", "lrn_k=1", "drop_rule=plateau"],
+    )
+    assert (changed.num_classes, changed.drop_epochs, changed.random_flips) == (12, (3, 5), False)
+    assert changed.lrn_k == 1.0
+    assert with_changes(changed, ["num_classes=none"]).num_classes is None

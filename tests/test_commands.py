@@ -1,0 +1,398 @@
+"""The commands as a user types them: train, resume, test, and what they say to wrong input."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PROJECT_DIR, assert_user_error, run
+
+from replica import demo, runlog
+from replica.checkpoint import checkpoints_of
+
+FIELDS = {
+    "kind",
+    "step",
+    "epoch",
+    "loss",
+    "top1_error",
+    "top5_error",
+    "learning_rate",
+    "images_per_second",
+}
+
+
+def train_command(shards_dir, out, *options):
+    command = ["-m", "replica.train", "--data", str(shards_dir), "--recipe", "mini"]
+    return [*command, "--device", "cpu", "--batch-size", "16", "--out", str(out), *options]
+
+
+def train(shards_dir, out, *options, **environment):
+    return run(*train_command(shards_dir, out, *options), **environment)
+
+
+def lines_of(run_dir, kind):
+    return [line for line in runlog.read_metrics(run_dir) if line["kind"] == kind]
+
+
+def last_checkpoint(run_dir):
+    return torch.load(checkpoints_of(run_dir)[-1], weights_only=True)
+
+
+def assert_same_state(one, other):
+    for kind in ("model", "velocities"):
+        for name, tensor in one[kind].items():
+            assert torch.equal(tensor, other[kind][name]), (kind, name)
+    assert one["step"] == other["step"]
+    assert one["val_errors"] == other["val_errors"]
+
+
+@pytest.fixture(scope="module")
+def two_towers(shards_dir, tmp_path_factory):
+    """A run of six steps, one and a half epochs, with a tower a process."""
+    out = tmp_path_factory.mktemp("runs of two") / "run"
+    result = train(shards_dir, out, "--gpus", "2", "--steps", "6")
+    assert result.returncode == 0, result.stderr
+    return out, result
+
+
+def test_two_processes_hold_half_of_every_parameter_each(two_towers):
+    record = runlog.read_run_record(two_towers[0])
+    ranks = record["ranks"]
+    assert len({rank["pid"] for rank in ranks}) == 2
+    assert [rank["tower"] for rank in ranks] == [0, 1]
+    halves = [rank["parameters"] for rank in ranks]
+    assert halves == [203_509, 203_509]
+    whole = last_checkpoint(two_towers[0])["model"]
+    assert sum(halves) == sum(tensor.numel() for tensor in whole.values())
+
+
+def test_the_record_names_recipe_command_versions_data_and_hardware(two_towers, shards_dir):
+    record = runlog.read_run_record(two_towers[0])
+    assert record["recipe"]["name"] == "mini"
+    assert record["recipe"]["batch_size"] == 16  # the alias is recorded under the full name
+    assert "replica.train" in record["command"]
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["data"]["manifest_sha256"]
+    assert record["hardware"]["cpu"]
+    assert record["numerics"]["precision"] == "float32"
+
+
+def test_each_default_is_printed_in_one_line(two_towers, shards_dir, tmp_path):
+    result = two_towers[1]
+    assert "seed: 2012 (no --seed given)" in result.stdout
+    assert "devices: two CPU processes, a tower each (--device cpu)" in result.stdout
+    assert "classes: 10, as the data has (recipe mini: 10)" not in result.stdout
+
+
+def test_metrics_have_one_step_line_a_step_and_every_field(two_towers):
+    lines = runlog.read_metrics(two_towers[0])
+    assert all(set(line) >= FIELDS for line in lines)
+    steps = lines_of(two_towers[0], "step")
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert [line["epoch"] for line in steps] == [1, 1, 1, 1, 2, 2]
+    validations = lines_of(two_towers[0], "val")
+    assert [(line["step"], line["epoch"]) for line in validations] == [(4, 1), (6, 2)]
+    for line in steps + validations:
+        assert line["loss"] > 0
+        assert 0 <= line["top5_error"] <= line["top1_error"] <= 1
+        assert line["images_per_second"] > 0
+
+
+def test_the_test_command_counts_every_image_once(two_towers, shards_dir):
+    checkpoint = str(checkpoints_of(two_towers[0])[-1])
+    ten = run("-m", "replica.test", "--checkpoint", checkpoint, "--ten-crop", "--json")
+    assert ten.returncode == 0, ten.stderr
+    result = json.loads(ten.stdout)
+    assert (result["num_images"], result["views"], result["step"]) == (30, 10, 6)
+    for name in ("top1", "top5"):
+        low, high = result[f"{name}_interval"]
+        assert 0 <= low <= result[f"{name}_error"] <= high <= 1
+        assert high - low > 0.1  # 30 images say little
+    center = run("-m", "replica.test", "--checkpoint", checkpoint)
+    assert "top-1 error " in center.stdout
+    assert "95 % interval" in center.stdout
+    assert "on 30 validation images, the central crop, step 6" in center.stdout
+    # The central crop's count is that of the training run's own validation.
+    error = lines_of(two_towers[0], "val")[-1]["top1_error"]
+    assert f"top-1 error {error:.2%}" in center.stdout
+
+
+@pytest.mark.parametrize("gpus", ["1", "2"])
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(gpus, shards_dir, tmp_path):
+    options = ("--gpus", gpus, "--epochs", "3")
+    assert train(shards_dir, tmp_path / "whole", *options).returncode == 0
+    # In mid-epoch, then at an epoch's end, then to the end: the second resume is the one that
+    # breaks elsewhere.
+    assert train(shards_dir, tmp_path / "cut", *options, "--steps", "3").returncode == 0
+    for more in (("--steps", "8"), ()):
+        result = train(shards_dir, tmp_path / "cut", *options, "--resume", *more)
+        assert result.returncode == 0, result.stderr
+    assert_same_state(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "cut"))
+    for kind in ("step", "val"):
+        whole = {line["step"]: line["loss"] for line in lines_of(tmp_path / "whole", kind)}
+        cut = {line["step"]: line["loss"] for line in lines_of(tmp_path / "cut", kind)}
+        assert {step: cut[step] for step in whole} == whole
+    assert [line["step"] for line in lines_of(tmp_path / "cut", "step")] == list(range(1, 13))
+    assert [line["step"] for line in lines_of(tmp_path / "cut", "resume")] == [3, 8]
+    assert len(runlog.read_run_record(tmp_path / "cut")["earlier_sessions"]) == 2
+
+
+def test_a_run_of_two_processes_is_continued_by_one_and_tested(two_towers, shards_dir, tmp_path):
+    out = shutil.copytree(two_towers[0], tmp_path / "run")
+    result = train(shards_dir, out, "--resume", "--steps", "8")
+    assert result.returncode == 0, result.stderr
+    assert last_checkpoint(out)["step"] == 8
+
+
+def test_steps_after_the_last_checkpoint_come_once_after_a_crash(two_towers, shards_dir, tmp_path):
+    out = shutil.copytree(two_towers[0], tmp_path / "run")
+    with (out / "metrics.jsonl").open("a") as file:
+        for step in (7, 8):
+            line = {**dict.fromkeys(FIELDS), "kind": "step", "step": step, "epoch": 2}
+            file.write(json.dumps(line) + "\n")
+        file.write('{"kind": "st')
+    result = train(shards_dir, out, "--gpus", "2", "--resume", "--steps", "9")
+    assert result.returncode == 0, result.stderr
+    steps = lines_of(out, "step")
+    assert [line["step"] for line in steps] == list(range(1, 10))
+    assert all(line["loss"] is not None for line in steps)
+
+
+# --- Stopping
+
+
+def started(command, out, least_steps=2):
+    """Starts a run in its own process group, and waits until it has made some steps."""
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=PROJECT_DIR,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.time() + 120
+    while True:
+        assert process.poll() is None, process.communicate()
+        assert time.time() < deadline
+        path = out / "metrics.jsonl"
+        if path.exists() and path.read_text().count('"step",') >= least_steps:
+            return process
+        time.sleep(0.05)
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until_ended(pids):
+    deadline = time.time() + 30
+    while any(is_running(pid) for pid in pids):
+        assert time.time() < deadline, "a process outlived its parent"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "number", "status"), [("2", signal.SIGINT, 130), ("1", signal.SIGTERM, 143)]
+)
+def test_ctrl_c_saves_and_says_how_to_resume(gpus, number, status, shards_dir, tmp_path):
+    out = tmp_path / "run"
+    process = started(train_command(shards_dir, out, "--gpus", gpus), out)
+    os.killpg(process.pid, number)  # as a terminal does: parent and ranks
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == status, stderr
+    assert f"--resume --out {out}" in stdout
+    assert "Traceback" not in stderr
+    steps = [line["step"] for line in lines_of(out, "step")]
+    assert last_checkpoint(out)["step"] == steps[-1]
+    more = str(steps[-1] + 2)
+    result = train(shards_dir, out, "--gpus", gpus, "--resume", "--steps", more)
+    assert result.returncode == 0, result.stderr
+    assert [line["step"] for line in lines_of(out, "step")] == list(range(1, int(more) + 1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_rank_outlives_a_killed_parent(shards_dir, tmp_path):
+    out = tmp_path / "run"
+    process = started(train_command(shards_dir, out, "--gpus", "2"), out)
+    pids = [rank["pid"] for rank in runlog.read_run_record(out)["ranks"]]
+    assert all(is_running(pid) for pid in pids)
+    process.kill()
+    process.communicate()
+    wait_until_ended(pids)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_rank_ends_the_run_with_one_line(shards_dir, tmp_path):
+    out = tmp_path / "run"
+    process = started(train_command(shards_dir, out, "--gpus", "2"), out)
+    pids = [rank["pid"] for rank in runlog.read_run_record(out)["ranks"]]
+    os.kill(pids[1], signal.SIGKILL)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    last = stderr.strip().splitlines()[-1]
+    assert f"rank 1 (pid {pids[1]}) ended with exit status -9" in last
+    assert "Traceback" not in stderr
+    wait_until_ended(pids)
+
+
+# --- Wrong input
+
+
+def test_unknown_recipes_and_fields_are_refused(shards_dir, tmp_path):
+    base = ("-m", "replica.train", "--data", str(shards_dir), "--out", str(tmp_path / "run"))
+    assert_user_error(run(*base, "--recipe", "alexnet"), "--recipe alexnet", "mini, paper")
+    assert_user_error(run(*base, "--set", "depth=9"), "no field depth", "learning_rate")
+    assert_user_error(run(*base, "--lr", "fast"), "expected a number for learning_rate, got 'fast'")
+    assert_user_error(run(*base, "--classes", "5"), "num_classes 5", "has 10 classes")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_directory_in_use_is_refused(two_towers, shards_dir, tmp_path):
+    assert_user_error(train(shards_dir, two_towers[0]), "in use", "--resume")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    assert_user_error(train(shards_dir, tmp_path / "mine"), "in use")
+    out = shutil.copytree(two_towers[0], tmp_path / "run")
+    with runlog.locked_run(out, resume=True):
+        result = train(shards_dir, out, "--resume")
+    assert_user_error(result, "in use by another process")
+
+
+def test_resuming_with_another_recipe_seed_precision_or_data_is_refused(
+    two_towers, shards_dir, toy_dir, tmp_path
+):
+    out = two_towers[0]
+    result = train(shards_dir, out, "--resume", "--momentum", "0.5")
+    assert_user_error(result, "of another recipe", "momentum: 0.9 against 0.5")
+    assert_user_error(train(shards_dir, out, "--resume", "--seed", "1"), "--seed 1", "seed 2012")
+    result = train(shards_dir, out, "--resume", "--precision", "float64")
+    assert_user_error(result, "--precision float64", "float32")
+    build = ("data_prep/build_shards.py", "--source", "kaggle", "--input", str(toy_dir))
+    assert run(*build, "--output", str(tmp_path / "other"), "--limit", "2").returncode == 0
+    assert_user_error(train(tmp_path / "other", out, "--resume"), "is not the data")
+
+
+def test_resuming_or_testing_nothing_says_how_to_begin(tmp_path):
+    environment = {"PYTHONPATH": str(PROJECT_DIR)}
+    result = run("-m", "replica.test", cwd=tmp_path, **environment)
+    assert_user_error(result, "runs/: expected a run there to test", "replica.train")
+    result = run("-m", "replica.train", "--resume", cwd=tmp_path, **environment)
+    assert_user_error(result, "runs/: expected a run there to resume")
+    result = run("-m", "replica.figures", cwd=tmp_path, **environment)
+    assert_user_error(result, "runs/: expected a run there to draw")
+
+
+def test_testing_on_data_with_other_classes_is_refused(two_towers, tmp_path):
+    from test_sources import make_folders
+
+    make_folders(tmp_path / "in")
+    build = ("data_prep/build_shards.py", "--input", str(tmp_path / "in"))
+    assert run(*build, "--output", str(tmp_path / "out")).returncode == 0
+    checkpoint = str(checkpoints_of(two_towers[0])[-1])
+    result = run("-m", "replica.test", "--checkpoint", checkpoint, "--data", str(tmp_path / "out"))
+    assert_user_error(result, "has 10 classes", "has 2")
+
+
+def test_a_text_file_as_a_checkpoint_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    result = run("-m", "replica.test", "--checkpoint", str(tmp_path / "notes.txt"))
+    assert_user_error(result, "notes.txt", "expected a checkpoint")
+    result = run("-m", "replica.test", "--checkpoint", str(tmp_path / "none.pt"))
+    assert_user_error(result, "none.pt", "found no file")
+
+
+@pytest.mark.parametrize("gpus", ["1", "2"])
+def test_a_full_disk_ends_in_one_line_and_keeps_what_was_saved(
+    gpus, two_towers, shards_dir, tmp_path
+):
+    out = shutil.copytree(two_towers[0], tmp_path / "run")
+
+    def small_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+    result = subprocess.run(
+        [
+            sys.executable,
+            *train_command(shards_dir, out, "--gpus", gpus, "--resume", "--steps", "8"),
+        ],
+        cwd=PROJECT_DIR,
+        capture_output=True,
+        text=True,
+        preexec_fn=small_disk,
+    )
+    assert result.returncode == 2, result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert "cannot write" in last
+    assert "make room" in last
+    assert "Traceback" not in result.stderr
+    assert last_checkpoint(out)["step"] == 6
+    assert not list(out.glob("*.part"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(shards_dir, tmp_path):
+    result = train(shards_dir, tmp_path / "run", "--lr", "1e6", "--steps", "10")
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert "the loss is " in last
+    assert "at step" in last
+    assert "Traceback" not in result.stderr
+
+
+def test_other_precisions_train_and_are_recorded(shards_dir, tmp_path):
+    for precision in ("bf16", "float64"):
+        out = tmp_path / precision
+        result = train(shards_dir, out, "--precision", precision, "--steps", "2")
+        assert result.returncode == 0, result.stderr
+        assert runlog.read_run_record(out)["numerics"]["precision"] == precision
+        expected = torch.float64 if precision == "float64" else torch.float32
+        assert last_checkpoint(out)["model"]["fc6.weight"].dtype == expected
+
+
+def test_without_compiled_operators_training_works_and_one_line_says_so(shards_dir, tmp_path):
+    result = train(shards_dir, tmp_path / "run", "--steps", "2", REPLICA_EXT="off")
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if "plain PyTorch" in line]
+    assert len(lines) == 1
+    assert "REPLICA_EXT=off" in lines[0]
+
+
+def test_every_command_of_the_list_has_help():
+    listed = run("-m", "replica").stdout.splitlines()
+    commands = [line.split("  ")[0].split() for line in listed if line.startswith("python ")]
+    assert ["python", "-m", "replica.train"] in commands
+    for command in commands:
+        result = run(*command[1:], "--help")
+        assert result.returncode == 0, (command, result.stderr)
+        assert "usage: python" in result.stdout
+
+
+# --- The demo
+
+
+def test_the_demo_judges_chance_as_outside_its_range():
+    assert demo.judge(demo.CHANCE_TOP1_ERROR)[0] is False
+    assert demo.judge(sum(demo.EXPECTED_TOP1_ERROR) / 2)[0] is True
+    assert "OUTSIDE" in demo.judge(0.9)[1]
+
+
+@pytest.mark.slow
+def test_a_learning_rate_of_zero_falls_outside_the_expected_range(tmp_path):
+    out = tmp_path / "demo"
+    result = run("-m", "replica.demo", "--out", str(out), "--lr", "0", "--epochs", "1", timeout=580)
+    assert result.returncode == 1, result.stderr
+    record = json.loads((out / "result.json").read_text())
+    assert record["is_as_expected"] is False
+    assert record["num_images"] == 500
+    assert "OUTSIDE" in result.stdout

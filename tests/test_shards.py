@@ -1,0 +1,292 @@
+"""The file format: what is written, what is refused, what an interruption leaves behind."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import PROJECT_DIR, assert_user_error, run
+
+from data_prep.build_shards import main as build_shards
+from data_prep.shards import UserError, open_data_set
+from data_prep.sources import kaggle
+
+BUILD, VERIFY = "data_prep/build_shards.py", "data_prep/verify_shards.py"
+
+
+@pytest.fixture
+def copy(shards_dir, tmp_path):
+    """A copy of the small data set that a test may damage."""
+    return shutil.copytree(shards_dir, tmp_path / "shards")
+
+
+def test_images_are_contiguous_and_page_aligned(shards_dir):
+    for path in shards_dir.glob("*-0*.h5"):
+        with h5py.File(path) as file:
+            images = file["images"]
+            assert images.chunks is None
+            assert images.dtype == np.uint8
+            assert images.shape[1:] == (256, 256, 3)
+            assert images.id.get_offset() % 4096 == 0
+
+
+def test_memory_mapped_images_are_those_that_h5py_reads(shards_dir, data):
+    rows = []
+    for path in sorted(shards_dir.glob("train-*.h5")):
+        with h5py.File(path) as file:
+            rows.append(file["images"][:])
+    images = np.concatenate(rows)
+    assert len(images) == len(data.train) == 60
+    for row in (0, 39, 40, 59):  # the second shard begins at 40
+        assert np.array_equal(data.train.image(row), images[row])
+
+
+def test_labels_and_names_follow_the_source(toy_dir, shards_dir, data):
+    found = kaggle.find(toy_dir)
+    for part, stored in (("train", data.train), ("val", data.val)):
+        assert stored.labels.tolist() == [label for _, label in found.parts[part]]
+        names = [name for shard in stored.shards for name in shard.pictures()]
+        assert names == [path for path, _ in found.parts[part]]
+
+
+def test_statistics_are_those_of_the_training_images(data):
+    images = np.stack([data.train.image(row) for row in range(len(data.train))])
+    np.testing.assert_allclose(data.statistics.mean_image, images.mean(axis=0), atol=1e-4)
+    pixels = images.reshape(-1, 3) / 255.0
+    np.testing.assert_allclose(
+        data.statistics.rgb_covariance, np.cov(pixels.T, bias=True), rtol=1e-9
+    )
+
+
+def test_equal_builds_give_equal_bytes(toy_dir, shards_dir, tmp_path):
+    arguments = ["--source", "kaggle", "--input", str(toy_dir), "--output", str(tmp_path / "b")]
+    assert build_shards([*arguments, "--images-per-shard", "40", "--workers", "2"]) == 0
+    for path in [*shards_dir.glob("*.h5"), shards_dir / "manifest.json"]:
+        assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_limit_takes_the_first_pictures_of_each_class(toy_dir, tmp_path):
+    arguments = ["--source", "kaggle", "--input", str(toy_dir), "--output", str(tmp_path / "b")]
+    assert build_shards([*arguments, "--limit", "2"]) == 0
+    data = open_data_set(tmp_path / "b")
+    assert np.bincount(data.train.labels).tolist() == [2] * 10
+    assert len(data.val) == 20
+
+
+def test_verify_accepts_a_whole_data_set_and_finds_one_changed_byte(copy):
+    assert run(VERIFY, "--data", str(copy)).returncode == 0
+    with (copy / "train-00001.h5").open("r+b") as file:
+        file.seek(5_000_000 % (copy / "train-00001.h5").stat().st_size)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 1]))
+    result = run(VERIFY, "--data", str(copy))
+    assert result.returncode == 2
+    assert "1 of 4 files are not those of the manifest: train-00001.h5" in result.stderr
+
+
+# --- Damage
+
+
+def test_no_data_names_the_command_that_builds_it(tmp_path):
+    result = run("-m", "replica.train", "--data", str(tmp_path / "none"))
+    assert_user_error(result, "no data at", "none", "python data_prep/build_shards.py")
+
+
+def test_missing_and_truncated_shards_are_all_named(copy):
+    (copy / "train-00000.h5").unlink()
+    os.truncate(copy / "val-00000.h5", 1000)
+    with pytest.raises(UserError) as error:
+        open_data_set(copy)
+    assert "train-00000.h5 is missing" in str(error.value)
+    assert "val-00000.h5 has 1000 bytes instead of" in str(error.value)
+    result = run("-m", "replica.train", "--data", str(copy))
+    assert_user_error(result, "train-00000.h5 is missing; val-00000.h5 has 1000 bytes")
+
+
+def rewrite(path, change):
+    """Changes an HDF5 file and its entry in the manifest, so that only the format is wrong."""
+    with h5py.File(path, "r+") as file:
+        change(file)
+    manifest_path = path.parent / "manifest.json"
+    manifest = json.loads(manifest_path.read_text())
+    for part in manifest["parts"].values():
+        for entry in part["shards"]:
+            if entry["file"] == path.name:
+                entry["num_bytes"] = path.stat().st_size
+    manifest_path.write_text(json.dumps(manifest))
+
+
+def replace(file, name, **options):
+    values = file[name][:]
+    del file[name]
+    file.create_dataset(name, **{"data": values, **options})
+
+
+DAMAGES = {
+    "version": (lambda f: f.attrs.modify("version", 99), "expected a shard of format version 1"),
+    "chunks": (lambda f: replace(f, "images", chunks=True), "images is not stored contiguously"),
+    "type": (lambda f: replace(f, "labels", dtype="f4"), "labels has type float32 instead of i4"),
+    "length": (
+        lambda f: replace(f, "labels", data=np.zeros(3, np.int32)),
+        r"labels has shape \(3,\) instead of \(30,\)",
+    ),
+    "range": (
+        lambda f: replace(f, "labels", data=np.full(30, 10, np.int32)),
+        r"expected labels in \[0, 10\), got 10..10",
+    ),
+    "link": (
+        lambda f: (f.move("labels", "x"), f.__setitem__("labels", h5py.SoftLink("/x"))),
+        "labels is missing or is a link",
+    ),
+    "external": (
+        lambda f: (f.pop("labels"), f.__setitem__("labels", h5py.ExternalLink("a.h5", "/x"))),
+        "labels is missing or is a link",
+    ),
+    "classes": (
+        lambda f: replace(f, "wnids", data=f["wnids"][:][::-1]),
+        "its classes are not those of manifest.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_shard_of_another_form_is_refused_with_what_is_wrong(copy, damage):
+    change, message = DAMAGES[damage]
+    rewrite(copy / "val-00000.h5", change)
+    with pytest.raises(UserError, match=message):
+        open_data_set(copy)
+
+
+def test_a_file_that_is_no_hdf5_is_refused(copy):
+    path = copy / "val-00000.h5"
+    path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(UserError, match="expected an HDF5 file"):
+        open_data_set(copy)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "expected JSON"),
+        ("[]", "expected the manifest of a data set"),
+        ('{"format": "replica-shards", "version": 2}', "expected format version 1, got 2"),
+        ('{"format": "replica-shards", "version": 1}', "the build has not finished"),
+    ],
+)
+def test_a_wrong_manifest_is_refused(tmp_path, text, message):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        open_data_set(tmp_path)
+
+
+# --- Interruptions
+
+
+def test_a_build_continues_and_gives_the_same_bytes(toy_dir, shards_dir, copy):
+    (copy / "train-00001.h5").unlink()
+    (copy / "statistics.h5").unlink()
+    arguments = ["--source", "kaggle", "--input", str(toy_dir), "--output", str(copy)]
+    kept = (copy / "train-00000.h5").stat().st_mtime_ns
+    result = run(BUILD, *arguments, "--images-per-shard", "40")
+    assert result.returncode == 0, result.stderr
+    assert "continuing: 70 pictures are built already" in result.stdout
+    assert (copy / "train-00000.h5").stat().st_mtime_ns == kept
+    for path in [*shards_dir.glob("*.h5"), shards_dir / "manifest.json"]:
+        assert (copy / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def child_pids(pid):
+    result = subprocess.run(
+        ["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True
+    )
+    return [int(line) for line in result.stdout.split()]
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_build_leaves_no_process_and_is_continued(tmp_path):
+    from data_prep.sources import toy
+
+    toy.draw(tmp_path / "toy", size=toy.ToySize(3, 40, 4), num_workers=2)
+    command = [sys.executable, BUILD, "--source", "kaggle", "--input", str(tmp_path / "toy")]
+    command += ["--output", str(tmp_path / "out"), "--images-per-shard", "20", "--workers", "2"]
+    build = subprocess.Popen(command, cwd=PROJECT_DIR, stdout=-3, stderr=-3)
+    deadline = time.time() + 60
+    while not list((tmp_path / "out").glob("train-00003.h5")):
+        assert time.time() < deadline
+        time.sleep(0.02)
+    children = child_pids(build.pid)
+    assert children
+    build.send_signal(signal.SIGKILL)
+    build.wait()
+    while any(is_running(pid) for pid in children):
+        assert time.time() < deadline, "a worker outlived its parent"
+        time.sleep(0.05)
+    with pytest.raises(UserError, match="the build has not finished"):
+        open_data_set(tmp_path / "out")
+    result = run(*command[1:])
+    assert result.returncode == 0, result.stderr
+    assert "continuing: " in result.stdout
+    command[command.index(str(tmp_path / "out"))] = str(tmp_path / "whole")
+    assert run(*command[1:]).returncode == 0
+    for path in [*(tmp_path / "whole").glob("*.h5"), tmp_path / "whole/manifest.json"]:
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_file(toy_dir, tmp_path):
+    def small_disk():
+        # A write beyond this size fails, as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
+
+    out = tmp_path / "out"
+    command = [sys.executable, BUILD, "--source", "kaggle", "--input", str(toy_dir)]
+    result = subprocess.run(
+        [*command, "--output", str(out), "--workers", "1"],
+        cwd=PROJECT_DIR,
+        capture_output=True,
+        text=True,
+        preexec_fn=small_disk,
+    )
+    assert result.returncode == 2
+    last = result.stderr.strip().splitlines()[-1]
+    assert "cannot write" in last
+    assert "train-00000.h5" in last
+    assert "make room" in last
+    assert "Traceback" not in result.stderr
+    assert not list(out.glob("*.part"))
+    assert not list(out.glob("*.h5"))
+
+
+def test_a_second_build_in_the_same_directory_is_refused(toy_dir, tmp_path):
+    import fcntl
+
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / "build.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = run(BUILD, "--input", str(toy_dir), "--output", str(tmp_path / "out"))
+    assert_user_error(result, "another build is at work")
+
+
+def test_a_directory_with_another_data_set_or_other_files_is_refused(toy_dir, copy, tmp_path):
+    arguments = [BUILD, "--source", "kaggle", "--input", str(toy_dir)]
+    result = run(*arguments, "--output", str(copy), "--limit", "1")
+    assert_user_error(result, "holds another data set", "limit", "choose another --output")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    result = run(*arguments, "--output", str(tmp_path / "mine"))
+    assert_user_error(result, "in use", "thesis.tex")

@@ -1,0 +1,319 @@
+"""Where pictures and labels are found, and what is said when they are not."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import SMALL, assert_user_error, run
+from PIL import Image
+
+from data_prep.pictures import BadPictureError, decode_picture
+from data_prep.shards import UserError, open_data_set
+from data_prep.sources import folder, kaggle, toy
+
+BUILD = "data_prep/build_shards.py"
+
+
+@pytest.fixture
+def pictures(toy_dir, tmp_path):
+    """A copy of the small toy set that a test may damage."""
+    return shutil.copytree(toy_dir, tmp_path / "pictures")
+
+
+def val_dir(pictures):
+    return pictures / "ILSVRC" / "Data" / "CLS-LOC" / "val"
+
+
+# --- The toy set
+
+
+def test_the_drawing_is_a_pure_function_of_its_seed_and_size(toy_dir, tmp_path):
+    again, other = tmp_path / "again", tmp_path / "other"
+    toy.draw(again, size=SMALL, num_workers=1)
+    toy.draw(other, size=toy.ToySize(8, SMALL.train_per_class, SMALL.val_per_class), num_workers=1)
+    files = sorted(p.relative_to(toy_dir) for p in toy_dir.rglob("*") if p.is_file())
+    assert len(files) == 60 + 2 * 30 + 3
+    assert all((again / file).read_bytes() == (toy_dir / file).read_bytes() for file in files)
+    pictures = [file for file in files if file.suffix == ".JPEG"]
+    assert all((other / file).read_bytes() != (toy_dir / file).read_bytes() for file in pictures)
+
+
+def test_the_toy_pictures_vary_in_size_shape_and_mode(toy_dir):
+    modes, sizes = set(), set()
+    for path in toy_dir.rglob("*.JPEG"):
+        with Image.open(path) as picture:
+            modes.add(picture.mode)
+            sizes.add(picture.size)
+    assert modes == {"RGB", "L", "CMYK"}
+    assert len(sizes) > 80
+    assert any(width > height for width, height in sizes)
+    assert any(width < height for width, height in sizes)
+
+
+def test_another_toy_set_in_the_directory_is_refused(toy_dir):
+    with pytest.raises(UserError, match=r"found one with .*give another directory with --input"):
+        toy.find(toy_dir)
+
+
+def test_the_toy_set_is_not_drawn_into_a_directory_with_other_files(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="expected an empty directory"):
+        toy.find(tmp_path, size=SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+# --- Kaggle
+
+
+def test_labels_are_lines_of_the_mapping_from_the_csv_and_from_the_xml(pictures):
+    from_csv = kaggle.find(pictures)
+    (pictures / "LOC_val_solution.csv").unlink()
+    from_xml = kaggle.find(pictures)
+    assert from_csv.parts == from_xml.parts
+    assert from_csv.wnids == toy.WNIDS
+    assert [len(from_csv.parts[part]) for part in ("train", "val")] == [60, 30]
+    for path, label in from_csv.parts["train"]:
+        assert path.split("/")[-2] == toy.WNIDS[label]
+
+
+def test_the_mapping_decides_the_label_not_the_order_of_folders(pictures):
+    mapping = pictures / "LOC_synset_mapping.txt"
+    mapping.write_text("".join(reversed(mapping.read_text().splitlines(keepends=True))))
+    found = kaggle.find(pictures)
+    assert found.wnids == tuple(reversed(toy.WNIDS))
+    for path, label in found.parts["train"]:
+        assert path.split("/")[-2] == found.wnids[label]
+
+
+def test_the_directory_may_be_given_with_or_without_ilsvrc(pictures):
+    shutil.move(pictures / "LOC_synset_mapping.txt", pictures / "ILSVRC")
+    assert kaggle.find(pictures / "ILSVRC").parts == kaggle.find(pictures).parts
+
+
+def test_missing_validation_labels_are_an_error_with_the_way_out(pictures):
+    (pictures / "LOC_val_solution.csv").unlink()
+    shutil.rmtree(pictures / "ILSVRC" / "Annotations")
+    result = run(BUILD, "--input", str(pictures), "--output", str(pictures / "out"))
+    assert_user_error(result, "30 of 30 validation pictures have no label", "LOC_val_solution.csv")
+
+
+def test_a_class_folder_that_the_mapping_lacks_is_refused(pictures):
+    (pictures / "ILSVRC/Data/CLS-LOC/train/n12345678").mkdir()
+    with pytest.raises(UserError, match=r"got 1 other names .such as n12345678"):
+        kaggle.find(pictures)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n01440764 tench\nkangaroo\n", "line 2: expected `nXXXXXXXX name`, got 'kangaroo'"),
+        ("n01440764 tench\nn01440764 tench\n", "line 2: n01440764 stands there a second time"),
+        ("", "got an empty file"),
+    ],
+)
+def test_a_wrong_mapping_is_refused_with_its_line(tmp_path, text, message):
+    (tmp_path / "mapping.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        kaggle.read_mapping(tmp_path / "mapping.txt")
+
+
+def test_a_mapping_with_bom_and_crlf_is_read(tmp_path):
+    (tmp_path / "mapping.txt").write_bytes(b"\xef\xbb\xbfn01440764 tench, Tinca tinca\r\n")
+    assert kaggle.read_mapping(tmp_path / "mapping.txt") == (
+        ("n01440764",),
+        ("tench, Tinca tinca",),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Image,Words\na,b\n", "line 1: expected the columns ImageId,PredictionString"),
+        ("ImageId,PredictionString\na,\n", "line 2: expected `ImageId,wnid box...`"),
+        ("ImageId,PredictionString\n../a,n1 1 1 2 2\n", "line 2: expected"),
+        ("ImageId,PredictionString\na,n1 1 1 2 2\na,n1 1 1 2 2\n", "line 3: a stands there twice"),
+        ("ImageId,PredictionString\na,n1 1 1 2 2 n2 1 1 2 2\n", "line 2: a has two classes"),
+    ],
+)
+def test_a_wrong_solution_file_is_refused_with_its_line(tmp_path, text, message):
+    (tmp_path / "solution.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        kaggle.read_solution(tmp_path / "solution.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('<!DOCTYPE a [<!ENTITY b "c">]><annotation/>', "without a document type"),
+        ("<annotation>", "expected XML, got"),
+        ("<annotation></annotation>", "expected objects of one class"),
+        (
+            "<annotation><object><name>n1</name></object><object><name>n2</name></object>"
+            "</annotation>",
+            "expected objects of one class",
+        ),
+        ("<annotation>" + " " * (1 << 20) + "</annotation>", "at most 1048576 bytes"),
+    ],
+)
+def test_wrong_annotations_are_refused(tmp_path, text, message):
+    (tmp_path / "a.xml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        kaggle.read_annotation(tmp_path / "a.xml")
+
+
+def test_classes_without_pictures_are_counted_and_strict_refuses_them(pictures, tmp_path):
+    train = pictures / "ILSVRC/Data/CLS-LOC/train"
+    shutil.rmtree(train / toy.WNIDS[3])
+    for picture in (train / toy.WNIDS[5]).iterdir():
+        picture.unlink()
+    arguments = [BUILD, "--input", str(pictures), "--output", str(tmp_path / "out")]
+    assert_user_error(run(*arguments, "--strict"), "2 of 10 classes have no train pictures")
+    result = run(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "train: 2 of 10 classes have no pictures (such as n90000003)" in result.stdout
+    data = open_data_set(tmp_path / "out")
+    assert data.manifest["classes_without_pictures"]["train"] == [toy.WNIDS[3], toy.WNIDS[5]]
+    assert len(data.wnids) == 10
+
+
+# --- Class folders
+
+
+def make_folders(root, classes=("cat", "dog"), parts=("train", "val"), count=2):
+    rng = np.random.default_rng(0)
+    for part in parts:
+        for name in classes:
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (40, 50, 3), np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{i}.png")
+    return root
+
+
+def test_class_folders_are_labelled_in_sorted_order(tmp_path):
+    found = folder.find(make_folders(tmp_path, classes=("dog", "cat", "ant")))
+    assert found.wnids == ("ant", "cat", "dog")
+    assert [label for _, label in found.parts["val"]] == [0, 0, 1, 1, 2, 2]
+    assert found.parts["val"][2][0] == "val/cat/0.png"
+
+
+def test_an_empty_class_folder_is_an_error(tmp_path):
+    make_folders(tmp_path)
+    (tmp_path / "val" / "dog" / "0.png").unlink()
+    (tmp_path / "val" / "dog" / "1.png").unlink()
+    with pytest.raises(UserError, match="val/dog is empty"):
+        folder.find(tmp_path)
+
+
+def test_flat_validation_pictures_are_refused_and_all_problems_named(tmp_path):
+    make_folders(tmp_path, parts=("train",))
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "val_0.JPEG").write_bytes(b"x")
+    with pytest.raises(UserError) as error:
+        folder.find(tmp_path)
+    assert "val/ holds 1 files outside of class folders (such as val_0.JPEG)" in str(error.value)
+    assert "val/ lacks 2 classes of train/ (such as cat)" in str(error.value)
+
+
+def test_a_directory_with_neither_layout_is_refused(tmp_path):
+    result = run(BUILD, "--input", str(tmp_path), "--output", str(tmp_path / "out"))
+    assert_user_error(result, str(tmp_path), "(kaggle)", "(folder)")
+    result = run(BUILD, "--input", str(tmp_path / "nowhere"), "--output", str(tmp_path / "out"))
+    assert_user_error(result, "nowhere", "expected a directory")
+    result = run(BUILD, "--source", "kaggle", "--output", str(tmp_path / "out"))
+    assert_user_error(result, "--source kaggle: expected --input DIR")
+
+
+# --- Pictures
+
+
+def encoded(picture, format_name="PNG", **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, format_name, **options)
+    return buffer.getvalue()
+
+
+def gradient(width, height):
+    """A picture in which every pixel tells its place."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    channels = (255 * columns / width, 255 * rows / height, 128 + 0 * rows)
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("width", "height"), [(512, 300), (300, 512), (100, 700), (256, 256)])
+def test_the_shorter_side_becomes_256_and_the_centre_is_kept(width, height):
+    square = decode_picture(encoded(gradient(width, height)), image_size=256)
+    assert square.shape == (256, 256, 3)
+    shorter = min(width, height)
+    middle_columns = (np.arange(256) - 127.5) / 256 * shorter / width + 0.5
+    middle_rows = (np.arange(256) - 127.5) / 256 * shorter / height + 0.5
+    np.testing.assert_allclose(square[128, 4:-4, 0], 255 * middle_columns[4:-4], atol=3)
+    np.testing.assert_allclose(square[4:-4, 128, 1], 255 * middle_rows[4:-4], atol=3)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P", "1", "I;16", "LA"])
+def test_every_mode_becomes_the_right_rgb(mode):
+    picture = gradient(300, 280)
+    if mode == "I;16":
+        grey = np.asarray(picture.convert("L"))
+        data = encoded(Image.fromarray(grey.astype(np.uint16) * 257))
+        expected = picture.convert("L").convert("RGB")
+    else:
+        converted = picture.convert(mode)
+        data = encoded(converted, "JPEG" if mode == "CMYK" else "PNG", quality=98)
+        expected = converted.convert("RGB")
+    actual = decode_picture(data, image_size=256).astype(int)
+    reference = decode_picture(encoded(expected), image_size=256)
+    assert np.abs(actual - reference).mean() < 1.5
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", r"neither JPEG nor PNG \(0 bytes\)"),
+        (b"I am a text file\n", "neither JPEG nor PNG"),
+        (encoded(gradient(300, 300), "JPEG")[:2000], "cannot be decoded: .*truncated"),
+        (encoded(gradient(60, 60), "GIF"), "neither JPEG nor PNG"),
+        (encoded(Image.new("1", (20_000, 20_000))), "refused before it is decoded"),
+        (encoded(Image.new("L", (1, 2000))), "too narrow: 1 x 2000 pixels"),
+    ],
+    ids=["empty", "text", "truncated", "gif", "bomb", "narrow"],
+)
+def test_what_is_no_picture_gives_its_reason(data, reason):
+    with pytest.raises(BadPictureError, match=reason):
+        decode_picture(data, image_size=256)
+
+
+def test_one_pixel_and_very_wide_pictures_are_decoded():
+    for size in ((1, 1), (1, 300), (600, 2)):
+        assert decode_picture(encoded(Image.new("RGB", size)), image_size=256).shape[0] == 256
+
+
+def test_bad_pictures_are_listed_with_their_reason_and_the_rest_is_built(pictures, tmp_path):
+    train = pictures / "ILSVRC/Data/CLS-LOC/train" / toy.WNIDS[0]
+    (train / "a_text.JPEG").write_text("hello")
+    (train / "a_folder").mkdir()
+    (train / "loop").symlink_to(train / "loop")
+    picture = next(train.glob("n9*.JPEG"))
+    picture.write_bytes(picture.read_bytes()[:1500])
+    arguments = [BUILD, "--input", str(pictures), "--output", str(tmp_path / "out")]
+    strict = run(*arguments, "--strict")
+    assert strict.returncode == 2
+    assert "--strict stops here" in strict.stderr.splitlines()[-1]
+    result = run(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "train: 4 pictures could not be read" in result.stdout
+    data = open_data_set(tmp_path / "out")
+    assert len(data.train) == 59
+    listed = {
+        item["picture"].split("/")[-1]: item["reason"]
+        for shard in json.loads((tmp_path / "out/manifest.json").read_text())["parts"]["train"][
+            "shards"
+        ]
+        for item in shard["bad_pictures"]
+    }
+    assert listed.keys() == {"a_text.JPEG", "a_folder", "loop", picture.name}
+    assert "neither JPEG nor PNG" in listed["a_text.JPEG"]
+    assert "truncated" in listed[picture.name]

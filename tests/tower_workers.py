@@ -1,0 +1,54 @@
+"""What the processes of the tests in test_towers.py run; spawned processes import this module."""
+
+from pathlib import Path
+
+import torch
+
+from replica import model as model_module
+from replica import towers
+from replica.launch import Rank
+from replica.train import Run, Trainer
+
+NUM_STEPS = 12
+
+
+def train_and_dump(rank: Rank, argument: tuple[Run, str, str], stop) -> None:
+    """Trains some steps with the real training code; rank 0 writes what came out.
+
+    The second item of the argument names a wrong version of the exchange, or is empty.
+    """
+    run, wrong, path = argument
+    break_exchange(wrong, rank)
+    trainer = Trainer(run, rank)
+    recorded = {}
+    losses = []
+    for batch in trainer.feed.batches(0, NUM_STEPS):
+        counts, _ = trainer.train_step(batch, rate=run.recipe.learning_rate, stop=stop.is_set())
+        losses.append(counts.mean_loss)
+        if batch.step == 0:
+            # Without momentum yet: v = -rate * (gradient + weight_decay * w before the step).
+            recorded["first"] = trainer.whole_tensors()
+    recorded["last"] = trainer.whole_tensors()
+    counts, _ = trainer.validate(lambda: False)
+    if rank.index == 0:
+        torch.save({**recorded, "losses": losses, "val_loss": counts.mean_loss}, Path(path))
+
+
+def break_exchange(wrong: str, rank: Rank) -> None:
+    """Makes one of the mistakes that a cut network invites."""
+    if wrong in ("gradient doubled", "gradient halved"):
+        right = towers._ReadBoth.backward
+        factor = 2.0 if wrong == "gradient doubled" else 0.5
+
+        def backward(ctx, gradient):
+            return right(ctx, gradient * factor)
+
+        towers._ReadBoth.backward = staticmethod(backward)
+    if wrong == "another dropout seed" and rank.index == 1:
+        right_mask = model_module.dropout_mask
+
+        def mask(keys, **options):
+            other = model_module.DropoutKeys(keys.seed + 1, keys.step, keys.rows)
+            return right_mask(other, **options)
+
+        model_module.dropout_mask = mask
