@@ -1,0 +1,181 @@
+"""Real ImageNet pictures: labels and pixels checked by code that shares none with the builder."""
+
+import csv
+import io
+import tarfile
+
+import h5py
+import numpy as np
+import pytest
+import squeezenet
+import torch
+from conftest import run
+from PIL import Image
+from scipy.io import loadmat
+
+from data_prep.shards import open_data_set
+from replica.augment import center_crop, ten_crops
+from replica.evaluate import Counts, count, evaluate
+
+
+@pytest.fixture(scope="module")
+def imagenet(real_data, tmp_path_factory):
+    """`imagenet_a.tar` unpacked, and its shards."""
+    directory = tmp_path_factory.mktemp("imagenet")
+    with tarfile.open(real_data / "imagenet_a.tar") as archive:
+        archive.extractall(directory, filter="data")
+    out = directory / "shards"
+    result = run("data_prep/build_shards.py", "--input", str(directory), "--output", str(out))
+    assert result.returncode == 0, result.stderr
+    assert "source: kaggle" in result.stdout
+    assert "train: 563 of 1000 classes have no pictures" in result.stdout
+    return directory, out
+
+
+def rows_of(out, part):
+    """Names, labels and images straight from the HDF5 files."""
+    names, labels, images = [], [], []
+    for path in sorted(out.glob(f"{part}-*.h5")):
+        with h5py.File(path) as file:
+            names += [name.decode() for name in file["pictures"][:]]
+            labels += file["labels"][:].tolist()
+            images.append(file["images"][:])
+    return names, labels, np.concatenate(images)
+
+
+def test_every_label_of_real_imagenet_is_right(imagenet, real_data):
+    """Train labels from the list of files; val labels from the devkit, through ILSVRC2012_ID."""
+    _, out = imagenet
+    with (real_data / "manifest.csv").open(newline="") as file:
+        listed = {
+            row["path"]: int(row["label"])
+            for row in csv.DictReader(file)
+            if row["archive"] == "imagenet_a.tar" and "/train/" in row["path"]
+        }
+    names, labels, _ = rows_of(out, "train")
+    assert dict(zip(names, labels, strict=True)) == listed
+    assert len(names) == 455
+
+    with tarfile.open(real_data / "devkit.tar.gz") as archive:
+        ids = archive.extractfile("devkit/ILSVRC2012_validation_ground_truth.txt").read().split()
+        meta = loadmat(io.BytesIO(archive.extractfile("devkit/meta.mat").read()))["synsets"]
+    leaves = [entry for entry in meta.ravel() if entry["num_children"].item() == 0]
+    wnid_of = {entry["ILSVRC2012_ID"].item(): entry["WNID"].item() for entry in leaves}
+    in_order = sorted(wnid_of.values())
+    names, labels, _ = rows_of(out, "val")
+    assert len(names) == 44
+    for name, label in zip(names, labels, strict=True):
+        number = int(name.split("_")[-1].split(".")[0])
+        assert in_order[label] == wnid_of[int(ids[number - 1])], name
+
+
+def test_pixels_of_real_pictures_are_resized_and_cropped_as_pillow_does(imagenet):
+    directory, out = imagenet
+    modes = set()
+    for part, step in (("train", 9), ("val", 3)):
+        names, _, images = rows_of(out, part)
+        for name, stored in list(zip(names, images, strict=True))[::step]:
+            with Image.open(directory / name) as picture:
+                modes.add(picture.mode)
+                width, height = picture.size
+                scale = 256 / min(width, height)
+                size = (round(width * scale), round(height * scale))
+                resized = picture.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+            pixels = np.asarray(resized)
+            top, left = (size[1] - 256) // 2, (size[0] - 256) // 2
+            assert np.array_equal(stored, pixels[top : top + 256, left : left + 256]), name
+    assert modes >= {"RGB", "L"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("part", "views", "top1", "top5", "num_images"),
+    [
+        ("val", "center", 25, 33, 44),
+        ("val", "ten", 24, 35, 44),
+        ("train", "center", 299, 386, 455),
+        ("train", "ten", 306, 397, 455),
+    ],
+)
+def test_a_foreign_network_gets_as_many_right_as_published_code_says(
+    imagenet, real_data, part, views, top1, top5, num_images
+):
+    network = squeezenet.SqueezeNet(real_data / "squeezenet_v1.0_deepcompression_caffe.npz")
+    data = open_data_set(imagenet[1])
+    cut = ten_crops if views == "ten" else center_crop
+    images = getattr(data, part)
+    counts = evaluate(
+        images,
+        range(len(images)),
+        prepare=squeezenet.prepare,
+        views=lambda image: cut(image, crop_size=squeezenet.CROP_SIZE),
+        predict=network,
+        images_per_batch=4,
+    )
+    counts.check(num_images)
+    print(f"{part} {views}: {counts.top1_correct} and {counts.top5_correct}")
+    assert abs(counts.top1_correct - top1) <= 2
+    assert abs(counts.top5_correct - top5) <= 2
+
+
+# --- Counting, on made-up probabilities
+
+
+def test_errors_are_counted_and_ties_count_by_their_share():
+    probabilities = torch.tensor(
+        [
+            [0.1, 0.5, 0.4, 0, 0, 0, 0, 0],
+            [0.1, 0.5, 0.4, 0, 0, 0, 0, 0],
+            [0.125] * 8,
+            [0.3, 0.2, 0.15, 0.12, 0.1, 0.08, 0.05, 0.0],
+        ]
+    )
+    counts = count(probabilities, torch.tensor([1, 2, 3, 5]))
+    assert counts.num_images == 4
+    assert counts.top1_correct == 1 + 0 + 1 / 8 + 0
+    assert counts.top5_correct == 1 + 1 + 5 / 8 + 0
+    assert counts.loss == pytest.approx(-np.log([0.5, 0.4, 0.125, 0.08]).sum(), rel=1e-6)
+
+
+def test_an_opinion_that_is_not_a_number_is_never_right():
+    counts = count(torch.full((3, 10), float("nan")), torch.tensor([0, 1, 2]))
+    assert (counts.num_images, counts.top1_correct, counts.top5_correct) == (3, 0, 0)
+
+
+def test_with_fewer_than_five_classes_every_top5_is_right():
+    counts = count(torch.tensor([[0.2, 0.5, 0.3]]), torch.tensor([0]))
+    assert (counts.top1_correct, counts.top5_correct) == (0, 1)
+
+
+def test_a_missing_image_is_an_error_with_both_numbers():
+    with pytest.raises(
+        RuntimeError, match="error rates need all 50000 images; the data gave 49920"
+    ):
+        Counts(49920, 1, 1, 1).check(50_000)
+
+
+@pytest.mark.parametrize("per_batch", [1, 4, 30, 100])
+def test_ten_crops_are_averaged_after_the_softmax(data, per_batch):
+    """A network that shouts about one view only: means of logits and of softmax differ."""
+    seen = []
+
+    def network(crops):
+        seen.append(len(crops))
+        logits = torch.zeros(len(crops), 10)
+        # View 0 of each image is sure of class 0; the nine others prefer class 1 a little.
+        logits[:, 1] = 1.0
+        logits[::10, 0], logits[::10, 1] = 100.0, 0.0
+        return logits
+
+    counts = evaluate(
+        data.val,
+        range(len(data.val)),
+        prepare=lambda image: image.astype(np.float32),
+        views=lambda image: ten_crops(image, crop_size=224),
+        predict=network,
+        images_per_batch=per_batch,
+    )
+    assert sum(seen) == 10 * 30
+    # Mean of softmax: class 1 gets 0.9 * e / (e + 9) = 0.21, class 0 0.1 + 0.9 / (e + 9) = 0.18.
+    # Mean of logits would make every image class 0.
+    assert counts.top1_correct == (data.val.labels == 1).sum() == 3
