@@ -17,12 +17,10 @@ TARGET_VERSION = "0x020b000000000000"  # 2.11
 
 def find_compiler() -> str | None:
     """The C++ compiler that setuptools will call, or None."""
-    named = os.environ.get("CXX", "").split()
-    for candidate in (*named[:1], "c++", "g++", "clang++"):
-        path = shutil.which(candidate)
-        if path:
-            return path
-    return None
+    named = os.environ.get("CXX", "")
+    if named and shutil.which(named.split()[0]):
+        return named
+    return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 
 
 class BuildWithoutPythonModule(build_ext):

@@ -38,9 +38,7 @@ def compiled_state() -> CompiledState:
         return CompiledState(False, "REPLICA_EXT=off")
     path = Path(__file__).parent / LIBRARY_NAME
     if not path.exists():
-        return CompiledState(
-            False, "not built: install a C++ compiler and run `make setup` again to build it"
-        )
+        return CompiledState(False, "not built: install a C++ compiler and run `make setup` again")
     try:
         torch.ops.load_library(str(path))
     except OSError as error:

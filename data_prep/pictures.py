@@ -70,6 +70,7 @@ def _central_square(rgb: Image.Image, *, image_size: int) -> np.ndarray:
     if Image.MAX_IMAGE_PIXELS is not None and new_width * new_height > Image.MAX_IMAGE_PIXELS:
         raise BadPictureError(f"too narrow: {width} x {height} pixels")
     rgb = rgb.resize((new_width, new_height), Image.Resampling[RESAMPLING.upper()])
-    left = (new_width - image_size) // 2
-    top = (new_height - image_size) // 2
+    # Where the remainder is odd, no square is quite central: this is the later of the two.
+    left = (new_width - image_size + 1) // 2
+    top = (new_height - image_size + 1) // 2
     return np.array(rgb.crop((left, top, left + image_size, top + image_size)))

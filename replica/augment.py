@@ -87,6 +87,8 @@ def cut(
 ) -> np.ndarray:
     """Cuts, subtracts the mean image at each pixel's own place (paper 2), and reflects.
 
+    DEVIATION D11: the source subtracts the central part of the mean image from every crop.
+
     Args:
         images: uint8 (H, W, C) each.
         crops: one place an image.

@@ -76,9 +76,9 @@ def confidence_interval(error: float, num_images: int) -> tuple[float, float]:
 def count(probabilities_NK: torch.Tensor, labels_N: torch.Tensor) -> Counts:
     """Counts a batch: float (N, K) and int64 (N,).
 
-    As in the source, classes that tie with the label at the border of the top k count by the share
-    of orders in which the label is inside; so a network without an opinion is right as often as
-    chance.
+    DEVIATION D12: the text does not speak of ties; as in the source, classes that tie with the
+    label at the border of the top k count by the share of orders in which the label is inside. So a
+    network without an opinion is right as often as chance.
     """
     own = probabilities_NK.gather(1, labels_N[:, None])
     higher = (probabilities_NK > own).sum(1)

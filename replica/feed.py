@@ -57,18 +57,23 @@ class TrainFeed:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which every training image is used once; the last one may be smaller."""
+        """Steps in which every training image is used once (paper 5).
+
+        DEVIATION D9: the text does not say what becomes of a remainder; as in the source, the last
+        batch of an epoch is smaller, and its loss is the mean over its true size.
+        """
         return -(-len(self.data.train) // self.recipe.batch_size)
 
     @cached_property
     def _cycle(self) -> np.ndarray:
+        # DEVIATION D10: the text does not state the order; the source goes through the images in
+        # one fixed order, epoch by epoch, after one shuffle.
         return permutation(self.data.cycle_seed, len(self.data.train))
 
     def batch(self, step: int) -> Batch:
         """The images of a step, with this epoch's crops, reflections and colour noise.
 
-        The order is the same in every epoch, as in the source. The last batch of an epoch is
-        smaller where the batch size does not divide the number of images.
+        The order is the same in every epoch.
         """
         recipe, statistics = self.recipe, self.data.statistics
         epoch = step // self.steps_per_epoch + 1

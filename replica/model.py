@@ -131,6 +131,8 @@ class AlexNet(nn.Module):
             )
             x = F.relu(x)
             if conv.normalised:
+                # DEVIATION D7: the text's N is the whole layer; on two devices a window that
+                # crosses the towers would need an exchange, and the source has none.
                 x = local_response_norm(
                     x,
                     n=recipe.lrn_n,
@@ -140,6 +142,7 @@ class AlexNet(nn.Module):
                     towers=placement.towers_here,
                 )
             if conv.pooled:
+                # DEVIATION D8: of equal maxima the first gets the gradient, in the source all do.
                 x = F.max_pool2d(x, recipe.pool_window, recipe.pool_stride)
         for number, layer in enumerate(self._fully_connected()):
             x = placement.read_both(x).flatten(1)

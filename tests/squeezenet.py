@@ -39,4 +39,5 @@ class SqueezeNet:
             x = self.fire(x, f"fire{i}")
             if i in (4, 8):
                 x = F.max_pool2d(x, 3, 2, ceil_mode=True)
-        return self.conv(x, "conv_final").mean(dim=(2, 3))
+        # The published network pads its 1 x 1 convolution by one, so the mean has 15 x 15 places.
+        return self.conv(x, "conv_final", padding=1).mean(dim=(2, 3))

@@ -225,12 +225,19 @@ def test_ctrl_c_saves_and_says_how_to_resume(gpus, number, status, shards_dir, t
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_rank_outlives_a_killed_parent(shards_dir, tmp_path):
     out = tmp_path / "run"
-    process = started(train_command(shards_dir, out, "--gpus", "2"), out)
+    options = ("--gpus", "2", "--checkpoint-steps", "1")
+    process = started(train_command(shards_dir, out, *options), out)
     pids = [rank["pid"] for rank in runlog.read_run_record(out)["ranks"]]
     assert all(is_running(pid) for pid in pids)
     process.kill()
     process.communicate()
     wait_until_ended(pids)
+    # Killed without a word, the run goes on after the last of its checkpoints.
+    step = last_checkpoint(out)["step"]
+    assert step >= 1
+    result = train(shards_dir, out, "--gpus", "2", "--resume", "--steps", str(step + 2))
+    assert result.returncode == 0, result.stderr
+    assert [line["step"] for line in lines_of(out, "step")] == list(range(1, step + 3))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

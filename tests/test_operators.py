@@ -1,6 +1,7 @@
 """One table of operators drives these tests: oracle, reference, compiled code, wrong versions."""
 
 import os
+import shutil
 
 import numpy as np
 import oracles
@@ -31,6 +32,12 @@ OPERATORS = {
 needs_compiled = pytest.mark.skipif(
     not cuda_ext.compiled_state().is_live, reason=cuda_ext.compiled_state().reason
 )
+
+
+def test_where_there_is_a_compiler_the_operators_are_built():
+    """Else every test of compiled code would be skipped without anybody noticing."""
+    if any(map(shutil.which, ("c++", "g++", "clang++"))) and "REPLICA_EXT" not in os.environ:
+        assert cuda_ext.compiled_state().is_live, cuda_ext.compiled_state().reason
 
 
 def test_every_registered_operator_has_a_row():

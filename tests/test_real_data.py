@@ -82,8 +82,8 @@ def test_pixels_of_real_pictures_are_resized_and_cropped_as_pillow_does(imagenet
                 size = (round(width * scale), round(height * scale))
                 resized = picture.convert("RGB").resize(size, Image.Resampling.BILINEAR)
             pixels = np.asarray(resized)
-            top, left = (size[1] - 256) // 2, (size[0] - 256) // 2
-            assert np.array_equal(stored, pixels[top : top + 256, left : left + 256]), name
+            bottom, right = (size[1] + 257) // 2, (size[0] + 257) // 2
+            assert np.array_equal(stored, pixels[bottom - 256 : bottom, right - 256 : right]), name
     assert modes >= {"RGB", "L"}
 
 
