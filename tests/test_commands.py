@@ -125,7 +125,7 @@ def test_the_test_command_counts_every_image_once(two_towers, shards_dir):
     assert f"top-1 error {error:.2%}" in center.stdout
 
 
-@pytest.mark.parametrize("gpus", ["1", "2"])
+@pytest.mark.parametrize("gpus", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(gpus, shards_dir, tmp_path):
     options = ("--gpus", gpus, "--epochs", "3")
     assert train(shards_dir, tmp_path / "whole", *options).returncode == 0
@@ -204,7 +204,11 @@ def wait_until_ended(pids):
 
 
 @pytest.mark.parametrize(
-    ("gpus", "number", "status"), [("2", signal.SIGINT, 130), ("1", signal.SIGTERM, 143)]
+    ("gpus", "number", "status"),
+    [
+        ("2", signal.SIGINT, 130),
+        pytest.param("1", signal.SIGTERM, 143, marks=pytest.mark.slow),
+    ],
 )
 def test_ctrl_c_saves_and_says_how_to_resume(gpus, number, status, shards_dir, tmp_path):
     out = tmp_path / "run"
@@ -320,7 +324,7 @@ def test_a_text_file_as_a_checkpoint_is_refused(tmp_path):
     assert_user_error(result, "none.pt", "found no file")
 
 
-@pytest.mark.parametrize("gpus", ["1", "2"])
+@pytest.mark.parametrize("gpus", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_full_disk_ends_in_one_line_and_keeps_what_was_saved(
     gpus, two_towers, shards_dir, tmp_path
 ):
@@ -357,14 +361,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(shards_dir, 
     assert "Traceback" not in result.stderr
 
 
-def test_other_precisions_train_and_are_recorded(shards_dir, tmp_path):
-    for precision in ("bf16", "float64"):
-        out = tmp_path / precision
-        result = train(shards_dir, out, "--precision", precision, "--steps", "2")
-        assert result.returncode == 0, result.stderr
-        assert runlog.read_run_record(out)["numerics"]["precision"] == precision
-        expected = torch.float64 if precision == "float64" else torch.float32
-        assert last_checkpoint(out)["model"]["fc6.weight"].dtype == expected
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("bf16", torch.float32), pytest.param("float64", torch.float64, marks=pytest.mark.slow)],
+)
+def test_other_precisions_train_and_are_recorded(precision, dtype, shards_dir, tmp_path):
+    result = train(shards_dir, tmp_path / "run", "--precision", precision, "--steps", "2")
+    assert result.returncode == 0, result.stderr
+    assert runlog.read_run_record(tmp_path / "run")["numerics"]["precision"] == precision
+    assert last_checkpoint(tmp_path / "run")["model"]["fc6.weight"].dtype == dtype
 
 
 def test_without_compiled_operators_training_works_and_one_line_says_so(shards_dir, tmp_path):
@@ -375,6 +380,7 @@ def test_without_compiled_operators_training_works_and_one_line_says_so(shards_d
     assert "REPLICA_EXT=off" in lines[0]
 
 
+@pytest.mark.slow
 def test_every_command_of_the_list_has_help():
     listed = run("-m", "replica").stdout.splitlines()
     commands = [line.split("  ")[0].split() for line in listed if line.startswith("python ")]

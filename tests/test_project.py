@@ -56,7 +56,7 @@ def test_the_top_level_is_the_owners():
     folders = {p.name for p in PROJECT_DIR.iterdir() if p.is_dir() and not p.name.startswith(".")}
     generated = {"build", "shards", "toy", "runs", "demo"}
     ours = {name for name in folders - generated if not name.endswith((".egg-info", "__pycache__"))}
-    assert ours == {"cuda_ext", "data_prep", "replica", "tests", "benchmarks"}
+    assert ours - {"docs"} == {"cuda_ext", "data_prep", "replica", "tests", "benchmarks"}
 
 
 def deviation_rows():

@@ -10,6 +10,8 @@ from replica.launch import Rank
 from replica.train import Run, Trainer
 
 NUM_STEPS = 12
+# A wrong exchange is seen at once.
+NUM_STEPS_WRONG = 3
 
 
 def train_and_dump(rank: Rank, argument: tuple[Run, str, str], stop) -> None:
@@ -22,7 +24,7 @@ def train_and_dump(rank: Rank, argument: tuple[Run, str, str], stop) -> None:
     trainer = Trainer(run, rank)
     recorded = {}
     losses = []
-    for batch in trainer.feed.batches(0, NUM_STEPS):
+    for batch in trainer.feed.batches(0, NUM_STEPS_WRONG if wrong else NUM_STEPS):
         counts, _ = trainer.train_step(batch, rate=run.recipe.learning_rate, stop=stop.is_set())
         losses.append(counts.mean_loss)
         if batch.step == 0:
