@@ -89,6 +89,9 @@ def main(argv: list[str] | None = None) -> int:
         result = run_demo(arguments.out, train_arguments)
     except subprocess.CalledProcessError as error:
         return 2 if error.returncode == 2 else 1
+    except KeyboardInterrupt:
+        print("replica.demo: interrupted; run it again, what is drawn and built is kept")
+        return 130
     path = arguments.out / "result.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     for name in ("top1", "top5"):

@@ -1,6 +1,5 @@
 """What the machine decides: which processes run on which devices, and in which precision."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,13 +90,6 @@ def choose_devices(
             what = f"{count} CPU processes, the whole network each"
         notes.append(f"devices: {what} ({why})")
     return Devices(kind, count, chosen_split, tuple(notes))
-
-
-def num_cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def check_precision(precision: str, *, kind: str) -> None:

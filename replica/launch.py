@@ -23,9 +23,11 @@ import torch
 import torch.distributed as dist
 
 from data_prep.shards import UserError
-from replica.devices import Devices, num_cores
+from replica.devices import Devices
 from replica.towers import OneDevice, Placement, TwoDevices
 
+# How long the other processes may take to end by themselves after one has failed.
+GRACE_SECONDS = 2.0
 EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
 
 
@@ -124,7 +126,6 @@ def run_processes(worker: Worker, argument: Any, devices: Devices) -> int:
     received: list[int] = []
     with _signals_set(stop, received):
         if devices.num_processes == 1:
-            torch.set_num_threads(num_cores())
             worker(Rank(0, devices), argument, stop)
         else:
             _run_supervised(context, worker, argument, devices, stop, received)
@@ -189,8 +190,11 @@ def _watch(processes: list[Any], failures: Any) -> None:
         failed = [process for process in ended if process.exitcode != 0]
         if not failed:
             continue
-        # A killed process makes its peers fail too: it is the one to name.
-        killed = [process for process in failed if process.exitcode < 0]
+        # A killed process makes its peers fail too, perhaps before it is seen to have ended: it
+        # is the one to name.
+        if running:
+            wait([process.sentinel for process in running], timeout=GRACE_SECONDS)
+        killed = [p for p in processes if p.exitcode is not None and p.exitcode < 0]
         if not killed and not failures.empty():
             is_user_error, message = failures.get()
             raise UserError(message) if is_user_error else RuntimeError(message)
@@ -211,7 +215,7 @@ def _run_rank(
     # All processes are on this machine, so its loopback interface is all that gloo needs.
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(max(1, num_cores() // rank.devices.num_processes))
+    torch.set_num_threads(max(1, torch.get_num_threads() // rank.devices.num_processes))
     status = 0
     try:
         if rank.devices.kind == "cuda":

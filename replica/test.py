@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from replica.devices import (
     check_precision,
     choose_devices,
     compute_precision,
-    num_cores,
     parameter_dtype,
     set_numerics,
 )
@@ -53,7 +53,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def choose_checkpoint(arguments: argparse.Namespace, say: "Any") -> tuple[Path, dict[str, Any]]:
+def choose_checkpoint(
+    arguments: argparse.Namespace, say: Callable[[str], None]
+) -> tuple[Path, dict[str, Any]]:
     """The named checkpoint, or the last whole one of the newest run."""
     if arguments.checkpoint is not None:
         return arguments.checkpoint, load_checkpoint(arguments.checkpoint)
@@ -65,7 +67,9 @@ def choose_checkpoint(arguments: argparse.Namespace, say: "Any") -> tuple[Path, 
     return path, content
 
 
-def choose_data(arguments: argparse.Namespace, checkpoint: Path, say: "Any") -> DataSet:
+def choose_data(
+    arguments: argparse.Namespace, checkpoint: Path, say: Callable[[str], None]
+) -> DataSet:
     """The named data, or those of the checkpoint's run."""
     if arguments.data is not None:
         return open_data_set(arguments.data)
@@ -135,7 +139,6 @@ def run(arguments: argparse.Namespace) -> None:
     )
     check_precision(arguments.precision, kind=devices.kind)
     set_numerics(arguments.precision)
-    torch.set_num_threads(num_cores())
     counts = test_checkpoint(
         content,
         data,

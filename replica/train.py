@@ -2,17 +2,12 @@
 
 import argparse
 import math
-import os
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 
@@ -20,13 +15,7 @@ import cuda_ext
 from data_prep.shards import DataSet, UserError, open_data_set
 from replica import runlog
 from replica.augment import center_crop
-from replica.checkpoint import (
-    check_fits_classes,
-    check_fits_recipe,
-    last_whole_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from replica.checkpoint import check_fits_classes, check_fits_recipe, last_whole_checkpoint
 from replica.devices import (
     PRECISIONS,
     Devices,
@@ -38,11 +27,12 @@ from replica.devices import (
 )
 from replica.draws import UINT32_RANGE
 from replica.evaluate import Counts, count, evaluate
-from replica.feed import Batch, TrainFeed
-from replica.launch import Mesh, Rank, StopRequest, run_processes
-from replica.model import AlexNet, DropoutKeys, initialise_, whole_shapes
+from replica.feed import Batch
+from replica.launch import Rank, StopRequest, run_processes
+from replica.model import DropoutKeys
 from replica.optimizer import sgd_step_
-from replica.recipes import ALIASES, Recipe, find_recipe, from_record, to_record, with_changes
+from replica.process import Run, RunState, begin, describe, save
+from replica.recipes import ALIASES, Recipe, find_recipe, from_record, with_changes
 from replica.recipes.recipe import settable_fields
 from replica.schedule import learning_rate
 
@@ -52,31 +42,6 @@ tqdm.set_lock(threading.RLock())
 DEFAULT_DATA = Path("shards")
 DEFAULT_RECIPE = "paper"
 DEFAULT_SEED = 2012
-
-
-@dataclass(frozen=True)
-class Run:
-    """What every process of a run is told."""
-
-    recipe: Recipe
-    num_classes: int
-    data_dir: Path
-    run_dir: Path
-    devices: Devices
-    precision: str
-    seed: int
-    steps: int | None  # stop after this many, counted from the beginning of the run
-    checkpoint_steps: int | None
-    resume_from: Path | None
-    command: list[str]
-
-
-@dataclass
-class Progress:
-    """How far a run is; with the weights and velocities, all that resuming needs."""
-
-    step: int
-    val_errors: list[float]  # top-1 error after each epoch, which the schedule reads
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -265,294 +230,157 @@ def _devices_of(arguments: argparse.Namespace, recipe: Recipe) -> Devices:
     return devices
 
 
-# --- One process of a run
+# --- The steps
 
 
-class Trainer:
-    """The state of one process: its part of the network, the velocities, how far the run is."""
+def train_step_(state: RunState, batch: Batch, *, rate: float) -> Counts:
+    """One step of stochastic gradient descent (paper 5), in place.
 
-    def __init__(self, run: Run, rank: Rank) -> None:
-        self.run, self.rank, self.recipe = run, rank, run.recipe
-        self.numerics = set_numerics(run.precision)
-        self.mesh = Mesh(rank)
-        self.data = open_data_set(run.data_dir)
-        placement = rank.placement(run.recipe.towers)
-        model = AlexNet(run.recipe, num_classes=run.num_classes, placement=placement)
-        self.progress = Progress(0, [])
-        self.velocities: dict[str, torch.Tensor] = {}
-        if run.resume_from is None:
-            initialise_(model, seed=run.seed)
-        self.model = model.to(rank.device, parameter_dtype(run.precision))
-        self.weights = dict(self.model.named_parameters())
-        self.velocities = {name: torch.zeros_like(w) for name, w in self.weights.items()}
-        if run.resume_from is not None:
-            self._restore(load_checkpoint(run.resume_from))
-        self.feed = TrainFeed(
-            self.data, run.recipe, run.seed, rank.data_index, rank.devices.num_data_shares
-        )
-        self.weight_decays = [
-            run.recipe.weight_decay if name.endswith(".weight") or run.recipe.decay_biases else 0.0
-            for name in self.weights
-        ]
+    Returns:
+        The counts of this process's share of the batch.
+    """
+    run, recipe = state.run, state.run.recipe
+    device, dtype = state.rank.device, parameter_dtype(run.precision)
+    images = batch.images.to(device, dtype, non_blocking=True)
+    labels = batch.labels.to(device, non_blocking=True)
+    dropout = DropoutKeys(run.seed, batch.step, batch.rows)
+    weights = state.weights
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps in one pass over the training images."""
-        return self.feed.steps_per_epoch
+    with compute_precision(run.precision, kind=device.type):
+        logits = state.model(images, dropout=dropout).to(dtype)
+    loss = F.cross_entropy(logits, labels, reduction="sum") / batch.batch_size
+    gradients = list(torch.autograd.grad(loss, list(weights.values())))
+    state.mesh.sum_over_data_(gradients)
+    sgd_step_(
+        list(weights.values()),
+        list(state.velocities.values()),
+        gradients,
+        learning_rate=rate,
+        momentum=recipe.momentum,
+        weight_decays=[
+            recipe.weight_decay if name.endswith(".weight") or recipe.decay_biases else 0.0
+            for name in weights
+        ],
+    )
+    state.step += 1
+    return count(logits.detach().softmax(dim=1), labels)
 
-    @property
-    def last_step(self) -> int:
-        """How many steps the whole run has."""
-        steps = self.recipe.epochs * self.steps_per_epoch
-        return steps if self.run.steps is None else min(steps, self.run.steps)
 
-    @property
-    def epoch(self) -> int:
-        """The epoch of the next step, counted from 1."""
-        return self.progress.step // self.steps_per_epoch + 1
+def add_up(counts: Counts, *, state: RunState, stop: bool = False) -> tuple[Counts, bool]:
+    """Adds counts over the shares of a batch; every process must call it.
 
-    def train_step(self, batch: Batch, *, rate: float, stop: bool) -> tuple[Counts, bool]:
-        """One step of stochastic gradient descent (paper 5).
+    Returns:
+        The sums, and whether any process was asked to stop.
+    """
+    # Both towers of a share have the same counts: one of them counts.
+    share = 1.0 if state.rank.tower == 0 else 0.0
+    numbers = (counts.num_images, counts.top1_correct, counts.top5_correct, counts.loss)
+    local = torch.tensor([*(share * x for x in numbers), float(stop)], dtype=torch.float64)
+    total = state.mesh.sum_over_all_(local.to(state.rank.device)).tolist()
+    num_images, top1_correct, top5_correct, loss, stops = total
+    return Counts(round(num_images), top1_correct, top5_correct, loss), stops > 0
 
-        Returns:
-            The counts of the whole batch, and whether any process was asked to stop.
-        """
-        device, dtype = self.rank.device, parameter_dtype(self.run.precision)
-        x = batch.images.to(device, dtype, non_blocking=True)
-        labels = batch.labels.to(device, non_blocking=True)
-        keys = DropoutKeys(self.run.seed, batch.step, batch.rows)
-        with compute_precision(self.run.precision, kind=device.type):
-            logits = self.model(x, dropout=keys).to(dtype if dtype.itemsize > 4 else torch.float32)
-        loss = F.cross_entropy(logits, labels, reduction="sum") / batch.batch_size
-        gradients = list(torch.autograd.grad(loss, list(self.weights.values())))
-        self.mesh.sum_over_data_(gradients)
-        sgd_step_(
-            list(self.weights.values()),
-            list(self.velocities.values()),
-            gradients,
-            learning_rate=rate,
-            momentum=self.recipe.momentum,
-            weight_decays=self.weight_decays,
-        )
-        self.progress.step += 1
-        counts = count(logits.detach().softmax(dim=1), labels)
-        return self._add_up(counts, stop=stop)
 
-    def _add_up(self, counts: Counts, *, stop: bool) -> tuple[Counts, bool]:
-        """Adds the counts over the shares of the batch; both towers of a share have the same."""
-        share = 1.0 if self.rank.tower == 0 else 0.0
-        numbers = [
-            counts.num_images * share,
-            counts.top1_correct * share,
-            counts.top5_correct * share,
-            counts.loss * share,
-            float(stop),
-        ]
-        total = torch.tensor(numbers, dtype=torch.float64, device=self.rank.device)
-        num_images, top1, top5, loss, stops = self.mesh.sum_over_all_(total).tolist()
-        return Counts(round(num_images), top1, top5, loss), stops > 0
+def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
+    """Counts the errors on the validation part, on the central crop; every process must call it.
 
-    def validate(self, should_stop: Callable[[], bool]) -> tuple[Counts, bool]:
-        """Counts the errors on the validation part, on the central crop of each image.
+    Returns:
+        The counts, and whether a stop request cut them short.
+    """
+    run, recipe, data = state.run, state.run.recipe, state.data
+    device, dtype = state.rank.device, parameter_dtype(run.precision)
+    mean_image = data.statistics.mean_image
+    num_shares = state.rank.devices.num_data_shares
+    rows = range(len(data.val))[state.rank.data_index :: num_shares]
 
-        Returns:
-            The counts, and whether a stop request cut them short.
-        """
-        mean_image = self.data.statistics.mean_image
-        shares = self.rank.devices.num_data_shares
-        rows = range(len(self.data.val))[self.rank.data_index :: shares]
-        progress = tqdm(
-            total=len(rows),
-            desc="validation",
-            unit=" images",
-            leave=False,
-            disable=self.rank.index != 0 or not sys.stderr.isatty(),
-        )
+    def predict(crops: torch.Tensor) -> torch.Tensor:
+        with compute_precision(run.precision, kind=device.type):
+            return state.model(crops.to(device, dtype))
 
-        def predict(crops: torch.Tensor) -> torch.Tensor:
-            device, dtype = self.rank.device, parameter_dtype(self.run.precision)
-            with compute_precision(self.run.precision, kind=device.type):
-                return self.model(crops.to(device, dtype))
-
-        def agreed_stop() -> bool:
-            # The two towers of a share go through the same batches, so they must stop together.
-            if not self.mesh.is_distributed:
-                return should_stop()
-            flag = torch.tensor([float(should_stop())], device=self.rank.device)
-            return bool(self.mesh.sum_over_all_(flag).item())
-
-        # All shares make the same number of batches, for the question before each.
-        per_batch = self.recipe.batch_size
-        largest_share = math.ceil(len(self.data.val) / shares)
-        num_batches = math.ceil(largest_share / per_batch)
-        counts, stopped = Counts(), False
-        for i in range(num_batches):
-            stopped = agreed_stop()
+    progress = tqdm(
+        total=len(rows),
+        desc="validation",
+        unit=" images",
+        leave=False,
+        disable=state.rank.index != 0 or not sys.stderr.isatty(),
+    )
+    # All shares go through the same number of batches, for the question before each.
+    largest_share = math.ceil(len(data.val) / num_shares)
+    counts = Counts()
+    with progress:
+        for first in range(0, largest_share, recipe.batch_size):
+            _, stopped = add_up(Counts(), state=state, stop=stop.is_set())
             if stopped:
-                break
+                return counts, True
             counts += evaluate(
-                self.data.val,
-                rows[i * per_batch : (i + 1) * per_batch],
+                data.val,
+                rows[first : first + recipe.batch_size],
                 prepare=lambda image: image - mean_image,
-                views=lambda image: center_crop(image, crop_size=self.recipe.crop_size),
+                views=lambda image: center_crop(image, crop_size=recipe.crop_size),
                 predict=predict,
-                images_per_batch=per_batch,
+                images_per_batch=recipe.batch_size,
                 on_progress=progress.update,
             )
-        progress.close()
-        counts, _ = self._add_up(counts, stop=False)
-        if not stopped:
-            counts.check(len(self.data.val))
-        return counts, stopped
-
-    def whole_tensors(self) -> dict[str, dict[str, torch.Tensor]] | None:
-        """Weights and velocities of the whole network in rank 0, None elsewhere.
-
-        Every process must call it. The second tower of the first share sends its halves.
-        """
-        whole: dict[str, dict[str, torch.Tensor]] = {"model": {}, "velocities": {}}
-        for kind, tensors in (("model", self.weights), ("velocities", self.velocities)):
-            for name, tensor in tensors.items():
-                own = tensor.detach()
-                if self.rank.devices.split == 2 and self.rank.data_index == 0:
-                    own = self._join_halves(name, own)
-                whole[kind][name] = own.cpu().clone()
-        return whole if self.rank.index == 0 else None
-
-    def _join_halves(self, name: str, own: torch.Tensor) -> torch.Tensor:
-        if self.rank.tower == 1:
-            dist.send(own.contiguous(), dst=0)
-            return own
-        rows = self._whole_shapes()[name][0]
-        other = own.new_empty((rows - own.shape[0], *own.shape[1:]))
-        dist.recv(other, src=1)
-        return torch.cat((own, other))
-
-    def _whole_shapes(self) -> dict[str, torch.Size]:
-        return whole_shapes(self.recipe, num_classes=self.run.num_classes)
-
-    @torch.no_grad()
-    def _restore(self, content: dict[str, Any]) -> None:
-        """Takes this process's half of a checkpoint's tensors, and how far the run was."""
-        for kind, tensors in (("model", self.weights), ("velocities", self.velocities)):
-            for name, tensor in tensors.items():
-                stored = content[kind][name]
-                if stored.dtype != tensor.dtype:
-                    raise UserError(
-                        f"{self.run.resume_from}: {name} is {stored.dtype}, this run needs "
-                        f"{tensor.dtype}: give the --precision that it was trained with"
-                    )
-                tensor.copy_(stored[self.model.placement.own(len(stored))])
-        self.progress = Progress(content["step"], list(content["val_errors"]))
-
-    def save(self) -> Path | None:
-        """Writes a checkpoint; every process must call it."""
-        whole = self.whole_tensors()
-        if whole is None:
-            return None
-        statistics = self.data.statistics
-        return save_checkpoint(
-            self.run.run_dir,
-            {
-                **whole,
-                "step": self.progress.step,
-                "epoch": self.epoch,
-                "val_errors": self.progress.val_errors,
-                "recipe": to_record(self.recipe),
-                "num_classes": self.run.num_classes,
-                "seed": self.run.seed,
-                "wnids": self.data.wnids,
-                "class_names": self.data.class_names,
-                "mean_image": torch.from_numpy(statistics.mean_image),
-                "eigenvalues": torch.from_numpy(statistics.eigenvalues.copy()),
-                "eigenvectors": torch.from_numpy(statistics.eigenvectors.copy()),
-            },
-        )
-
-    def describe_run(self) -> dict[str, Any]:
-        """What run.json says; every process must call it."""
-        ranks = self.mesh.gather_objects(
-            {
-                "rank": self.rank.index,
-                "pid": os.getpid(),
-                "device": str(self.rank.device),
-                "data_index": self.rank.data_index,
-                "tower": self.rank.tower if self.rank.devices.split == 2 else None,
-                "parameters": sum(w.numel() for w in self.weights.values()),
-                "threads": torch.get_num_threads(),
-            }
-        )
-        return {
-            "recipe": to_record(self.recipe),
-            "num_classes": self.run.num_classes,
-            "seed": self.run.seed,
-            "command": self.run.command,
-            "started_at_step": self.progress.step,
-            "data": {
-                "directory": str(self.run.data_dir.resolve()),
-                "manifest_sha256": self.data.manifest_sha256,
-                "train_images": len(self.data.train),
-                "val_images": len(self.data.val),
-            },
-            "numerics": self.numerics,
-            "ranks": ranks,
-            **runlog.describe_machine(self.rank.devices.kind),
-        }
+    counts, _ = add_up(counts, state=state)
+    counts.check(len(data.val))
+    return counts, False
 
 
 def run_rank(rank: Rank, run: Run, stop: StopRequest) -> None:
     """One process of a run, from its start to its end."""
-    trainer = Trainer(run, rank)
-    record = trainer.describe_run()
+    set_numerics(run.precision)
+    state = begin(run, rank)
+    record = describe(state)
     metrics = None
     if rank.index == 0:
         runlog.write_run_record(run.run_dir, record)
-        resumed_step = trainer.progress.step if run.resume_from is not None else None
+        resumed_step = state.step if run.resume_from is not None else None
         metrics = runlog.Metrics(run.run_dir, resumed_step=resumed_step)
         if resumed_step is not None:
-            metrics.write("resume", step=resumed_step, epoch=trainer.epoch)
-    if run.resume_from is not None and trainer.progress.step >= trainer.last_step:
+            metrics.write("resume", step=resumed_step, epoch=state.epoch)
+    if run.resume_from is not None and state.step >= state.last_step:
         if rank.index == 0:
-            print(f"the run is complete at step {trainer.progress.step}; nothing to do")
+            print(f"the run is complete at step {state.step}; nothing to do")
         return
-    stopped = _train(trainer, metrics, stop)
-    path = trainer.save()
+    stopped = _train(state, metrics, stop)
+    path = save(state)
     if metrics is not None:
         metrics.close()
         print(f"saved {path}")
         if stopped:
-            out = run.run_dir
             print(
-                f"stopped at step {trainer.progress.step}; continue with "
-                f"`python -m replica.train --resume --out {out}` and the options of this run"
+                f"stopped at step {state.step}; continue with `python -m replica.train --resume "
+                f"--out {run.run_dir}` and the options of this run"
             )
 
 
-def _train(trainer: Trainer, metrics: runlog.Metrics | None, stop: StopRequest) -> bool:
+def _train(state: RunState, metrics: runlog.Metrics | None, stop: StopRequest) -> bool:
     """The steps and the validations of a run; returns whether a stop request ended it."""
-    run, progress = trainer.run, trainer.progress
-    shown = tqdm(
-        total=trainer.last_step,
-        initial=progress.step,
+    run = state.run
+    progress = tqdm(
+        total=state.last_step,
+        initial=state.step,
         unit=" steps",
         disable=metrics is None,
         mininterval=0.5 if sys.stderr.isatty() else 30,
     )
-    with shown:
-        batches = trainer.feed.batches(progress.step, trainer.last_step)
+    with progress:
         began = time.perf_counter()
-        for batch in batches:
-            if _validation_is_due(trainer) and _validate(trainer, metrics, stop):
+        for batch in state.feed.batches(state.step, state.last_step):
+            # An epoch may have ended whose validation error is not known yet.
+            is_due = len(state.val_errors) < state.epochs_done
+            if is_due and _validate_and_record(state, metrics, stop):
                 return True
-            rate = learning_rate(run.recipe, epoch=trainer.epoch, val_errors=progress.val_errors)
-            epoch = trainer.epoch
-            counts, stopped = trainer.train_step(batch, rate=rate, stop=stop.is_set())
+            epoch = state.epoch
+            rate = learning_rate(run.recipe, epoch=epoch, val_errors=state.val_errors)
+            counts = train_step_(state, batch, rate=rate)
+            counts, stopped = add_up(counts, state=state, stop=stop.is_set())
             counts.check(batch.batch_size)
             now = time.perf_counter()
             if metrics is not None:
                 metrics.write(
                     "step",
-                    step=progress.step,
+                    step=state.step,
                     epoch=epoch,
                     loss=counts.mean_loss,
                     top1_error=counts.top1_error,
@@ -562,41 +390,35 @@ def _train(trainer: Trainer, metrics: runlog.Metrics | None, stop: StopRequest) 
                 )
             if not counts.loss < float("inf"):
                 raise RuntimeError(
-                    f"the loss is {counts.mean_loss} at step {progress.step}: the learning rate "
+                    f"the loss is {counts.mean_loss} at step {state.step}: the learning rate "
                     f"{rate} is too high for this recipe, or the data is damaged; the last "
                     "checkpoint is kept"
                 )
             began = now
-            shown.update()
-            shown.set_postfix(epoch=epoch, loss=f"{counts.mean_loss:.3f}", refresh=False)
+            progress.update()
+            progress.set_postfix(epoch=epoch, loss=f"{counts.mean_loss:.3f}", refresh=False)
             if stopped:
                 return True
-            if run.checkpoint_steps and progress.step % run.checkpoint_steps == 0:
-                trainer.save()
-        return _validate(trainer, metrics, stop)
+            if run.checkpoint_steps and state.step % run.checkpoint_steps == 0:
+                save(state)
+        return _validate_and_record(state, metrics, stop)
 
 
-def _validation_is_due(trainer: Trainer) -> bool:
-    """Whether an epoch has ended whose validation error is not known yet."""
-    epochs_done = trainer.progress.step // trainer.steps_per_epoch
-    return len(trainer.progress.val_errors) < epochs_done
-
-
-def _validate(trainer: Trainer, metrics: runlog.Metrics | None, stop: StopRequest) -> bool:
+def _validate_and_record(
+    state: RunState, metrics: runlog.Metrics | None, stop: StopRequest
+) -> bool:
     """Validates, and saves at the end of an epoch; returns whether a stop request cut it short."""
-    progress = trainer.progress
     began = time.perf_counter()
-    counts, stopped = trainer.validate(stop.is_set)
+    counts, stopped = validate(state, stop)
     if stopped:
         return True
-    epochs_done = progress.step // trainer.steps_per_epoch
     # The epoch that these weights come from, also where a run ends in the middle of one.
-    epoch = -(-progress.step // trainer.steps_per_epoch)
-    rate = learning_rate(trainer.recipe, epoch=epoch, val_errors=progress.val_errors)
+    epoch = math.ceil(state.step / state.feed.steps_per_epoch)
+    rate = learning_rate(state.run.recipe, epoch=epoch, val_errors=state.val_errors)
     if metrics is not None:
         metrics.write(
             "val",
-            step=progress.step,
+            step=state.step,
             epoch=epoch,
             loss=counts.mean_loss,
             top1_error=counts.top1_error,
@@ -605,15 +427,15 @@ def _validate(trainer: Trainer, metrics: runlog.Metrics | None, stop: StopReques
             images_per_second=counts.num_images / (time.perf_counter() - began),
         )
         tqdm.write(
-            f"epoch {epoch}, step {progress.step}: validation loss {counts.mean_loss:.3f}, "
+            f"epoch {epoch}, step {state.step}: validation loss {counts.mean_loss:.3f}, "
             f"top-1 error {counts.top1_error:.2%}, top-5 error {counts.top5_error:.2%} "
             f"(centre crop), learning rate {rate:g}",
             file=sys.stderr,
         )
-    if len(progress.val_errors) < epochs_done:
-        progress.val_errors.append(counts.top1_error)
-        if progress.step < trainer.last_step:
-            trainer.save()
+    if len(state.val_errors) < state.epochs_done:
+        state.val_errors.append(counts.top1_error)
+        if state.step < state.last_step:
+            save(state)
     return False
 
 

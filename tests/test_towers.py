@@ -9,9 +9,9 @@ from tower_workers import NUM_STEPS, train_and_dump
 from replica.devices import Devices, choose_devices
 from replica.launch import run_processes
 from replica.model import AlexNet, initialise_
+from replica.process import Run
 from replica.recipes import MINI
 from replica.towers import tower_slice
-from replica.train import Run
 
 # Enlarged, so that gradients dominate the decay in every layer.
 WIDER = 3.0

@@ -7,7 +7,8 @@ import torch
 from replica import model as model_module
 from replica import towers
 from replica.launch import Rank
-from replica.train import Run, Trainer
+from replica.process import Run, begin, whole_tensors
+from replica.train import add_up, train_step_, validate
 
 NUM_STEPS = 12
 # A wrong exchange is seen at once.
@@ -21,17 +22,18 @@ def train_and_dump(rank: Rank, argument: tuple[Run, str, str], stop) -> None:
     """
     run, wrong, path = argument
     break_exchange(wrong, rank)
-    trainer = Trainer(run, rank)
+    state = begin(run, rank)
     recorded = {}
     losses = []
-    for batch in trainer.feed.batches(0, NUM_STEPS_WRONG if wrong else NUM_STEPS):
-        counts, _ = trainer.train_step(batch, rate=run.recipe.learning_rate, stop=stop.is_set())
+    for batch in state.feed.batches(0, NUM_STEPS_WRONG if wrong else NUM_STEPS):
+        counts = train_step_(state, batch, rate=run.recipe.learning_rate)
+        counts, _ = add_up(counts, state=state)
         losses.append(counts.mean_loss)
         if batch.step == 0:
             # Without momentum yet: v = -rate * (gradient + weight_decay * w before the step).
-            recorded["first"] = trainer.whole_tensors()
-    recorded["last"] = trainer.whole_tensors()
-    counts, _ = trainer.validate(lambda: False)
+            recorded["first"] = whole_tensors(state)
+    recorded["last"] = whole_tensors(state)
+    counts, _ = validate(state, stop)
     if rank.index == 0:
         torch.save({**recorded, "losses": losses, "val_loss": counts.mean_loss}, Path(path))
 
