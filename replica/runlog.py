@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import platform
 import subprocess
@@ -144,7 +145,7 @@ class Metrics:
 
     Each line has `kind` (`step`, `val`, `resume`), `step` (steps done), `epoch` (counted from 1),
     `loss` (mean over images), `top1_error`, `top5_error` (fractions), `learning_rate` and
-    `images_per_second`; what a kind does not measure is null.
+    `images_per_second`; what a kind does not measure, or what is no finite number, is null.
     """
 
     def __init__(self, run_dir: Path, *, resumed_step: int | None = None) -> None:
@@ -169,8 +170,9 @@ class Metrics:
     def write(self, kind: str, *, step: int, epoch: int, **values: float | None) -> None:
         """Appends one line."""
         measured = ("loss", "top1_error", "top5_error", "learning_rate", "images_per_second")
-        line = {"kind": kind, "step": step, "epoch": epoch, **dict.fromkeys(measured), **values}
-        self._file.write(json.dumps(line) + "\n")
+        finite = {k: v for k, v in values.items() if v is not None and math.isfinite(v)}
+        line = {"kind": kind, "step": step, "epoch": epoch, **dict.fromkeys(measured), **finite}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:

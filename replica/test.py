@@ -27,7 +27,7 @@ from replica.devices import (
 from replica.evaluate import Counts, confidence_interval, evaluate
 from replica.model import AlexNet
 from replica.recipes import from_record
-from replica.train import DEFAULT_DATA
+from replica.train import DEFAULT_DATA, say_operators
 
 tqdm.set_lock(threading.RLock())
 
@@ -139,6 +139,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     check_precision(arguments.precision, kind=devices.kind)
     set_numerics(arguments.precision)
+    say_operators(say)
     counts = test_checkpoint(
         content,
         data,

@@ -5,6 +5,7 @@ import math
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -205,14 +206,18 @@ def _prepare_resumed_run(arguments: argparse.Namespace) -> Run:
     )
 
 
-def say_operators() -> None:
-    """Says so in one line where the operators run in plain PyTorch."""
+def say_operators(say: Callable[[str], None] = print) -> None:
+    """Says so in one line where the operators run in plain PyTorch.
+
+    Raises:
+        UserError: REPLICA_EXT has an unknown value.
+    """
     try:
         state = cuda_ext.compiled_state()
     except ValueError as error:
         raise UserError(str(error)) from None
     if not state.is_live:
-        print(f"operators: plain PyTorch, several times slower than compiled ({state.reason})")
+        say(f"operators: plain PyTorch, several times slower than compiled ({state.reason})")
 
 
 def _devices_of(arguments: argparse.Namespace, recipe: Recipe) -> Devices:

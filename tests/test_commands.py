@@ -358,6 +358,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(shards_dir, 
     last = result.stderr.strip().splitlines()[-1]
     assert "the loss is " in last
     assert "at step" in last
+    assert lines_of(tmp_path / "run", "step")[-1]["loss"] is None
     assert "Traceback" not in result.stderr
 
 

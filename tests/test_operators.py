@@ -8,7 +8,7 @@ import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import run
+from conftest import assert_user_error, run
 
 import cuda_ext
 from cuda_ext import local_response_norm, reference
@@ -280,6 +280,11 @@ def test_an_unknown_value_of_the_switch_is_refused():
     assert result.returncode == 2
     assert "REPLICA_EXT: expected auto or off, got 'fast'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_training_and_testing_refuse_an_unknown_value_of_the_switch(shards_dir):
+    train = ("-m", "replica.train", "--data", str(shards_dir), "--recipe", "mini")
+    assert_user_error(run(*train, REPLICA_EXT="fast"), "REPLICA_EXT: expected auto or off")
 
 
 @needs_compiled
