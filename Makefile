@@ -16,7 +16,7 @@ setup: $(VENV)/built ## make .venv: locked dependencies, and the operators' C++ 
 $(VENV)/installed: requirements.lock Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "make setup: expected Python 3.11 or later, got %d.%d: use make setup PYTHON=..." % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torch==$(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@touch $@
 
