@@ -4,15 +4,11 @@ import argparse
 import errno
 import fcntl
 import hashlib
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,6 +43,7 @@ from data_prep.shards import (
     write_statistics,
 )
 from data_prep.sources import PictureSet, folder, kaggle, toy
+from data_prep.workers import worker_pool
 
 DEFAULT_OUTPUT = Path("shards")
 DEFAULT_TOY_INPUT = Path("toy")
@@ -202,21 +199,8 @@ def check_room(output: Path, pictures: PictureSet) -> None:
     print(f"{num_pictures} images, {num_pictures * IMAGE_SIZE**2 * 3 / 1e9:.2f} GB in {output}")
 
 
-def _start_worker() -> None:
-    """In a decoding process: leave Ctrl-C to the parent, and end when the parent has ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
 def _load(path: str) -> tuple[np.ndarray, np.ndarray] | str:
-    """In a decoding process: an image and its second moment, or why there is none."""
+    """In a worker: an image and its second moment, or why there is none."""
     try:
         # Reading, not only decoding, may fail: the file may have vanished or be a directory.
         image = decode_picture(Path(path).read_bytes(), image_size=IMAGE_SIZE)
@@ -253,17 +237,8 @@ def build(
     if done and total:
         print(f"continuing: {done} pictures are built already")
     if total:
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(num_workers, context, initializer=_start_worker)
-        try:
+        with worker_pool(num_workers) as pool:
             _build_slices(pictures, manifest, output, slices, pool, strict=strict)
-        except BrokenProcessPool:
-            raise RuntimeError(
-                "a decoding process ended unexpectedly (out of memory?): run the same command "
-                "again, it continues after the last whole shard; fewer --workers need less memory"
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
     for part in PARTS:
         if not shard_entries(manifest, part):
             raise UserError(f"{pictures.root}: none of the {part} pictures could be read")

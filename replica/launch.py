@@ -28,6 +28,7 @@ from replica.towers import OneDevice, Placement, TwoDevices
 
 # How long the other processes may take to end by themselves after one has failed.
 GRACE_SECONDS = 2.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
 
 
@@ -143,7 +144,7 @@ def _signals_set(stop: StopRequest, received: list[int]) -> Iterator[None]:
         print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
         stop.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
     try:
         yield
     finally:
@@ -171,8 +172,13 @@ def _run_supervised(
             for i in range(devices.num_processes)
         ]
         try:
+            # A process inherits what its parent ignores: the terminal sends Ctrl-C to all of them,
+            # and only the parent acts on it.
+            before = {n: signal.signal(n, signal.SIG_IGN) for n in STOP_SIGNALS}
             for process in processes:
                 process.start()
+            for number, handler in before.items():
+                signal.signal(number, handler)
             _watch(processes, failures)
         finally:
             for process in processes:
@@ -208,9 +214,6 @@ def _watch(processes: list[Any], failures: Any) -> None:
 def _run_rank(
     rank: Rank, worker: Worker, argument: Any, stop: StopRequest, meeting_file: str, failures: Any
 ) -> None:
-    # The terminal sends Ctrl-C to every process; only the parent acts on it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # All processes are on this machine, so its loopback interface is all that gloo needs.
     if sys.platform == "linux":

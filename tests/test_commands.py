@@ -226,6 +226,30 @@ def test_ctrl_c_saves_and_says_how_to_resume(gpus, number, status, shards_dir, t
     assert [line["step"] for line in lines_of(out, "step")] == list(range(1, int(more) + 1))
 
 
+def test_ctrl_c_while_the_ranks_are_starting_ends_the_run_without_a_traceback(shards_dir, tmp_path):
+    command = train_command(shards_dir, tmp_path / "run", "--gpus", "2")
+    process = subprocess.Popen(
+        [sys.executable, "-u", *command],
+        cwd=PROJECT_DIR,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while "devices: two CPU processes" not in process.stdout.readline():
+        pass
+    deadline = time.time() + 60
+    while not (tmp_path / "run" / "run.lock").exists():
+        assert time.time() < deadline
+        time.sleep(0.01)
+    time.sleep(1.0)  # the ranks are importing now
+    os.killpg(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert "stopped at step 1; continue with" in stdout
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_rank_outlives_a_killed_parent(shards_dir, tmp_path):
     out = tmp_path / "run"

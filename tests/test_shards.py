@@ -248,6 +248,40 @@ def test_a_killed_build_leaves_no_process_and_is_continued(tmp_path):
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("moment", ["drawing", "decoding"])
+def test_ctrl_c_ends_a_build_with_one_line_and_no_process_left(moment, toy_dir, tmp_path):
+    command = [sys.executable, BUILD, "--output", str(tmp_path / "out"), "--workers", "2"]
+    if moment == "drawing":
+        command += ["--source", "toy", "--input", str(tmp_path / "toy")]
+        begun = tmp_path / "toy" / "LOC_synset_mapping.txt"
+    else:
+        command += ["--source", "kaggle", "--input", str(toy_dir), "--images-per-shard", "2"]
+        begun = tmp_path / "out" / "train-00002.h5"
+    build = subprocess.Popen(
+        command,
+        cwd=PROJECT_DIR,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.time() + 60
+    while not begun.exists() or len(child_pids(build.pid)) < 2:
+        assert time.time() < deadline
+        time.sleep(0.01)
+    children = child_pids(build.pid)
+    os.killpg(build.pid, signal.SIGINT)  # as a terminal does: parent and workers
+    _, stderr = build.communicate(timeout=60)
+    assert build.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert "run the same command again to continue" in stderr.strip().splitlines()[-1]
+    deadline = time.time() + 10
+    while any(is_running(pid) for pid in children):
+        assert time.time() < deadline, "a worker outlived its parent"
+        time.sleep(0.05)
+
+
 def test_a_full_disk_is_one_line_and_leaves_no_half_file(toy_dir, tmp_path):
     def small_disk():
         # A write beyond this size fails, as on a full disk.

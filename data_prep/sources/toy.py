@@ -8,11 +8,9 @@ on raw pixels does badly.
 """
 
 import json
-import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +21,7 @@ from tqdm import tqdm
 
 from data_prep.shards import UserError, write_whole
 from data_prep.sources import PictureSet, kaggle
+from data_prep.workers import worker_pool
 
 RECIPE = "mini"
 DESCRIPTION_FILE = "toy.json"
@@ -106,8 +105,7 @@ def draw(directory: Path, *, size: ToySize, num_workers: int = 1) -> None:
 
     jobs = list(_jobs(size))
     work = partial(_draw_file, directory=directory, seed=size.seed)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context) as pool:
+    with worker_pool(num_workers) as pool:
         drawn = pool.map(work, jobs, chunksize=16)
         interval = 0.5 if sys.stderr.isatty() else 10
         boxes = list(tqdm(drawn, "drawing", len(jobs), unit=" pictures", mininterval=interval))
