@@ -286,6 +286,17 @@ def add_up(counts: Counts, *, state: RunState, stop: bool = False) -> tuple[Coun
     return Counts(round(num_images), top1_correct, top5_correct, loss), stops > 0
 
 
+def measures(counts: Counts, *, rate: float, seconds: float) -> dict[str, float]:
+    """What a line of metrics.jsonl says of counts that took some seconds."""
+    return {
+        "loss": counts.mean_loss,
+        "top1_error": counts.top1_error,
+        "top5_error": counts.top5_error,
+        "learning_rate": rate,
+        "images_per_second": counts.num_images / seconds,
+    }
+
+
 def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
     """Counts the errors on the validation part, on the central crop; every process must call it.
 
@@ -383,16 +394,8 @@ def _train(state: RunState, metrics: runlog.Metrics | None, stop: StopRequest) -
             counts.check(batch.batch_size)
             now = time.perf_counter()
             if metrics is not None:
-                metrics.write(
-                    "step",
-                    step=state.step,
-                    epoch=epoch,
-                    loss=counts.mean_loss,
-                    top1_error=counts.top1_error,
-                    top5_error=counts.top5_error,
-                    learning_rate=rate,
-                    images_per_second=batch.batch_size / (now - began),
-                )
+                measured = measures(counts, rate=rate, seconds=now - began)
+                metrics.write("step", step=state.step, epoch=epoch, **measured)
             if not counts.loss < float("inf"):
                 raise RuntimeError(
                     f"the loss is {counts.mean_loss} at step {state.step}: the learning rate "
@@ -421,16 +424,8 @@ def _validate_and_record(
     epoch = math.ceil(state.step / state.feed.steps_per_epoch)
     rate = learning_rate(state.run.recipe, epoch=epoch, val_errors=state.val_errors)
     if metrics is not None:
-        metrics.write(
-            "val",
-            step=state.step,
-            epoch=epoch,
-            loss=counts.mean_loss,
-            top1_error=counts.top1_error,
-            top5_error=counts.top5_error,
-            learning_rate=rate,
-            images_per_second=counts.num_images / (time.perf_counter() - began),
-        )
+        measured = measures(counts, rate=rate, seconds=time.perf_counter() - began)
+        metrics.write("val", step=state.step, epoch=epoch, **measured)
         tqdm.write(
             f"epoch {epoch}, step {state.step}: validation loss {counts.mean_loss:.3f}, "
             f"top-1 error {counts.top1_error:.2%}, top-5 error {counts.top5_error:.2%} "

@@ -8,11 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import PROJECT_DIR, assert_user_error, run
+from conftest import PROJECT_DIR, assert_user_error, is_running, run
 
 from replica import demo, runlog
 from replica.checkpoint import checkpoints_of
@@ -187,13 +186,6 @@ def started(command, out, least_steps=2):
         if path.exists() and path.read_text().count('"step",') >= least_steps:
             return process
         time.sleep(0.05)
-
-
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def wait_until_ended(pids):

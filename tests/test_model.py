@@ -80,7 +80,6 @@ def changed_towers(model, name, monkeypatch):
 def test_a_change_in_tower_0_reaches_exactly_the_layers_that_read_it(
     changed_layer, expected, monkeypatch
 ):
-    # Without normalisation by neighbours, which spreads nothing but is easily mistaken for wiring.
     model = network()
     changed = changed_towers(model, changed_layer, monkeypatch)
     layers = list(changed)

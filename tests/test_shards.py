@@ -8,12 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from conftest import PROJECT_DIR, assert_user_error, run
+from conftest import PROJECT_DIR, assert_user_error, is_running, run
 
 from data_prep.build_shards import main as build_shards
 from data_prep.shards import UserError, open_data_set
@@ -209,13 +208,6 @@ def child_pids(pid):
         ["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True
     )
     return [int(line) for line in result.stdout.split()]
-
-
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
