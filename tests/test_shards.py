@@ -257,6 +257,8 @@ def test_ctrl_c_ends_a_build_with_one_line_and_no_process_left(moment, toy_dir, 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A background job of a shell ignores Ctrl-C, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.time() + 60
     while not begun.exists() or len(child_pids(build.pid)) < 2:
