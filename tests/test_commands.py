@@ -144,11 +144,16 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(gpus, shards_dir, tm
     assert len(runlog.read_run_record(tmp_path / "cut")["earlier_sessions"]) == 2
 
 
-def test_a_run_of_two_processes_is_continued_by_one_and_tested(two_towers, shards_dir, tmp_path):
+def test_a_run_of_two_processes_is_continued_by_one_and_by_two_again(
+    two_towers, shards_dir, tmp_path
+):
     out = shutil.copytree(two_towers[0], tmp_path / "run")
     result = train(shards_dir, out, "--resume", "--steps", "8")
     assert result.returncode == 0, result.stderr
     assert last_checkpoint(out)["step"] == 8
+    back = train(shards_dir, out, "--gpus", "2", "--resume", "--steps", "9")
+    assert back.returncode == 0, back.stderr
+    assert last_checkpoint(out)["step"] == 9
 
 
 def test_steps_after_the_last_checkpoint_come_once_after_a_crash(two_towers, shards_dir, tmp_path):
