@@ -4,7 +4,19 @@ Each operator has a plain PyTorch version in `reference.py` and a compiled one i
 compiled one is used where it was built. `REPLICA_EXT=off` in the environment forces the plain one.
 """
 
-from cuda_ext.library import compiled_state, implementations, set_instruction_set
-from cuda_ext.local_response_norm import local_response_norm
+from cuda_ext.library import (
+    compiled_cuda_state,
+    compiled_state,
+    implementations,
+    set_instruction_set,
+)
+from cuda_ext.local_response_norm import local_response_norm, local_response_norm_out
 
-__all__ = ["compiled_state", "implementations", "local_response_norm", "set_instruction_set"]
+__all__ = [
+    "compiled_cuda_state",
+    "compiled_state",
+    "implementations",
+    "local_response_norm",
+    "local_response_norm_out",
+    "set_instruction_set",
+]

@@ -1,13 +1,15 @@
-"""`python -m cuda_ext`: what is built of the operators, and what is live."""
+"""`python -m cuda_ext`: what is built of the operators, for what, and what is live."""
 
 import argparse
+import dataclasses
 import json
 import platform
 import sys
 
 import torch
 
-from cuda_ext.library import compiled_state, implementations
+from cuda_ext import toolchain
+from cuda_ext.library import compiled_cuda_state, compiled_state, implementations
 
 
 def main() -> None:
@@ -16,21 +18,28 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     try:
-        state = compiled_state()
+        libraries = {"cpu": compiled_state(), "cuda": compiled_cuda_state()}
     except ValueError as error:
         print(f"cuda_ext: {error}", file=sys.stderr)
         sys.exit(2)
     report = {
         "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
         "processor": platform.machine(),
-        "cpu_library": {"is_live": state.is_live, "reason": state.reason},
+        "cxx": toolchain.find_compiler(),
+        "nvcc": toolchain.find_nvcc(),
+        "libraries": {name: dataclasses.asdict(state) for name, state in libraries.items()},
         "live": implementations(),
     }
     if arguments.json:
         print(json.dumps(report, indent=1))
         return
-    print(f"torch {report['torch']} on {report['processor']}")
-    print(f"compiled CPU operators: {state.reason}")
+    cuda = f"CUDA {report['torch_cuda']}" if report["torch_cuda"] else "no CUDA"
+    print(f"PyTorch {report['torch']} ({cuda}) on {report['processor']}")
+    print(f"compilers: {report['cxx'] or 'no C++ compiler'}, {report['nvcc'] or 'no nvcc'}")
+    for name, state in libraries.items():
+        built_for = f", built {state.built_for}" if state.built_for else ""
+        print(f"{name} library: {state.reason}{built_for}")
     for name, implementation in implementations().items():
         print(f"{name}: {implementation}")
 

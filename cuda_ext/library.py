@@ -1,60 +1,116 @@
 """Loads the compiled operators, and says which implementation is live."""
 
+import ctypes
 import os
+import struct
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
 
-LIBRARY_NAME = "_cpu.abi3.so"
-INSTRUCTION_SETS = ("any processor", "AVX2", "AVX-512")
+from cuda_ext import toolchain
+
+CPU_LIBRARY = "_cpu.abi3.so"
+CUDA_LIBRARY = "_cuda.abi3.so"
+REBUILD = "run `make clean setup`"
+INSTRUCTION_SETS = ("any processor", "AVX2", "AVX-512", "AVX-512 with bfloat16")
 
 
 @dataclass(frozen=True)
 class CompiledState:
-    """Whether the compiled CPU operators are live.
+    """Whether a library of compiled operators is live.
 
     Attributes:
-        is_live: they are.
-        reason: why not, or where they are; one line.
+        is_live: it is.
+        reason: why not, or where it is; one line.
+        built_for: with what it was built and for what, where it is live.
     """
 
     is_live: bool
     reason: str
+    built_for: str | None = None
+
+
+def _switch_problem() -> str | None:
+    wanted = os.environ.get("REPLICA_EXT", "auto")
+    if wanted in ("auto", "off"):
+        return None
+    return f"REPLICA_EXT: expected auto or off, got {wanted!r}"
+
+
+# What is wrong with REPLICA_EXT, said by whoever uses an operator first.
+SWITCH_PROBLEM = _switch_problem()
 
 
 @cache
 def compiled_state() -> CompiledState:
-    """Loads the library once, and says what came of it.
+    """Loads the CPU library once, and says what came of it.
 
     Raises:
         ValueError: REPLICA_EXT has an unknown value.
     """
-    wanted = os.environ.get("REPLICA_EXT", "auto")
-    if wanted not in ("auto", "off"):
-        raise ValueError(f"REPLICA_EXT: expected auto or off, got {wanted!r}")
-    if wanted == "off":
+    return _load(CPU_LIBRARY)
+
+
+@cache
+def compiled_cuda_state() -> CompiledState:
+    """Loads the CUDA library once where this PyTorch has CUDA, and says what came of it.
+
+    Raises:
+        ValueError: REPLICA_EXT has an unknown value.
+    """
+    if torch.version.cuda is None and not SWITCH_PROBLEM:
+        return CompiledState(False, "this PyTorch has no CUDA")
+    return _load(CUDA_LIBRARY)
+
+
+def _load(name: str) -> CompiledState:
+    if SWITCH_PROBLEM:
+        raise ValueError(SWITCH_PROBLEM)
+    if os.environ.get("REPLICA_EXT") == "off":
         return CompiledState(False, "REPLICA_EXT=off")
-    path = Path(__file__).parent / LIBRARY_NAME
+    path = Path(__file__).parent / name
     if not path.exists():
-        return CompiledState(False, "not built: install a C++ compiler and run `make setup` again")
+        problem = "no C++ compiler found" if toolchain.find_compiler() is None else None
+        if name == CUDA_LIBRARY:
+            problem = problem or toolchain.cuda_problem(torch.version.cuda)
+        return CompiledState(False, f"not built{f' ({problem})' if problem else ''}: {REBUILD}")
+    if _is_cut_off(path):
+        return CompiledState(False, f"{name} is cut off: {REBUILD}")
     try:
         torch.ops.load_library(str(path))
-    except OSError as error:
+        describe = ctypes.CDLL(str(path)).replica_built_for
+    except AttributeError:
+        return CompiledState(False, f"{name} is not one of ours: {REBUILD}")
+    except (OSError, RuntimeError) as error:
         first_line = str(error).splitlines()[0]
-        return CompiledState(
-            False, f"{path.name} cannot be loaded ({first_line}): run `make clean setup`"
-        )
-    return CompiledState(True, str(path))
+        return CompiledState(False, f"{name} cannot be loaded ({first_line}): {REBUILD}")
+    describe.restype = ctypes.c_char_p
+    return CompiledState(True, str(path), describe().decode())
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether an ELF file ends before its table of sections; loading it would end the process."""
+    with path.open("rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or header[:5] != b"\x7fELF\x02":
+        return False
+    (table,) = struct.unpack_from("<Q", header, 0x28)
+    size, count = struct.unpack_from("<HH", header, 0x3A)
+    return path.stat().st_size < table + size * count
 
 
 def implementations() -> dict[str, str]:
-    """The live implementation of each operator on the CPU; on other devices it is the reference."""
-    state = compiled_state()
-    if not state.is_live:
-        return {"local_response_norm": f"plain PyTorch ({state.reason})"}
-    return {"local_response_norm": f"compiled, {INSTRUCTION_SETS[set_instruction_set(-1)]}"}
+    """The live implementation of each operator, on the CPU and on CUDA devices."""
+    cpu, cuda = compiled_state(), compiled_cuda_state()
+    plain = "plain PyTorch ({})"
+    if cpu.is_live:
+        on_cpu = f"compiled, {INSTRUCTION_SETS[set_instruction_set(-1)]}"
+    else:
+        on_cpu = plain.format(cpu.reason)
+    on_cuda = "compiled" if cuda.is_live else plain.format(cuda.reason)
+    return {"local_response_norm": on_cpu, "local_response_norm on CUDA": on_cuda}
 
 
 def set_instruction_set(wanted: int) -> int:
@@ -69,3 +125,8 @@ def set_instruction_set(wanted: int) -> int:
     if not state.is_live:
         raise RuntimeError(f"set_instruction_set: expected compiled operators, got: {state.reason}")
     return torch.ops.replica_cpu.set_isa(wanted)
+
+
+if not SWITCH_PROBLEM:
+    compiled_state()
+    compiled_cuda_state()

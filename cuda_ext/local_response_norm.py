@@ -1,14 +1,25 @@
-"""Local response normalisation: schema, shape function and gradient of the operator (paper 3.3)."""
+"""Local response normalisation: schemas, shape functions and gradients of the operator (paper 3.3).
 
+The kernels are in `csrc`; where there is none for a device, `reference` serves.
+"""
+
+import math
 from typing import Any
 
 import torch
 
-from cuda_ext import reference
-from cuda_ext.library import compiled_state
+from cuda_ext import library, reference
 
-# Types that the compiled code takes; the others go through the reference, in float32.
-COMPILED_DTYPES = (torch.float32, torch.float64)
+_PARAMETERS = "int n, float k, float alpha, float beta, int towers"
+SCHEMAS = {
+    "local_response_norm": f"(Tensor x, {_PARAMETERS}) -> Tensor",
+    "local_response_norm_out": f"(Tensor x, {_PARAMETERS}, *, Tensor(a!) out) -> ()",
+    "local_response_norm_backward": f"(Tensor gradient, Tensor x, {_PARAMETERS}) -> Tensor",
+    "local_response_norm_backward_out": (
+        f"(Tensor gradient, Tensor x, {_PARAMETERS}, *, Tensor(a!) out) -> ()"
+    ),
+}
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def local_response_norm(
@@ -20,96 +31,142 @@ def local_response_norm(
 
     The window is cut off at the first and the last channel, and never crosses into another tower.
     Unlike `torch.nn.functional.local_response_norm`, alpha multiplies the plain sum, as in the
-    paper: torch's divides it by n. Sums are in float32, or in float64 for float64.
+    paper: torch's divides it by n. Sums are in float32, or in float64 for float64. The result does
+    not depend on the number of threads; on one processor or device it is the same bit for bit.
 
     Args:
-        x: (N, C, ...), floating point, any strides; tower t has the t-th of `towers` equal parts of
-            the channels.
+        x: (N, C, ...), float32, float64, bfloat16 or float16, any strides; tower t has the t-th of
+            `towers` equal parts of the channels.
         n: width of the window, odd; it may be larger than the number of channels.
-        k, alpha, beta: of the formula; k > 0 and alpha >= 0, so that the base is positive.
+        k, alpha, beta: of the formula, finite; k > 0, alpha >= 0 and beta >= 0, so that the base
+            is positive.
         towers: number of groups of channels that do not see each other.
 
     Returns:
-        A tensor of the shape, type and memory format of `x`.
+        A tensor of the shape and type of `x`, without gaps: channels last where x is (one value of
+        a pixel's channels beside the next in memory, 4 or 5 dimensions), else NCHW.
 
     Raises:
         ValueError: an argument is outside of these rules.
     """
-    if x.dim() < 2:
-        raise ValueError(f"local_response_norm: expected x of (N, C, ...), got {tuple(x.shape)}")
-    if not x.is_floating_point():
-        raise ValueError(f"local_response_norm: expected a floating-point x, got {x.dtype}")
-    if n < 1 or n % 2 == 0:
-        raise ValueError(f"local_response_norm: expected an odd n >= 1, got {n}")
-    if not k > 0:
-        raise ValueError(f"local_response_norm: expected k > 0, got {k}")
-    if not alpha >= 0:
-        raise ValueError(f"local_response_norm: expected alpha >= 0, got {alpha}")
-    if towers < 1 or x.shape[1] % towers:
-        raise ValueError(
-            f"local_response_norm: expected channels divisible by towers, got {x.shape[1]} "
-            f"channels and {towers} towers"
-        )
-    return _forward(x, n, float(k), float(alpha), float(beta), towers)
+    _check(x, n=n, k=k, alpha=alpha, beta=beta, towers=towers)
+    return torch.ops.replica.local_response_norm(x, n, float(k), float(alpha), float(beta), towers)
 
 
-def _dense(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """The tensor without gaps, and whether its channels lie last in memory."""
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return x, not x.is_contiguous()
-    return x.contiguous(), False
-
-
-def _is_compiled(x: torch.Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in COMPILED_DTYPES and compiled_state().is_live
-
-
-@torch.library.custom_op("replica::local_response_norm", mutates_args=())
-def _forward(
-    x: torch.Tensor, n: int, k: float, alpha: float, beta: float, towers: int
+def local_response_norm_out(
+    x: torch.Tensor,
+    *,
+    n: int,
+    k: float,
+    alpha: float,
+    beta: float,
+    towers: int = 1,
+    out: torch.Tensor,
 ) -> torch.Tensor:
-    x, channels_last = _dense(x)
-    out = torch.empty_like(x)
-    if _is_compiled(x):
-        torch.ops.replica_cpu.local_response_norm_(x, out, n, k, alpha, beta, towers, channels_last)
-        return out
-    return out.copy_(
-        reference.local_response_norm(x, n=n, k=k, alpha=alpha, beta=beta, towers=towers)
+    """`local_response_norm` into a given tensor, in place and without a gradient.
+
+    Args:
+        x, n, k, alpha, beta, towers: as in `local_response_norm`.
+        out: of the shape, type, device and memory format that `local_response_norm` would return;
+            it shares no memory with `x`.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: an argument is outside of these rules, or a gradient would be needed.
+    """
+    _check(x, n=n, k=k, alpha=alpha, beta=beta, towers=towers)
+    if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
+        raise ValueError(
+            "local_response_norm: expected tensors without a gradient beside out, got one that "
+            "requires it: leave out away, or use torch.no_grad()"
+        )
+    _check_out(_dense(x), out)
+    torch.ops.replica.local_response_norm_out(
+        x, n, float(k), float(alpha), float(beta), towers, out=out
     )
+    return out
 
 
-@torch.library.custom_op("replica::local_response_norm_backward", mutates_args=())
-def _backward(
-    gradient: torch.Tensor,
+def _check(x: torch.Tensor, *, n: int, k: float, alpha: float, beta: float, towers: int) -> None:
+    if library.SWITCH_PROBLEM:
+        raise ValueError(library.SWITCH_PROBLEM)
+    if x.dim() < 2:
+        raise _expected("x of (N, C, ...)", tuple(x.shape))
+    if x.dtype not in DTYPES:
+        raise _expected("float32, float64, bfloat16 or float16", x.dtype)
+    if not isinstance(n, int) or n < 1 or n % 2 == 0:
+        raise _expected("an odd n >= 1", n)
+    if not 0 < k < math.inf:
+        raise _expected("a finite k > 0", k)
+    if not 0 <= alpha < math.inf:
+        raise _expected("a finite alpha >= 0", alpha)
+    if not 0 <= beta < math.inf:
+        raise _expected("a finite beta >= 0", beta)
+    if not isinstance(towers, int) or towers < 1 or x.shape[1] % towers:
+        raise _expected(
+            "channels divisible by towers", f"{x.shape[1]} channels and {towers} towers"
+        )
+
+
+def _check_out(dense: torch.Tensor, out: torch.Tensor) -> None:
+    if out.device != dense.device:
+        raise _expected("x and out on one device", f"{dense.device} and {out.device}")
+    if out.dtype != dense.dtype or out.shape != dense.shape:
+        raise _expected(
+            f"out of {dense.dtype}, {tuple(dense.shape)}", f"{out.dtype}, {tuple(out.shape)}"
+        )
+    if dense.numel() and any(
+        size > 1 and a != b
+        for size, a, b in zip(dense.shape, dense.stride(), out.stride(), strict=True)
+    ):
+        raise _expected(f"out of strides {dense.stride()}", out.stride())
+
+
+def _expected(rule: str, got: object) -> ValueError:
+    return ValueError(f"local_response_norm: expected {rule}, got {got}")
+
+
+def _memory_format(x: torch.Tensor) -> torch.memory_format:
+    """The format that is kept; the twin of `format_of` in csrc."""
+    if x.dim() in (4, 5) and x.stride(1) == 1 and x.shape[1] > 1:
+        return torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    return torch.contiguous_format
+
+
+def _dense(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous(memory_format=_memory_format(x))
+
+
+for _name, _schema in SCHEMAS.items():
+    torch.library.define(f"replica::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+# What runs where no compiled kernel is registered for the device of x.
+
+
+@torch.library.impl("replica::local_response_norm", "default")
+def _(x: torch.Tensor, n: int, k: float, alpha: float, beta: float, towers: int) -> torch.Tensor:
+    result = reference.local_response_norm(x, n=n, k=k, alpha=alpha, beta=beta, towers=towers)
+    return torch.empty_like(_dense(x)).copy_(result)
+
+
+@torch.library.impl("replica::local_response_norm_out", "default")
+def _(
     x: torch.Tensor,
     n: int,
     k: float,
     alpha: float,
     beta: float,
     towers: int,
-) -> torch.Tensor:
-    x, channels_last = _dense(x)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    gradient = gradient.contiguous(memory_format=memory_format)
-    out = torch.empty_like(x)
-    if _is_compiled(x):
-        torch.ops.replica_cpu.local_response_norm_backward_(
-            gradient, x, out, n, k, alpha, beta, towers, channels_last
-        )
-        return out
-    return out.copy_(
-        reference.local_response_norm_backward(
-            gradient, x, n=n, k=k, alpha=alpha, beta=beta, towers=towers
-        )
-    )
+    *,
+    out: torch.Tensor,
+) -> None:
+    out.copy_(reference.local_response_norm(x, n=n, k=k, alpha=alpha, beta=beta, towers=towers))
 
 
-@_forward.register_fake
-def _(x: torch.Tensor, n: int, k: float, alpha: float, beta: float, towers: int) -> torch.Tensor:
-    return torch.empty_like(_dense(x)[0])
-
-
-@_backward.register_fake
+@torch.library.impl("replica::local_response_norm_backward", "default")
 def _(
     gradient: torch.Tensor,
     x: torch.Tensor,
@@ -119,18 +176,83 @@ def _(
     beta: float,
     towers: int,
 ) -> torch.Tensor:
-    return torch.empty_like(_dense(x)[0])
+    result = reference.local_response_norm_backward(
+        gradient, x, n=n, k=k, alpha=alpha, beta=beta, towers=towers
+    )
+    return torch.empty_like(_dense(x)).copy_(result)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+@torch.library.impl("replica::local_response_norm_backward_out", "default")
+def _(
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    n: int,
+    k: float,
+    alpha: float,
+    beta: float,
+    towers: int,
+    *,
+    out: torch.Tensor,
+) -> None:
+    out.copy_(
+        reference.local_response_norm_backward(
+            gradient, x, n=n, k=k, alpha=alpha, beta=beta, towers=towers
+        )
+    )
+
+
+@torch.library.register_fake("replica::local_response_norm")
+def _(x: torch.Tensor, *parameters: Any) -> torch.Tensor:
+    return torch.empty_like(_dense(x))
+
+
+@torch.library.register_fake("replica::local_response_norm_backward")
+def _(gradient: torch.Tensor, x: torch.Tensor, *parameters: Any) -> torch.Tensor:
+    return torch.empty_like(_dense(x))
+
+
+@torch.library.register_fake("replica::local_response_norm_out")
+def _(x: torch.Tensor, *parameters: Any, out: torch.Tensor) -> None:
+    pass
+
+
+@torch.library.register_fake("replica::local_response_norm_backward_out")
+def _(gradient: torch.Tensor, x: torch.Tensor, *parameters: Any, out: torch.Tensor) -> None:
+    pass
+
+
+def _save_input(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     # Only x: recomputing the sums costs less than reading them back from memory.
     ctx.save_for_backward(inputs[0])
-    ctx.arguments = inputs[1:]
+    ctx.parameters = inputs[1:]
 
 
-def _autograd(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+def _gradient(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
     (x,) = ctx.saved_tensors
-    return _backward(gradient, x, *ctx.arguments), None, None, None, None, None
+    result = torch.ops.replica.local_response_norm_backward(gradient, x, *ctx.parameters)
+    return result, *[None] * len(ctx.parameters)
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+def _save_both(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+    ctx.parameters = inputs[2:]
+
+
+def _second_gradient(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+    # Rare, so the plain version's own derivative serves.
+    names = ("n", "k", "alpha", "beta", "towers")
+    with torch.enable_grad():
+        inputs = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+        result = reference.local_response_norm_backward(
+            *inputs, **dict(zip(names, ctx.parameters, strict=True))
+        )
+        gradients = torch.autograd.grad(result, inputs, gradient)
+    return *gradients, *[None] * len(ctx.parameters)
+
+
+torch.library.register_autograd(
+    "replica::local_response_norm", _gradient, setup_context=_save_input
+)
+torch.library.register_autograd(
+    "replica::local_response_norm_backward", _second_gradient, setup_context=_save_both
+)

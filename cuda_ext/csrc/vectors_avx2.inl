@@ -1,0 +1,98 @@
+// Eight floats in an AVX2 register.
+
+struct Floats {
+  using Element = float;
+  static constexpr int64_t kLanes = 8;
+  __m256 value;
+
+  static Floats all(float value) { return {_mm256_set1_ps(value)}; }
+  static Floats zero() { return {_mm256_setzero_ps()}; }
+
+  static Floats load(const float* from) { return {_mm256_loadu_ps(from)}; }
+  static Floats load(const BFloat16* from) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+  }
+  static Floats load(const Half* from) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
+  }
+  // The first `count` values, zeros after them.
+  template <typename T>
+  static Floats load_part(const T* from, int64_t count) {
+    alignas(32) T part[kLanes];
+    std::memset(static_cast<void*>(part), 0, sizeof(part));
+    std::memcpy(static_cast<void*>(part), from, count * sizeof(T));
+    return load(part);
+  }
+
+  void store(float* to) const { _mm256_storeu_ps(to, value); }
+  void store(BFloat16* to) const {
+    const __m256i bits = _mm256_castps_si256(value);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i to_even = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, to_even), 16);
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+    const __m256i result = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), is_nan);
+    _mm_storeu_si128(
+        reinterpret_cast<__m128i*>(to),
+        _mm_packus_epi32(_mm256_castsi256_si128(result), _mm256_extracti128_si256(result, 1)));
+  }
+  void store(Half* to) const {
+    _mm_storeu_si128(
+        reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+  }
+  template <typename T>
+  void store_part(T* to, int64_t count) const {
+    alignas(32) T part[kLanes];
+    store(part);
+    std::memcpy(static_cast<void*>(to), part, count * sizeof(T));
+  }
+};
+
+inline Floats operator+(Floats a, Floats b) { return {_mm256_add_ps(a.value, b.value)}; }
+inline Floats operator*(Floats a, Floats b) { return {_mm256_mul_ps(a.value, b.value)}; }
+inline Floats multiply_add(Floats a, Floats b, Floats c) {
+  return {_mm256_fmadd_ps(a.value, b.value, c.value)};
+}
+inline Floats subtract_product(Floats c, Floats a, Floats b) {
+  return {_mm256_fnmadd_ps(a.value, b.value, c.value)};
+}
+
+// Lanes kShift to kShift + 7 of the 16 lanes of a and b.
+template <int kShift>
+inline Floats shifted(Floats a, Floats b) {
+  const __m256i low = _mm256_castps_si256(a.value), high = _mm256_castps_si256(b.value);
+  const __m256i middle = _mm256_permute2x128_si256(low, high, 0x21);
+  if constexpr (kShift < 4) {
+    return {_mm256_castsi256_ps(_mm256_alignr_epi8(middle, low, 4 * kShift))};
+  } else {
+    return {_mm256_castsi256_ps(_mm256_alignr_epi8(high, middle, 4 * (kShift - 4)))};
+  }
+}
+
+// The estimate has 12 bits; each of two Newton steps doubles them.
+inline __m256 inverse_root(__m256 base) {
+  const __m256 half = _mm256_mul_ps(base, _mm256_set1_ps(0.5f));
+  const __m256 three_halves = _mm256_set1_ps(1.5f);
+  __m256 root = _mm256_rsqrt_ps(base);
+  for (int step = 0; step < 2; ++step) {
+    root = _mm256_mul_ps(root, _mm256_fnmadd_ps(_mm256_mul_ps(half, root), root, three_halves));
+  }
+  return root;
+}
+
+// base^-3/4 and, where asked for, 1 / base. Newton's step makes NaN of an infinite base: zero
+// there.
+template <bool kInverse, int kCount>
+inline void inverse_three_quarters(const Floats* base, Floats* power, Floats* inverse) {
+  const __m256 infinity = _mm256_set1_ps(std::numeric_limits<float>::infinity());
+  REPLICA_EACH {
+    const __m256 keep = _mm256_cmp_ps(base[i].value, infinity, _CMP_NEQ_UQ);
+    const __m256 root = inverse_root(base[i].value);
+    if constexpr (kInverse) {
+      inverse[i].value = _mm256_and_ps(keep, _mm256_mul_ps(root, root));
+    }
+    power[i].value =
+        _mm256_and_ps(keep, _mm256_mul_ps(_mm256_mul_ps(root, inverse_root(root)), root));
+  }
+}
