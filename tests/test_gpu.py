@@ -1,26 +1,99 @@
 """What only a CUDA device can show; skipped with the reason where there is none."""
 
+import shutil
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
-from conftest import run
+from conftest import PROJECT_DIR, run
+from test_operators import DTYPES, OPERATORS, PAPER, call, half_unit, inputs_of, layouts
 
-from cuda_ext import local_response_norm
+import cuda_ext
 from replica import runlog
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_the_operator_on_a_gpu_is_the_one_on_the_cpu(memory_format):
-    x = (torch.randn(4, 96, 13, 13, dtype=torch.float64) * 80).to(memory_format=memory_format)
-    results = []
-    for device in ("cpu", "cuda"):
-        leaf = x.to(device).requires_grad_()
-        y = local_response_norm(leaf, n=5, k=2.0, alpha=1e-4, beta=0.75, towers=2)
-        (gradient,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
-        results.append((y.detach().cpu(), gradient.cpu()))
-    for cpu, gpu in zip(*results, strict=True):
-        torch.testing.assert_close(gpu, cpu, rtol=1e-10, atol=1e-12)
+def test_the_compiled_operators_are_live():
+    assert cuda_ext.compiled_cuda_state().is_live, cuda_ext.compiled_cuda_state().reason
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("layout", ["NCHW", "channels last", "gaps"])
+@pytest.mark.parametrize("parameters", [dict(PAPER, towers=2), dict(PAPER, n=3, beta=0.6)])
+def test_the_operator_on_a_gpu_is_the_formula(name, layout, parameters):
+    for shape in ((3, 96, 13, 13), (1, 40, 5, 7), (0, 96, 3, 3)):
+        for dtype in DTYPES:
+            tensors = inputs_of(name, shape, dtype)
+            exact = OPERATORS[name].reference(*(t.double() for t in tensors), **parameters).numpy()
+            moved = [layouts(tensor)[layout].cuda() for tensor in tensors]
+            results = [call(name, moved, **parameters).cpu() for _ in range(3)]
+            assert all(torch.equal(results[0], other) for other in results)
+            largest = np.abs(exact).max(initial=0)
+            limit = (1e-12 if dtype == torch.float64 else 4 * np.finfo(np.float32).eps) * largest
+            if dtype.itemsize == 2:
+                limit = limit + half_unit(exact, dtype)
+            assert (np.abs(results[0].double().numpy() - exact) <= limit).all(), (shape, dtype)
+
+
+def test_gradients_are_those_of_the_function():
+    x = torch.randn(2, 6, 2, 3, dtype=torch.float64, device="cuda", requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda x: cuda_ext.local_response_norm(x, n=5, k=1.0, alpha=0.5, beta=0.75, towers=2), (x,)
+    )
+
+
+def test_more_elements_than_a_32_bit_index_reaches():
+    free, _ = torch.cuda.mem_get_info()
+    if free < 20 * 2**30:
+        pytest.skip(f"20 GiB of free memory are needed, {free / 2**30:.0f} GiB are there")
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        x = torch.zeros(2049, 1024, 32, 32, dtype=torch.bfloat16, device="cuda")
+        x = x.contiguous(memory_format=memory_format)
+        x[-1] = 80 * torch.randn(1024, 32, 32, device="cuda")
+        y = cuda_ext.local_response_norm(x, **PAPER)
+        assert torch.equal(y[-1:], cuda_ext.local_response_norm(x[-1:].clone(), **PAPER))
+        assert not y[-2].any()
+
+
+def test_tensors_on_two_devices_are_refused():
+    x = torch.ones(1, 6, 2, 2, device="cuda")
+    with pytest.raises(ValueError, match="expected x and out on one device, got cuda:0 and cpu"):
+        cuda_ext.local_response_norm_out(x, **PAPER, out=torch.ones(1, 6, 2, 2))
+    with pytest.raises(RuntimeError, match="local_response_norm: expected a gradient"):
+        torch.ops.replica.local_response_norm_backward(x.cpu(), x, 5, 2.0, 1e-4, 0.75, 1)
+
+
+SMALL = """
+import torch
+from cuda_ext import local_response_norm
+for memory_format in (torch.contiguous_format, torch.channels_last):
+    for n in (3, 5):
+        x = torch.randn(2, 40, 5, 7, device="cuda").contiguous(memory_format=memory_format)
+        x.requires_grad_()
+        y = local_response_norm(x, n=n, k=2.0, alpha=1e-4, beta=0.75, towers=2)
+        y.square().sum().backward()
+torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_compute_sanitizer_finds_nothing(tool):
+    program = shutil.which("compute-sanitizer") or shutil.which(
+        "/usr/local/cuda/bin/compute-sanitizer"
+    )
+    if program is None:
+        pytest.skip("no compute-sanitizer here")
+    result = subprocess.run(
+        [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", SMALL],
+        cwd=PROJECT_DIR,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16", "float64"])

@@ -1,0 +1,95 @@
+// Gives the kernels of local_response_norm.cuh to PyTorch, through its stable C++ API.
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "local_response_norm.cuh"
+#include "local_response_norm_host.h"
+
+namespace {
+
+using local_response_norm::format_of;
+using local_response_norm::MemoryFormat;
+using local_response_norm::Parameters;
+using local_response_norm::ScalarType;
+using local_response_norm::Tensor;
+namespace cuda = local_response_norm_cuda;
+
+// Starts kernels on the stream that PyTorch works on, and says at once where that fails.
+struct Launch {
+  cudaStream_t stream;
+
+  template <typename... Parameters, typename... Arguments>
+  void operator()(
+      void (*kernel)(Parameters...), unsigned grid, dim3 block, size_t shared_bytes,
+      Arguments... arguments) const {
+    kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
+    const cudaError_t status = cudaGetLastError();
+    STD_TORCH_CHECK(
+        status == cudaSuccess,
+        "local_response_norm: the CUDA kernel did not start: ", cudaGetErrorString(status));
+  }
+};
+
+template <typename T, typename A>
+void run_on(
+    const Tensor* gradient, const Tensor& x, const Parameters& parameters, const Tensor& out,
+    const Launch& launch) {
+  const int64_t pixels = x.numel() / (x.size(0) * x.size(1));
+  const int64_t channels = x.size(1) / parameters.towers;
+  // A window that is wider than a tower holds the whole tower and no more.
+  const cuda::Problem<A> p{
+      x.size(0) * parameters.towers,
+      channels,
+      pixels,
+      format_of(x) != MemoryFormat::Contiguous || pixels == 1,
+      std::min(parameters.n / 2, channels - 1),
+      static_cast<A>(parameters.k),
+      static_cast<A>(parameters.alpha),
+      static_cast<A>(parameters.beta),
+      parameters.beta == 0.75};
+  const T* input = static_cast<const T*>(x.const_data_ptr());
+  T* output = static_cast<T*>(out.mutable_data_ptr());
+  if (gradient == nullptr) {
+    cuda::launch_forward(input, p, output, launch);
+    return;
+  }
+  const T* incoming = static_cast<const T*>(gradient->const_data_ptr());
+  if (!cuda::needs_terms(p)) {
+    cuda::launch_backward(incoming, input, p, static_cast<A*>(nullptr), output, launch);
+    return;
+  }
+  const Tensor terms = torch::stable::new_empty(
+      x, {x.numel()}, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
+  cuda::launch_backward(
+      incoming, input, p, static_cast<A*>(terms.mutable_data_ptr()), output, launch);
+}
+
+void compute(const Tensor* gradient, const Tensor& x, const Parameters& p, const Tensor& out) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  const Launch launch{static_cast<cudaStream_t>(stream)};
+  switch (x.scalar_type()) {
+    case ScalarType::Double:
+      return run_on<double, double>(gradient, x, p, out, launch);
+    case ScalarType::BFloat16:
+      return run_on<__nv_bfloat16, float>(gradient, x, p, out, launch);
+    case ScalarType::Half:
+      return run_on<__half, float>(gradient, x, p, out, launch);
+    default:
+      return run_on<float, float>(gradient, x, p, out, launch);
+  }
+}
+
+}  // namespace
+
+REPLICA_REGISTER_LOCAL_RESPONSE_NORM(CUDA, compute)
+
+// For the report of `python -m cuda_ext`: the architectures that nvcc compiled for.
+#define REPLICA_TEXT_OF(...) #__VA_ARGS__
+#define REPLICA_TEXT(...) REPLICA_TEXT_OF(__VA_ARGS__)
+extern "C" const char* replica_built_for() {
+  return "by nvcc " REPLICA_TEXT(__CUDACC_VER_MAJOR__) "." REPLICA_TEXT(
+      __CUDACC_VER_MINOR__) " for PyTorch 2.11 and later, architectures " REPLICA_TEXT(__CUDA_ARCH_LIST__);
+}

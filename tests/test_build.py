@@ -1,0 +1,213 @@
+"""What the build and the report say where something is missing, foreign or broken."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PROJECT_DIR, run
+
+from cuda_ext import toolchain
+
+SOURCE = PROJECT_DIR / "cuda_ext" / "csrc" / "local_response_norm.cu"
+
+
+@pytest.fixture
+def nvcc(tmp_path, monkeypatch):
+    """A program that answers as an nvcc of CUDA 13.0 that knows two architectures."""
+    program = tmp_path / "nvcc"
+    program.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = --version ]; then echo "Cuda compilation tools, release 13.0, V13.0.48"; fi\n'
+        'if [ "$1" = --list-gpu-code ]; then echo sm_90; echo sm_100; fi\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("CUDACXX", str(program))
+    monkeypatch.delenv(toolchain.ARCHITECTURE_VARIABLE, raising=False)
+    return str(program)
+
+
+def test_an_nvcc_of_pytorchs_version_is_taken(nvcc):
+    assert toolchain.find_nvcc() == nvcc
+    assert toolchain.cuda_problem("13.2") is None
+
+
+def test_an_nvcc_of_another_version_is_named(nvcc):
+    problem = toolchain.cuda_problem("12.8")
+    assert problem == (
+        f"{nvcc}: expected nvcc 12, as this PyTorch has CUDA 12.8, got 13.0: "
+        "name another one in CUDACXX"
+    )
+
+
+def test_a_pytorch_without_cuda_needs_no_nvcc():
+    assert toolchain.cuda_problem(None) == "this PyTorch has no CUDA"
+
+
+@pytest.mark.parametrize(("program", "reason"), [("false", "fails"), ("true", "says no release")])
+def test_a_program_that_is_no_nvcc_is_named(program, reason, monkeypatch):
+    monkeypatch.setenv("CUDACXX", shutil.which(program))
+    assert re.search(f"{program}: expected nvcc, got a program that {reason}", cuda_problem())
+
+
+def cuda_problem():
+    return toolchain.cuda_problem("13.0")
+
+
+def test_without_nvcc_the_report_says_how_to_get_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "which", lambda *_: None)
+    assert cuda_problem() == "no nvcc found: install CUDA 13's, or name it in CUDACXX"
+
+
+def test_architectures_are_ours_as_far_as_nvcc_knows_them(nvcc):
+    assert toolchain.architecture_flags(nvcc) == [
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_100,code=sm_100",
+        "-gencode=arch=compute_100,code=compute_100",
+    ]
+
+
+def test_architectures_can_be_chosen_as_for_pytorch(nvcc, monkeypatch):
+    monkeypatch.setenv(toolchain.ARCHITECTURE_VARIABLE, "9.0; 10.0+PTX")
+    assert toolchain.architecture_flags(nvcc) == [
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_100,code=sm_100",
+        "-gencode=arch=compute_100,code=compute_100",
+    ]
+
+
+@pytest.mark.parametrize("wrong", ["9.9", "Hopper", "90", "sm_90"])
+def test_an_unknown_architecture_is_refused(nvcc, monkeypatch, wrong):
+    monkeypatch.setenv(toolchain.ARCHITECTURE_VARIABLE, wrong)
+    message = "TORCH_CUDA_ARCH_LIST: expected such as 9.0 or 9.0.PTX, of 9.0 10.0, got " + wrong
+    with pytest.raises(ValueError, match=message):
+        toolchain.architecture_flags(nvcc)
+
+
+def test_the_cuda_file_compiles_for_every_architecture(tmp_path, monkeypatch):
+    monkeypatch.delenv(toolchain.ARCHITECTURE_VARIABLE, raising=False)
+    compiler = toolchain.find_nvcc()
+    if compiler is None:
+        pytest.skip("no nvcc here")
+    known = toolchain.architecture_flags(compiler)
+    if int(toolchain.nvcc_version(compiler).split(".")[0]) >= 13:
+        assert len(known) == len(toolchain.CUDA_ARCHITECTURES) + 1
+    output = tmp_path / "local_response_norm.o"
+    torch_dir = Path(torch.__file__).parent
+    result = subprocess.run(
+        toolchain.nvcc_command(compiler, SOURCE, output, torch_dir),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert output.stat().st_size > 100_000
+
+
+def test_without_a_compiler_the_build_says_so_and_goes_on():
+    result = run("setup.py", "--name", PATH="/nowhere", CXX="")
+    assert result.returncode == 0
+    assert "setup.py: no C++ compiler found: the operators will run in plain" in result.stdout
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A copy of cuda_ext in which nothing is built."""
+    shutil.copytree(
+        PROJECT_DIR / "cuda_ext", tmp_path / "cuda_ext", ignore=shutil.ignore_patterns("*.so")
+    )
+    return tmp_path
+
+
+def report(package):
+    result = run("-m", "cuda_ext", "--json", cwd=package)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    return json.loads(result.stdout)
+
+
+def test_a_library_that_is_not_built_is_reported(package):
+    state = report(package)
+    assert state["libraries"]["cpu"]["reason"] == "not built: run `make clean setup`"
+    assert state["live"]["local_response_norm"].startswith("plain PyTorch (not built")
+
+
+@pytest.mark.parametrize("kind", ["text", "truncated", "foreign"])
+def test_a_binary_that_is_not_ours_is_reported_and_the_reference_serves(package, kind):
+    binary = package / "cuda_ext" / "_cpu.abi3.so"
+    if kind == "text":
+        binary.write_text("no library")
+    elif kind == "truncated":
+        built = PROJECT_DIR / "cuda_ext" / "_cpu.abi3.so"
+        if not built.exists():
+            pytest.skip("no compiled operators here")
+        binary.write_bytes(built.read_bytes()[:20_000])
+    else:
+        module = pytest.importorskip("_heapq")
+        if not getattr(module, "__file__", None):
+            pytest.skip("this Python has no library of its own to take")
+        shutil.copy(module.__file__, binary)
+    state = report(package)
+    reason = state["libraries"]["cpu"]["reason"]
+    assert reason.startswith("_cpu.abi3.so ")
+    said = {"text": "cannot be loaded", "truncated": "is cut off", "foreign": "is not one of ours"}
+    assert said[kind] in reason
+    assert reason.endswith("run `make clean setup`")
+    assert "\n" not in reason
+    assert state["live"]["local_response_norm"].startswith("plain PyTorch (_cpu.abi3.so")
+
+
+def test_the_report_says_for_what_the_library_was_built():
+    libraries = json.loads(run("-m", "cuda_ext", "--json").stdout)["libraries"]
+    if libraries["cpu"]["is_live"]:
+        assert "PyTorch 2.11 and later" in libraries["cpu"]["built_for"]
+
+
+@pytest.mark.slow
+def test_operators_stay_within_their_tensors_under_address_sanitizer(tmp_path):
+    """The tests of the operators with every access of the compiled code checked."""
+    compiler = toolchain.find_compiler()
+    if compiler is None or "clang" in Path(compiler).resolve().name:
+        pytest.skip("needs g++, whose sanitizer can be loaded before Python")
+    # The runtime comes before everything else, and with it the C++ library that it looks into.
+    runtime = [
+        subprocess.run(
+            [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    if not all(Path(path).is_absolute() for path in runtime):
+        pytest.skip("this compiler has no AddressSanitizer")
+    for name in ("cuda_ext", "data_prep", "replica", "tests", "setup.py", "pyproject.toml"):
+        source = PROJECT_DIR / name
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("*.so"))
+        else:
+            shutil.copy(source, tmp_path / name)
+    (tmp_path / "README.md").touch()
+    (tmp_path / "LICENSE").touch()
+    flags = dict.fromkeys(("CFLAGS", "CXXFLAGS", "LDFLAGS"), "-fsanitize=address -g1")
+    environment = {**os.environ, **flags}
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+    )
+    assert b"__asan_report_load" in (tmp_path / "cuda_ext" / "_cpu.abi3.so").read_bytes()
+    pytest_command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    chosen = ["-m", "not slow", "-k", "not torch_compile and not switch and not report"]
+    result = subprocess.run(
+        [*pytest_command, *chosen, "tests/test_operators.py"],
+        cwd=tmp_path,
+        env={**os.environ, "LD_PRELOAD": " ".join(runtime), "ASAN_OPTIONS": "detect_leaks=0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
