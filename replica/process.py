@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from data_prep.shards import DataSet, UserError, open_data_set
 from replica import runlog
+from replica.allocator import keep_large_blocks
 from replica.checkpoint import load_checkpoint, save_checkpoint
 from replica.devices import Devices, parameter_dtype, set_numerics
 from replica.feed import TrainFeed
@@ -171,6 +172,7 @@ def describe(state: RunState) -> dict[str, Any]:
             "tower": rank.tower if rank.devices.split == 2 else None,
             "parameters": sum(w.numel() for w in state.weights.values()),
             "threads": torch.get_num_threads(),
+            "memory": keep_large_blocks().reason,
         }
     )
     return {

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from data_prep.shards import DataSet, UserError, open_data_set
 from replica import paper, runlog
+from replica.allocator import keep_large_blocks
 from replica.augment import center_crop, ten_crops
 from replica.checkpoint import check_fits_classes, last_whole_checkpoint, load_checkpoint
 from replica.devices import (
@@ -140,6 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_precision(arguments.precision, kind=devices.kind)
     set_numerics(arguments.precision)
     say_operators(say)
+    say(f"memory: {keep_large_blocks().reason}")
     counts = test_checkpoint(
         content,
         data,

@@ -15,6 +15,7 @@ from tqdm import tqdm
 import cuda_ext
 from data_prep.shards import DataSet, UserError, open_data_set
 from replica import runlog
+from replica.allocator import keep_large_blocks
 from replica.augment import center_crop
 from replica.checkpoint import check_fits_classes, check_fits_recipe, last_whole_checkpoint
 from replica.devices import (
@@ -232,6 +233,7 @@ def _devices_of(arguments: argparse.Namespace, recipe: Recipe) -> Devices:
         print(note)
     check_precision(arguments.precision, kind=devices.kind)
     say_operators()
+    print(f"memory: {keep_large_blocks().reason}")
     return devices
 
 
@@ -344,6 +346,7 @@ def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
 
 def run_rank(rank: Rank, run: Run, stop: StopRequest) -> None:
     """One process of a run, from its start to its end."""
+    keep_large_blocks()
     set_numerics(run.precision)
     state = begin(run, rank)
     record = describe(state)
