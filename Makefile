@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-all lint format demo lock clean
+.PHONY: help setup test test-slow test-all test-gpu bench-gpu lint format demo lock clean
+CPP := cuda_ext/csrc/* benchmarks/*.cpp tests/*.cpp tests/*.h
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(VENV)/built ## make .venv: locked dependencies, and the operators' C++ library
+setup: $(VENV)/built ## make .venv: locked dependencies, and the operators' libraries
 
 # A stamp is written last, so an interrupted set-up is finished by the next one.
 $(VENV)/installed: requirements.lock Makefile
@@ -20,7 +21,7 @@ $(VENV)/installed: requirements.lock Makefile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@touch $@
 
-$(VENV)/built: $(VENV)/installed setup.py pyproject.toml $(wildcard cuda_ext/csrc/*)
+$(VENV)/built: $(VENV)/installed setup.py pyproject.toml cuda_ext/toolchain.py $(wildcard cuda_ext/csrc/*)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@$(BIN)/python -m cuda_ext
 	@if ls cuda_ext/*.so >/dev/null 2>&1; then touch $@; fi  # without a compiler, the next set-up tries again
@@ -37,17 +38,23 @@ test-slow: setup ## the slow tests
 test-all: setup ## all tests
 	$(BIN)/python -m pytest
 
+test-gpu: setup ## the tests that need a GPU; where there is none, they fail
+	REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu
+
+bench-gpu: setup ## the operator's speed on a GPU; without one the rows say "not measured"
+	$(BIN)/python -m benchmarks local_response_norm_gpu
+
 lint: setup ## ruff, mypy, clang-format, codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror --style=file:cuda_ext/.clang-format cuda_ext/csrc/*
+	$(BIN)/clang-format --dry-run --Werror --style=file:cuda_ext/.clang-format $(CPP)
 	$(BIN)/codespell
 
 format: setup ## let ruff and clang-format write the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i --style=file:cuda_ext/.clang-format cuda_ext/csrc/*
+	$(BIN)/clang-format -i --style=file:cuda_ext/.clang-format $(CPP)
 
 lock: setup ## write requirements.lock anew from requirements.in (needs network)
 	$(BIN)/python -m pip install --quiet uv

@@ -89,7 +89,9 @@ def parser_of(command):
     import importlib
 
     if command[0] == "-m":
-        return importlib.import_module(command[1]), command[2:]
+        is_package = (PROJECT_DIR / command[1] / "__main__.py").exists()
+        name = f"{command[1]}.__main__" if is_package else command[1]
+        return importlib.import_module(name), command[2:]
     return importlib.import_module(command[0].removesuffix(".py").replace("/", ".")), command[1:]
 
 

@@ -1,0 +1,77 @@
+"""`python -m benchmarks`: lists the benchmarks, or runs one."""
+
+import argparse
+import importlib
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.measure import machine, say, text_of
+from data_prep.shards import UserError
+from replica.runlog import command_line
+
+# Name of the module, and what it says in one line.
+BENCHMARKS = {
+    "local_response_norm": "the operator on the CPU against a copy, PyTorch and other libraries",
+    "local_response_norm_gpu": "the operator on a GPU against a copy of the bytes it must move",
+    "allocator": "large tensors and a training step with the C library's memory kept, and stock",
+    "linear_baseline": "the error of a linear classifier on raw pixels of a data set",
+}
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options of the benchmark that is named first; without a name they have none."""
+    names = "\n".join(f"  {name:<25}{about}" for name, about in BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Lists the benchmarks, or runs one and prints its rows.",
+        epilog=f"benchmarks:\n{names}\n\npython -m benchmarks NAME --help shows one's options",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    chosen = parser.add_subparsers(dest="name", metavar="NAME")
+    argv = sys.argv[1:] if argv is None else argv
+    for name in BENCHMARKS:
+        one = chosen.add_parser(name, help=argparse.SUPPRESS)
+        if name in argv[:1]:  # the others are not imported
+            module = importlib.import_module(f"benchmarks.{name}")
+            one.description = module.__doc__
+            one.add_argument("--json", action="store_true", help="print one JSON object")
+            one.add_argument(
+                "--save", type=Path, metavar="FILE", help="write that object to a file, too"
+            )
+            module.add_arguments(one)
+            one.set_defaults(measure=module.measure)
+    arguments = parser.parse_args(argv)
+    if arguments.name is None:
+        print(names)
+    return arguments
+
+
+def main() -> None:
+    """Runs the benchmark that is named, and prints its rows; without a name lists them."""
+    arguments = parse_arguments()
+    if arguments.name is None:
+        return
+    try:
+        if arguments.save and not arguments.save.parent.is_dir():
+            raise UserError(f"--save {arguments.save}: expected a file in a directory that exists")
+        rows = arguments.measure(arguments)
+    except UserError as error:
+        say(f"benchmarks: {error}")
+        sys.exit(2)
+    described = machine()
+    record = {"benchmark": arguments.name, "command": command_line(), "machine": described}
+    text = json.dumps({**record, "rows": [asdict(row) for row in rows]}, indent=1)
+    if arguments.save:
+        arguments.save.write_text(text + "\n")
+    if arguments.json:
+        print(text)
+        return
+    device = ", ".join(described["gpus"]) or described["cpu"]
+    print(f"{device}, {described['threads']} threads, {described['date']}")
+    print(text_of(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The benchmarks run, and say what they measured, against what, and what they left out."""
+
+import json
+
+import pytest
+from conftest import assert_user_error, run
+
+from benchmarks.__main__ import BENCHMARKS
+from benchmarks.measure import interleaved, rows_of
+
+
+def rows_from(*arguments):
+    result = run("-m", "benchmarks", *arguments, "--json", timeout=400)
+    assert result.returncode == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert record["benchmark"] == arguments[0]
+    assert record["machine"]["cpu"]
+    for row in record["rows"]:
+        assert set(row) == {"name", "value", "unit", "baseline", "ratio", "note"}
+    return {row["name"]: row for row in record["rows"]}
+
+
+def test_without_a_name_they_are_listed():
+    listed = run("-m", "benchmarks").stdout
+    assert all(f"{name} " in listed for name in BENCHMARKS)
+
+
+def test_an_unknown_name_is_refused():
+    result = run("-m", "benchmarks", "speed")
+    assert result.returncode == 2
+    assert "invalid choice: 'speed'" in result.stderr
+
+
+def test_rows_compare_with_their_baseline():
+    rows = rows_of({"a": 0.002, "b": 0.006}, baselines={"b": "a"})
+    assert [(row.value, row.baseline, row.ratio) for row in rows] == [
+        (2.0, None, None),
+        (6.0, "a", pytest.approx(3.0)),
+    ]
+
+
+def test_candidates_take_turns():
+    calls = []
+    interleaved(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, seconds=1
+    )
+    assert calls == ["a", "b"] * 4  # one round to warm up
+
+
+def test_the_operator_is_compared_with_a_copy():
+    rows = rows_from("local_response_norm", "--shape", "2,6,5,5", "--rounds", "3", "--no-peers")
+    forward = rows["2x6x5x5 channels last: forward float32"]
+    copy = rows[forward["baseline"]]
+    assert forward["baseline"] == "2x6x5x5 channels last: copy float32"
+    assert forward["ratio"] == pytest.approx(forward["value"] / copy["value"])
+
+
+@pytest.mark.slow
+def test_other_libraries_are_compared_or_named():
+    rows = rows_from("local_response_norm", "--shape", "2,6,5,5", "--rounds", "3")
+    for peer in ("PyTorch", "torch.compile"):
+        row = rows[f"2x6x5x5 NCHW: {peer} forward + backward"]
+        assert row["baseline"] == "2x6x5x5 NCHW: replica forward + backward"
+        assert row["ratio"] > 0
+    for peer in ("TensorFlow", "ONNX Runtime", "oneDNN"):
+        found = [row for name, row in rows.items() if f": {peer}" in name]
+        assert found
+        assert all(row["value"] or row["note"].startswith("skipped: ") for row in found)
+
+
+def test_a_wrong_shape_is_refused():
+    result = run("-m", "benchmarks", "local_response_norm", "--shape", "1,2,3")
+    assert_user_error(result, "--shape 1,2,3: expected four positive numbers")
+
+
+def test_without_a_gpu_its_rows_say_not_measured():
+    rows = rows_from("local_response_norm_gpu", "--shape", "2,8,5,5", "--rounds", "3")
+    for row in rows.values():
+        assert row["value"] or row["note"] == "PyTorch sees no CUDA device"
+    assert "2x8x5x5 channels last bfloat16: backward" in rows
+
+
+@pytest.mark.slow
+def test_the_allocator_is_compared_with_stock():
+    options = ("--recipe", "mini", "--batch-size", "4", "--steps", "1", "--processes", "1")
+    rows = rows_from("allocator", *options)
+    kept = rows["training step of 4, keep"]
+    assert kept["baseline"] == "training step of 4, stock"
+    assert kept["ratio"] > 0
+
+
+def test_the_linear_baseline_reads_shards(shards_dir):
+    rows = rows_from("linear_baseline", "--data", str(shards_dir))
+    assert rows["chance"]["value"] == pytest.approx(0.9)
+    assert 0 <= rows["best"]["value"] <= 1
