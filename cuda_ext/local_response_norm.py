@@ -4,6 +4,7 @@ The kernels are in `csrc`; where there is none for a device, `reference` serves.
 """
 
 import math
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -50,7 +51,9 @@ def local_response_norm(
         ValueError: an argument is outside of these rules.
     """
     _check(x, n=n, k=k, alpha=alpha, beta=beta, towers=towers)
-    return torch.ops.replica.local_response_norm(x, n, float(k), float(alpha), float(beta), towers)
+    return torch.ops.replica.local_response_norm(
+        x, int(n), float(k), float(alpha), float(beta), int(towers)
+    )
 
 
 def local_response_norm_out(
@@ -84,7 +87,7 @@ def local_response_norm_out(
         )
     _check_out(_dense(x), out)
     torch.ops.replica.local_response_norm_out(
-        x, n, float(k), float(alpha), float(beta), towers, out=out
+        x, int(n), float(k), float(alpha), float(beta), int(towers), out=out
     )
     return out
 
@@ -96,7 +99,7 @@ def _check(x: torch.Tensor, *, n: int, k: float, alpha: float, beta: float, towe
         raise _expected("x of (N, C, ...)", tuple(x.shape))
     if x.dtype not in DTYPES:
         raise _expected("float32, float64, bfloat16 or float16", x.dtype)
-    if not isinstance(n, int) or n < 1 or n % 2 == 0:
+    if not isinstance(n, Integral) or n < 1 or n % 2 == 0:
         raise _expected("an odd n >= 1", n)
     if not 0 < k < math.inf:
         raise _expected("a finite k > 0", k)
@@ -104,7 +107,7 @@ def _check(x: torch.Tensor, *, n: int, k: float, alpha: float, beta: float, towe
         raise _expected("a finite alpha >= 0", alpha)
     if not 0 <= beta < math.inf:
         raise _expected("a finite beta >= 0", beta)
-    if not isinstance(towers, int) or towers < 1 or x.shape[1] % towers:
+    if not isinstance(towers, Integral) or towers < 1 or x.shape[1] % towers:
         raise _expected(
             "channels divisible by towers", f"{x.shape[1]} channels and {towers} towers"
         )

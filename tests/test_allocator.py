@@ -10,17 +10,17 @@ from conftest import assert_user_error, run
 from data_prep.shards import UserError
 from replica import allocator
 
-# Twelve tensors of 64 MB one after the other, and how many of the last six met new pages.
+# Forty tensors of 64 MB one after the other, and how many new pages each of the last ten met.
 PROGRAM = """
 import json, resource, torch
 from replica.allocator import keep_large_blocks
 state = keep_large_blocks()
 faults = []
-for _ in range(12):
+for _ in range(40):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.full((2**24,), 1.0)
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(json.dumps({"keeps": state.keeps_large_blocks, "last": faults[6:], "reason": state.reason}))
+print(json.dumps({"keeps": state.keeps_large_blocks, "last": faults[30:], "reason": state.reason}))
 """
 
 

@@ -160,6 +160,12 @@ def test_the_comparison_rejects_wrong_versions(name, wrong):
     assert not close(actual, expected, 2**-8)
 
 
+def test_numbers_of_numpy_are_taken():
+    x = activations((1, 6, 2, 2))
+    parameters = {name: np.asarray(value)[()] for name, value in PAPER.items()}
+    assert torch.equal(local_response_norm(x, **parameters), local_response_norm(x, **PAPER))
+
+
 def test_torchs_function_of_the_same_name_divides_alpha_by_n():
     x = activations((1, 12, 5, 5))
     torchs = F.local_response_norm(x, 5, alpha=5e-4, beta=0.75, k=2.0)
