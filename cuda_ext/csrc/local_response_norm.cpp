@@ -52,6 +52,8 @@ struct Window {
 
 namespace any_cpu {
 using Floats = Scalar<float>;
+template <typename T>
+using PaperVector = Floats;
 #include "local_response_norm_kernels.inl"
 }  // namespace any_cpu
 

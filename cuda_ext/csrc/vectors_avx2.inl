@@ -96,3 +96,7 @@ inline void inverse_three_quarters(const Floats* base, Floats* power, Floats* in
         _mm256_and_ps(keep, _mm256_mul_ps(_mm256_mul_ps(root, inverse_root(root)), root));
   }
 }
+
+// What the loops for n = 5, beta = 3/4 work with, for values of type T in memory.
+template <typename T>
+using PaperVector = Floats;

@@ -35,6 +35,15 @@ struct Floats {
   void store_part(T* to, int64_t count) const {
     _mm256_mask_storeu_epi16(to, first(count), narrow(to));
   }
+  // In whose high halves are the nearest bfloat16 values, ties to even.
+  __m512i rounded() const {
+    const __m512i bits = _mm512_castps_si512(value);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i to_even = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    return _mm512_mask_mov_epi32(
+        _mm512_add_epi32(bits, to_even), is_nan, _mm512_set1_epi32(0x7fc00000));
+  }
 
  private:
   template <typename T>
@@ -45,7 +54,6 @@ struct Floats {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
   }
   static Floats widen(__m256i bits, const Half*) { return {_mm512_cvtph_ps(bits)}; }
-  // Rounds to nearest, ties to even.
   __m256i narrow(const BFloat16*) const {
 #if REPLICA_BF16
     // The instruction makes zeros of denormal numbers.
@@ -54,12 +62,7 @@ struct Floats {
       return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(value));
     }
 #endif
-    const __m512i bits = _mm512_castps_si512(value);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i to_even = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, to_even), 16);
-    const __mmask16 is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-    return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, is_nan, _mm512_set1_epi32(0x7fc0)));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded(), 16));
   }
   __m256i narrow(const Half*) const {
     return _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -113,3 +116,84 @@ inline void inverse_three_quarters(const Floats* base, Floats* power, Floats* in
         _mm512_maskz_fmadd_ps(keep[i], inverted[i], error[i], inverted[i]);
   }
 }
+
+// Thirty-two bfloat16 values as two vectors, those of even and those of odd places: widening and
+// narrowing take fewer steps, and so do windows along them.
+struct EvenAndOdd {
+  using Element = float;
+  static constexpr int64_t kLanes = 32;
+  Floats even, odd;
+
+  static EvenAndOdd all(float value) { return {Floats::all(value), Floats::all(value)}; }
+  static EvenAndOdd zero() { return {Floats::zero(), Floats::zero()}; }
+  static EvenAndOdd load(const BFloat16* from) { return widen(_mm512_loadu_si512(from)); }
+  // Of values that were stored by the function below.
+  static EvenAndOdd load(const float* from) {
+    return {Floats::load(from), Floats::load(from + 16)};
+  }
+  static EvenAndOdd load_part(const BFloat16* from, int64_t count) {
+    return widen(_mm512_maskz_loadu_epi16(first(count), from));
+  }
+  void store(BFloat16* to) const { _mm512_storeu_si512(to, narrow()); }
+  void store(float* to) const {
+    even.store(to);
+    odd.store(to + 16);
+  }
+  void store_part(BFloat16* to, int64_t count) const {
+    _mm512_mask_storeu_epi16(to, first(count), narrow());
+  }
+
+ private:
+  static __mmask32 first(int64_t count) { return static_cast<__mmask32>((1ull << count) - 1); }
+  static EvenAndOdd widen(__m512i bits) {
+    const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+    return {
+        {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))},
+        {_mm512_castsi512_ps(_mm512_and_si512(bits, high))}};
+  }
+  __m512i narrow() const {
+#if REPLICA_BF16
+    constexpr int kDenormal = 0x20;
+    if (!(_mm512_fpclass_ps_mask(even.value, kDenormal) |
+          _mm512_fpclass_ps_mask(odd.value, kDenormal))) {
+      const __m512i order = _mm512_set_epi16(
+          31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
+          19, 3, 18, 2, 17, 1, 16, 0);
+      const __m512bh halves = _mm512_cvtne2ps_pbh(odd.value, even.value);
+      return _mm512_permutexvar_epi16(order, reinterpret_cast<__m512i>(halves));
+    }
+#endif
+    // In each pair of places the low one is even.
+    const __m512i low = _mm512_srli_epi32(even.rounded(), 16);
+    const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+    return _mm512_ternarylogic_epi32(high, odd.rounded(), low, 0xea);  // (high and odd) or low
+  }
+};
+
+inline EvenAndOdd operator+(EvenAndOdd a, EvenAndOdd b) { return {a.even + b.even, a.odd + b.odd}; }
+inline EvenAndOdd operator*(EvenAndOdd a, EvenAndOdd b) { return {a.even * b.even, a.odd * b.odd}; }
+inline EvenAndOdd multiply_add(EvenAndOdd a, EvenAndOdd b, EvenAndOdd c) {
+  return {multiply_add(a.even, b.even, c.even), multiply_add(a.odd, b.odd, c.odd)};
+}
+inline EvenAndOdd subtract_product(EvenAndOdd c, EvenAndOdd a, EvenAndOdd b) {
+  return {subtract_product(c.even, a.even, b.even), subtract_product(c.odd, a.odd, b.odd)};
+}
+inline EvenAndOdd window_sum_of(EvenAndOdd before, EvenAndOdd value, EvenAndOdd after) {
+  const Floats odd_before = shifted<15>(before.odd, value.odd);
+  const Floats even_after = shifted<1>(value.even, after.even);
+  const Floats both = value.even + value.odd + (odd_before + even_after);
+  return {both + shifted<15>(before.even, value.even), both + shifted<1>(value.odd, after.odd)};
+}
+template <bool kInverse, int kCount>
+inline void inverse_three_quarters(const EvenAndOdd* base, EvenAndOdd* power, EvenAndOdd* inverse) {
+  Floats bases[2 * kCount], powers[2 * kCount], inverses[2 * kCount];
+  REPLICA_EACH bases[2 * i] = base[i].even;
+  REPLICA_EACH bases[2 * i + 1] = base[i].odd;
+  inverse_three_quarters<kInverse, 2 * kCount>(bases, powers, inverses);
+  REPLICA_EACH power[i] = {powers[2 * i], powers[2 * i + 1]};
+  if constexpr (kInverse) REPLICA_EACH inverse[i] = {inverses[2 * i], inverses[2 * i + 1]};
+}
+
+// What the loops for n = 5, beta = 3/4 work with, for values of type T in memory.
+template <typename T>
+using PaperVector = std::conditional_t<std::is_same_v<T, BFloat16>, EvenAndOdd, Floats>;
