@@ -9,7 +9,6 @@ from pathlib import Path
 
 from benchmarks.measure import machine, say, text_of
 from data_prep.shards import UserError
-from replica.runlog import command_line
 
 # Name of the module, and what it says in one line.
 BENCHMARKS = {
@@ -61,7 +60,8 @@ def main() -> None:
         say(f"benchmarks: {error}")
         sys.exit(2)
     described = machine()
-    record = {"benchmark": arguments.name, "command": command_line(), "machine": described}
+    command = ["python", "-m", "benchmarks", *sys.argv[1:]]
+    record = {"benchmark": arguments.name, "command": command, "machine": described}
     text = json.dumps({**record, "rows": [asdict(row) for row in rows]}, indent=1)
     if arguments.save:
         arguments.save.write_text(text + "\n")
