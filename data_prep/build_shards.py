@@ -42,9 +42,11 @@ from data_prep.shards import (
     write_shard,
     write_statistics,
 )
-from data_prep.sources import PictureSet, folder, kaggle, toy
+from data_prep.sources import PictureSet, folder, kaggle, tiny_imagenet, toy
 from data_prep.workers import worker_pool
 
+# What --input may hold, in the order in which it is recognised.
+SOURCES = {"kaggle": kaggle, "tiny-imagenet": tiny_imagenet, "folder": folder}
 DEFAULT_OUTPUT = Path("shards")
 DEFAULT_TOY_INPUT = Path("toy")
 DEFAULT_IMAGES_PER_SHARD = 1024
@@ -61,7 +63,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--source",
-        choices=("kaggle", "folder", "toy"),
+        choices=(*SOURCES, "toy"),
         help="layout of the pictures (default: toy without --input; with it, what is found there)",
     )
     parser.add_argument(
@@ -117,17 +119,16 @@ def find_pictures(arguments: argparse.Namespace, *, num_workers: int) -> Picture
     if not arguments.input.is_dir():
         raise UserError(f"--input {arguments.input}: expected a directory, found none there")
     if source is None:
-        if kaggle.is_here(arguments.input):
-            source = "kaggle"
-        elif folder.is_here(arguments.input):
-            source = "folder"
-        else:
+        source = next(
+            (name for name, module in SOURCES.items() if module.is_here(arguments.input)), None
+        )
+        if source is None:
             raise UserError(
-                f"--input {arguments.input}: expected ILSVRC/Data/CLS-LOC/train (kaggle) or "
-                "train/<class> (folder) below it, found neither"
+                f"--input {arguments.input}: expected ILSVRC/Data/CLS-LOC/train (kaggle), "
+                "wnids.txt and train (tiny-imagenet) or train/<class> (folder) below it, found none"
             )
         print(f"source: {source} (found at {arguments.input})")
-    return {"kaggle": kaggle, "folder": folder}[source].find(arguments.input)
+    return SOURCES[source].find(arguments.input)
 
 
 def plan_of(pictures: PictureSet, arguments: argparse.Namespace) -> dict[str, Any]:

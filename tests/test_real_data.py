@@ -14,6 +14,7 @@ from PIL import Image
 from scipy.io import loadmat
 
 from data_prep.shards import open_data_set
+from data_prep.sources import tiny_imagenet
 from replica.augment import center_crop, ten_crops
 from replica.evaluate import Counts, count, evaluate
 
@@ -179,3 +180,21 @@ def test_ten_crops_are_averaged_after_the_softmax(data, per_batch):
     # Mean of softmax: class 1 gets 0.9 * e / (e + 9) = 0.21, class 0 0.1 + 0.9 / (e + 9) = 0.18.
     # Mean of logits would make every image class 0.
     assert counts.top1_correct == (data.val.labels == 1).sum() == 3
+
+
+def test_every_label_of_real_tiny_imagenet_is_right(real_data, tmp_path):
+    """Against the list of files, in which each picture has its class."""
+    with tarfile.open(real_data / "tinyimagenet10_a.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    found = tiny_imagenet.find(tmp_path / "tiny-imagenet-200")
+    with (real_data / "manifest.csv").open(newline="") as file:
+        listed = {
+            row["path"].removeprefix("tiny-imagenet-200/"): row["wnid"]
+            for row in csv.DictReader(file)
+            if row["archive"] == "tinyimagenet10_a.tar.xz" and "/test/" not in row["path"]
+        }
+    pictures = {
+        path: found.wnids[label] for part in ("train", "val") for path, label in found.parts[part]
+    }
+    assert len(pictures) == 5500
+    assert pictures == {path: wnid for path, wnid in listed.items() if path.endswith(".JPEG")}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_prep.pictures import BadPictureError, decode_picture
 from data_prep.shards import UserError, open_data_set
-from data_prep.sources import folder, kaggle, toy
+from data_prep.sources import folder, kaggle, tiny_imagenet, toy
 
 BUILD = "data_prep/build_shards.py"
 
@@ -317,3 +317,109 @@ def test_bad_pictures_are_listed_with_their_reason_and_the_rest_is_built(picture
     assert listed.keys() == {"a_text.JPEG", "a_folder", "loop", picture.name}
     assert "neither JPEG nor PNG" in listed["a_text.JPEG"]
     assert "truncated" in listed[picture.name]
+
+
+# --- Tiny ImageNet
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Three classes in the layout of Tiny ImageNet, out of order in every file."""
+    directory = tmp_path / "tiny-imagenet-200"
+    wnids = ("n02124075", "n01698640", "n07695742")
+    for wnid in wnids:
+        images = directory / "train" / wnid / "images"
+        images.mkdir(parents=True)
+        (images.parent / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t9\t9\n")
+        for i in range(4):
+            Image.new("RGB", (64, 64), (i * 50, 0, 0)).save(images / f"{wnid}_{i}.JPEG")
+    (directory / "wnids.txt").write_text("\n".join(wnids) + "\n")
+    names = {wnid: f"name of {wnid}, other" for wnid in wnids}
+    lines = [f"{wnid}\t{name}" for wnid, name in {"n00001740": "entity", **names}.items()]
+    (directory / "words.txt").write_text("\n".join(lines) + "\n")
+    val = directory / "val" / "images"
+    val.mkdir(parents=True)
+    lines = []
+    for i, wnid in enumerate((wnids[2], wnids[0], wnids[1], wnids[1])):
+        Image.new("RGB", (64, 64)).save(val / f"val_{i}.JPEG")
+        lines.append(f"val_{i}.JPEG\t{wnid}\t0\t3\t63\t57")
+    (directory / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
+    (directory / "test" / "images").mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(directory / "test" / "images" / "test_0.JPEG")
+    return directory
+
+
+def test_tiny_imagenets_labels_are_places_of_sorted_wnids(tiny):
+    found = tiny_imagenet.find(tiny)
+    assert found.wnids == ("n01698640", "n02124075", "n07695742")
+    assert found.class_names[0] == "name of n01698640, other"
+    assert len(found.parts["train"]) == 12
+    for path, label in found.parts["train"]:
+        assert path.split("/")[1] == found.wnids[label]
+    assert found.parts["val"] == tuple(
+        (f"val/images/val_{i}.JPEG", label) for i, label in enumerate((2, 1, 0, 0))
+    )
+    assert found.notes == ("the test pictures have no labels and are left out",)
+
+
+def test_tiny_imagenet_is_recognised_and_built(tiny, tmp_path):
+    output = tmp_path / "shards"
+    result = run(BUILD, "--input", str(tiny), "--output", str(output), "--workers", "1")
+    assert result.returncode == 0, result.stderr
+    assert "source: tiny-imagenet (found at" in result.stdout
+    data = open_data_set(output)
+    assert [len(data.train), len(data.val)] == [12, 4]
+    assert data.train.image(0).shape == (256, 256, 3)
+
+
+def damage_tiny(directory, what):
+    if what == "an unknown folder":
+        (directory / "train" / "n00000000").mkdir()
+    elif what == "a class without a folder":
+        shutil.rmtree(directory / "train" / "n01698640")
+    elif what == "no folder images":
+        (directory / "train" / "n01698640" / "images").rename(directory / "train" / "moved")
+    elif what == "no annotations":
+        (directory / "val" / "val_annotations.txt").unlink()
+    elif what == "no names":
+        (directory / "words.txt").write_text("n01698640\ta name\n")
+    else:
+        path, old, new = {
+            "a wrong wnid": ("wnids.txt", "n02124075", "cat"),
+            "a wnid twice": ("wnids.txt", "n02124075", "n01698640"),
+            "an unlabelled picture": ("val/val_annotations.txt", "val_0.JPEG", "val_9.JPEG"),
+            "a picture twice": ("val/val_annotations.txt", "val_0.JPEG", "val_1.JPEG"),
+            "an unknown class": ("val/val_annotations.txt", "n07695742", "n00000000"),
+            "spaces for tabs": ("val/val_annotations.txt", "\t", " "),
+        }[what]
+        text = (directory / path).read_text()
+        assert old in text
+        (directory / path).write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("an unknown folder", "1 names are no class .such as n00000000"),
+        ("a class without a folder", "1 classes have no folder .such as n01698640"),
+        ("no folder images", "1 classes have no folder images .such as n01698640"),
+        ("no annotations", "val_annotations.txt: expected the classes of the validation pictures"),
+        ("no names", "words.txt: expected a name for each class of wnids.txt, got none for 2"),
+        ("a wrong wnid", "wnids.txt line 1: expected `nXXXXXXXX`, got 'cat'"),
+        ("a wnid twice", "wnids.txt line 2: n01698640 stands there a second time"),
+        ("an unlabelled picture", "1 of 4 validation pictures have no label .such as val_0"),
+        ("a picture twice", "line 2: val_1.JPEG stands there a second time"),
+        ("an unknown class", "expected wnids of wnids.txt, got 1 others .such as n00000000"),
+        ("spaces for tabs", "line 1: expected `name<tab>wnid<tab>box`, got"),
+    ],
+)
+def test_a_damaged_tiny_imagenet_is_refused_with_the_rule(tiny, what, message):
+    damage_tiny(tiny, what)
+    with pytest.raises(UserError, match=message):
+        tiny_imagenet.find(tiny)
+
+
+def test_a_directory_of_no_known_layout_is_refused(tmp_path):
+    (tmp_path / "input").mkdir()
+    result = run(BUILD, "--input", str(tmp_path / "input"), "--output", str(tmp_path / "shards"))
+    assert_user_error(result, "wnids.txt and train (tiny-imagenet)", "found none")
