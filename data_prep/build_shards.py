@@ -8,7 +8,6 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ from data_prep.shards import (
     write_statistics,
 )
 from data_prep.sources import PictureSet, folder, kaggle, tiny_imagenet, toy
-from data_prep.workers import worker_pool
+from data_prep.workers import Workers, worker_pool
 
 # What --input may hold, in the order in which it is recognised.
 SOURCES = {"kaggle": kaggle, "tiny-imagenet": tiny_imagenet, "folder": folder}
@@ -238,8 +237,8 @@ def build(
     if done and total:
         print(f"continuing: {done} pictures are built already")
     if total:
-        with worker_pool(num_workers) as pool:
-            _build_slices(pictures, manifest, output, slices, pool, strict=strict)
+        with worker_pool(num_workers) as workers:
+            _build_slices(pictures, manifest, output, slices, workers, strict=strict)
     for part in PARTS:
         if not shard_entries(manifest, part):
             raise UserError(f"{pictures.root}: none of the {part} pictures could be read")
@@ -262,12 +261,12 @@ def _build_slices(
     manifest: dict[str, Any],
     output: Path,
     slices: list[tuple[str, int, tuple[tuple[str, int], ...]]],
-    pool: ProcessPoolExecutor,
+    workers: Workers,
     *,
     strict: bool,
 ) -> None:
     def submit(rows: tuple[tuple[str, int], ...]) -> Iterator[Any]:
-        return pool.map(_load, [str(pictures.root / path) for path, _ in rows], chunksize=8)
+        return workers.map(_load, [str(pictures.root / path) for path, _ in rows], chunksize=8)
 
     progress = tqdm(
         total=sum(len(rows) for _, _, rows in slices),

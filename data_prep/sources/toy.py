@@ -105,8 +105,8 @@ def draw(directory: Path, *, size: ToySize, num_workers: int = 1) -> None:
 
     jobs = list(_jobs(size))
     work = partial(_draw_file, directory=directory, seed=size.seed)
-    with worker_pool(num_workers) as pool:
-        drawn = pool.map(work, jobs, chunksize=16)
+    with worker_pool(num_workers) as workers:
+        drawn = workers.map(work, jobs, chunksize=16)
         interval = 0.5 if sys.stderr.isatty() else 10
         boxes = list(tqdm(drawn, "drawing", len(jobs), unit=" pictures", mininterval=interval))
 
