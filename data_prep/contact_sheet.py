@@ -1,0 +1,88 @@
+"""One picture of many pictures with their labels, so that a person sees whether they belong."""
+
+import os
+import random
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from data_prep.shards import PARTS, DataSet, UserError
+
+COLUMNS, ROWS = 8, 3  # of each part
+SIDE = 128  # of a picture, in pixels
+LABEL_HEIGHT = 16
+LETTERS = 20  # that fit above a picture
+
+
+def class_index(data: DataSet, name: str) -> int:
+    """The label of a class, given its wnid, its name, or one of its names between commas.
+
+    Raises:
+        UserError: no class has the name, or several have.
+    """
+    wanted = name.strip().lower()
+    found = [
+        label
+        for label, (wnid, names) in enumerate(zip(data.wnids, data.class_names, strict=True))
+        if wanted == wnid.lower()
+        or wanted in [names.lower(), *(word.strip().lower() for word in names.split(","))]
+    ]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UserError(
+            f"--class {name}: expected a wnid or a name of the {len(data.wnids)} classes of "
+            f"{data.directory}, such as {data.wnids[0]} or {data.class_names[0]}"
+        )
+    wnids = ", ".join(data.wnids[label] for label in found)
+    raise UserError(f"--class {name}: several classes have that name: give one of {wnids}")
+
+
+def draw(data: DataSet, path: Path, *, seed: int, class_name: str | None = None) -> int:
+    """Writes a PNG of random pictures of each part, with their classes above them.
+
+    Args:
+        data: what to draw from.
+        path: the file, ending in .png; one that is there is replaced.
+        seed: of the choice.
+        class_name: draws only this class, as `class_index` finds it.
+
+    Returns:
+        How many pictures are on the sheet.
+
+    Raises:
+        UserError: the file cannot be written, or the class is unknown.
+    """
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--contact-sheet {path}: expected a file that ends in .png")
+    if not path.parent.is_dir():
+        raise UserError(f"--contact-sheet {path}: expected a file in a directory that exists")
+    label = None if class_name is None else class_index(data, class_name)
+    choice = random.Random(seed)
+    height = LABEL_HEIGHT + ROWS * (SIDE + LABEL_HEIGHT)
+    sheet = Image.new("RGB", (COLUMNS * SIDE, len(PARTS) * height), "white")
+    pen = ImageDraw.Draw(sheet)
+    drawn = 0
+    for at, name in enumerate(PARTS):
+        part = getattr(data, name)
+        rows = [row for row in range(len(part)) if label is None or part.labels[row] == label]
+        chosen = choice.sample(rows, min(len(rows), COLUMNS * ROWS))
+        top = at * height
+        pen.text((2, top + 2), f"{name}: {len(chosen)} of {len(rows)} pictures", fill="black")
+        for place, row in enumerate(chosen):
+            left = place % COLUMNS * SIDE
+            upper = top + LABEL_HEIGHT + place // COLUMNS * (SIDE + LABEL_HEIGHT)
+            title = data.class_names[part.labels[row]][:LETTERS]
+            # The drawing library's own letters are Latin.
+            pen.text((left + 2, upper + 2), title.encode("latin-1", "replace"), fill="black")
+            picture = Image.fromarray(part.image(row)).resize((SIDE - 2, SIDE - 2))
+            sheet.paste(picture, (left, upper + LABEL_HEIGHT))
+        drawn += len(chosen)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        sheet.save(temporary, format="PNG")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"--contact-sheet {path}: cannot be written: {error.strerror}") from None
+    return drawn
