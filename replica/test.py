@@ -127,6 +127,7 @@ def run(arguments: argparse.Namespace) -> None:
         # With --json, standard output holds the result alone.
         print(line, file=sys.stderr if arguments.json else sys.stdout)
 
+    allocator = keep_large_blocks()  # before the first tensor is read
     path, content = choose_checkpoint(arguments, say)
     data = choose_data(arguments, path, say)
     check_fits_classes(path, content, data.wnids, data.directory)
@@ -141,7 +142,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_precision(arguments.precision, kind=devices.kind)
     set_numerics(arguments.precision)
     say_operators(say)
-    say(f"memory: {keep_large_blocks().reason}")
+    say(f"memory: {allocator.reason}")
     counts = test_checkpoint(
         content,
         data,

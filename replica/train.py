@@ -125,6 +125,7 @@ def prepare_run(arguments: argparse.Namespace) -> tuple[Run, bool]:
     Returns:
         The run, and whether it continues an earlier one.
     """
+    keep_large_blocks()  # before the first tensor is read
     if arguments.resume:
         return _prepare_resumed_run(arguments), True
     data_dir = arguments.data or DEFAULT_DATA

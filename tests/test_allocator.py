@@ -93,3 +93,19 @@ def test_a_run_says_and_records_what_was_done(shards_dir, tmp_path):
     assert "memory: REPLICA_MALLOC=stock" in result.stdout
     (rank,) = json.loads((out / "run.json").read_text())["ranks"]
     assert rank["memory"] == "REPLICA_MALLOC=stock"
+
+
+@pytest.mark.skipif(not is_glibc(), reason="the C library is not glibc")
+def test_training_resuming_and_testing_keep_blocks_that_are_reused(shards_dir, tmp_path):
+    """Each command sets it before its first tensor; PyTorch would not align its blocks later."""
+    out = tmp_path / "run"
+    data = ("--data", str(shards_dir))
+    train = ("-m", "replica.train", "--out", str(out), "--steps")
+    for command in (
+        (*train, "1", *data, "--recipe", "mini"),
+        (*train, "2", "--resume"),
+        ("-m", "replica.test", "--checkpoint", str(out / "checkpoint-00000002.pt")),
+    ):
+        result = run(*command)
+        assert result.returncode == 0, result.stderr
+        assert "memory: large blocks are kept (REPLICA_MALLOC=stock" in result.stdout, command
