@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from data_prep.shards import PARTS, DataSet, UserError
+from data_prep.sources import matching_labels
 
 COLUMNS, ROWS = 8, 3  # of each part
 SIDE = 128  # of a picture, in pixels
@@ -20,13 +21,7 @@ def class_index(data: DataSet, name: str) -> int:
     Raises:
         UserError: no class has the name, or several have.
     """
-    wanted = name.strip().lower()
-    found = [
-        label
-        for label, (wnid, names) in enumerate(zip(data.wnids, data.class_names, strict=True))
-        if wanted == wnid.lower()
-        or wanted in [names.lower(), *(word.strip().lower() for word in names.split(","))]
-    ]
+    found = matching_labels(name, data.wnids, data.class_names)
     if len(found) == 1:
         return found[0]
     if not found:
@@ -59,12 +54,13 @@ def draw(data: DataSet, path: Path, *, seed: int, class_name: str | None = None)
         raise UserError(f"--contact-sheet {path}: expected a file in a directory that exists")
     label = None if class_name is None else class_index(data, class_name)
     choice = random.Random(seed)
+    parts = [name for name in PARTS if len(data.part(name))]
     height = LABEL_HEIGHT + ROWS * (SIDE + LABEL_HEIGHT)
-    sheet = Image.new("RGB", (COLUMNS * SIDE, len(PARTS) * height), "white")
+    sheet = Image.new("RGB", (COLUMNS * SIDE, len(parts) * height), "white")
     pen = ImageDraw.Draw(sheet)
     drawn = 0
-    for at, name in enumerate(PARTS):
-        part = getattr(data, name)
+    for at, name in enumerate(parts):
+        part = data.part(name)
         rows = [row for row in range(len(part)) if label is None or part.labels[row] == label]
         chosen = choice.sample(rows, min(len(rows), COLUMNS * ROWS))
         top = at * height

@@ -1,23 +1,27 @@
-"""The on-disk format of a data set: the one writer and the one reader.
+"""The on-disk format of a data set: how it is read. FORMAT.md describes it.
 
 A data set is a directory of immutable HDF5 files (`train-00000.h5`, `val-00000.h5`, ...), with
-`statistics.h5` and `manifest.json`, which names every file with its size and SHA-256. A shard
-holds:
+`statistics.h5`, `labels.csv` and `manifest.json`, which names every file with its size and SHA-256.
+A shard holds:
 
-    images         uint8 (N, 256, 256, 3), contiguous and page-aligned: readers memory-map it
+    images         uint8 (N, H, W, 3), contiguous and page-aligned: readers memory-map it
     labels         int32 (N,), indices into wnids
     pictures       bytes (N,), where each image came from, relative to the source's directory
     wnids, names   bytes (K,), one a class
     pixel_sum, rgb_second_moment   uint64, the exact sums that statistics.h5 is made of
 
-N images, H rows, W columns, C channels, K classes.
+or, stored as JPEG, `jpeg_bytes` uint8 (B,) and `jpeg_offsets` uint64 (N + 1,) instead of `images`.
+
+N images, H rows, W columns, C channels, K classes, B bytes.
 """
 
 import contextlib
 import hashlib
+import io
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,17 +29,21 @@ from typing import Any
 
 import h5py
 import numpy as np
+from PIL import Image
 
 from data_prep.color_statistics import ColorStatistics, PixelSums
 
 FORMAT_NAME = "replica-shards"
-FORMAT_VERSION = 1
-IMAGE_SIZE = 256
-PARTS = ("train", "val")
+FORMAT_VERSION = 2
+PARTS = ("train", "val", "test")
 MANIFEST_FILE = "manifest.json"
 STATISTICS_FILE = "statistics.h5"
+LABELS_FILE = "labels.csv"
 PAGE_BYTES = 4096
 BUILD_COMMAND = "python data_prep/build_shards.py"
+MAX_IMAGE_SIZE = 4096
+# A manifest of ImageNet's 1251 shards has 0.5 MB, one of Fall 2011 about 10 MB.
+MAX_MANIFEST_BYTES = 512 << 20
 
 
 class UserError(ValueError):
@@ -43,6 +51,28 @@ class UserError(ValueError):
 
     The commands print it as one line and end with exit status 2.
     """
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path, num_bytes: int) -> Iterator[None]:
+    """Turns what a file system refuses into one line, and removes the unfinished file."""
+    try:
+        yield
+    except BaseException as error:
+        # On a read-only file system there is nothing to remove.
+        with contextlib.suppress(OSError):
+            part_of(path).unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        raise UserError(
+            f"cannot write {path} ({num_bytes / 1e6:.1f} MB): {error.strerror}: make room or "
+            "choose another directory, then run the same command again; finished files are kept"
+        ) from None
+
+
+def part_of(path: Path) -> Path:
+    """The temporary name of a file that is being written."""
+    return path.with_name(path.name + ".part")
 
 
 def write_whole(path: Path, data: bytes) -> str:
@@ -53,107 +83,81 @@ def write_whole(path: Path, data: bytes) -> str:
     Raises:
         UserError: the file system refuses (full, read-only, ...); nothing is left behind.
     """
-    temporary = path.with_name(path.name + ".part")
-    try:
+    temporary = part_of(path)
+    with disk_errors(path, len(data)):
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        # On a read-only file system there is nothing to remove.
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write {path} ({len(data) / 1e6:.1f} MB): {error.strerror}: make room or "
-            "choose another directory, then run the same command again; finished files are kept"
-        ) from None
     return hashlib.sha256(data).hexdigest()
 
 
-def _hdf5_bytes(fill: Callable[[h5py.File], None]) -> bytes:
-    """Builds an HDF5 file in memory, so that the same content gives the same bytes."""
-    with h5py.File(
-        "shard.h5",
-        "w",
-        driver="core",
-        backing_store=False,
-        libver=("earliest", "v110"),
-        alignment_threshold=PAGE_BYTES,
-        alignment_interval=PAGE_BYTES,
-    ) as file:
-        fill(file)
-        file.flush()
-        return file.id.get_file_image()
+def structure_sha256(path: Path, large_data: list[list[int]]) -> str:
+    """The SHA-256 of a file without the spans [offset, size] of its large data sets."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for offset, size in large_data:
+            digest.update(file.read(offset - file.tell()))
+            file.seek(offset + size)
+        digest.update(file.read())
+    return digest.hexdigest()
 
 
-def write_shard(
-    path: Path,
-    *,
-    images_NHWC: np.ndarray,
-    labels: np.ndarray,
-    pictures: list[str],
-    wnids: tuple[str, ...],
-    names: tuple[str, ...],
-    sums: PixelSums,
-) -> dict[str, Any]:
-    """Writes one shard and returns its manifest entry (file, num_images, num_bytes, sha256)."""
-
-    def fill(file: h5py.File) -> None:
-        file.attrs["format"] = FORMAT_NAME
-        file.attrs["version"] = FORMAT_VERSION
-        file.create_dataset("images", data=images_NHWC)
-        file.create_dataset("labels", data=labels.astype(np.int32))
-        file.create_dataset("pictures", data=np.array([os.fsencode(p) for p in pictures]))
-        file.create_dataset("wnids", data=np.array([os.fsencode(w) for w in wnids]))
-        file.create_dataset("names", data=np.array([os.fsencode(n) for n in names]))
-        file.create_dataset("pixel_sum", data=sums.pixel_sum.astype(np.uint64))
-        file.create_dataset("rgb_second_moment", data=sums.rgb_second_moment.astype(np.uint64))
-
-    data = _hdf5_bytes(fill)
-    return {
-        "file": path.name,
-        "num_images": len(images_NHWC),
-        "num_bytes": len(data),
-        "sha256": write_whole(path, data),
-    }
+def plan_sha256(manifest: dict[str, Any]) -> str:
+    """The digest of all in a manifest that decides the bytes of its shards; each shard holds it."""
+    outcome = ("parts", "complete", "statistics", "labels")
+    plan = {key: value for key, value in manifest.items() if key not in outcome}
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
-def write_statistics(path: Path, statistics: ColorStatistics) -> dict[str, Any]:
-    """Writes `statistics.h5` and returns its manifest entry."""
-
-    def fill(file: h5py.File) -> None:
-        file.attrs["format"] = FORMAT_NAME
-        file.attrs["version"] = FORMAT_VERSION
-        for name in ("mean_image", "rgb_covariance", "eigenvalues", "eigenvectors"):
-            file.create_dataset(name, data=getattr(statistics, name))
-        file["mean_image"].attrs["unit"] = "pixel value, 0..255"
-        file["rgb_covariance"].attrs["unit"] = "squared pixel value, RGB in [0, 1]"
-
-    data = _hdf5_bytes(fill)
-    return {"file": path.name, "num_bytes": len(data), "sha256": write_whole(path, data)}
-
-
-def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
-    """Replaces `manifest.json`; no times and no host names, so equal builds give equal bytes."""
-    text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=True)
-    write_whole(directory / MANIFEST_FILE, (text + "\n").encode())
-
-
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """Reads and checks `manifest.json`.
+def decode_jpeg(data: bytes, image_size: int) -> np.ndarray:
+    """The image of a JPEG file of a shard: uint8 (image_size, image_size, 3).
 
     Raises:
-        UserError: there is none, it is damaged, or it is of another format version.
+        UserError: it is no such file; the caller knows of which shard.
     """
-    path = directory / MANIFEST_FILE
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as picture:
+            if picture.size != (image_size, image_size) or picture.mode != "RGB":
+                raise UserError(
+                    f"expected a JPEG of {image_size} x {image_size} RGB, got {picture.size[0]} x "
+                    f"{picture.size[1]} {picture.mode}"
+                )
+            return np.asarray(picture)
+    except (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"a JPEG in it cannot be decoded: {error}") from None
+
+
+def write_manifest(directory: Path, manifest: dict[str, Any], name: str = MANIFEST_FILE) -> None:
+    """Replaces `manifest.json`; no times and no host names, so equal builds give equal bytes."""
+    text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=True)
+    write_whole(directory / name, (text + "\n").encode())
+
+
+def read_manifest(directory: Path, name: str = MANIFEST_FILE) -> dict[str, Any]:
+    """Reads and checks `manifest.json`, or that of one machine of several.
+
+    Raises:
+        UserError: there is none, it is damaged, or it is of another format version; all that is
+            wrong with its form is named.
+    """
+    path = directory / name
     if not path.is_file():
         raise UserError(
-            f"no data at {directory}: expected {MANIFEST_FILE} there; build the shards with "
+            f"no data at {directory}: expected {name} there; build the shards with "
             f"`{BUILD_COMMAND} --output {directory}`, or give their place with --data"
         )
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise UserError(f"{path}: expected at most {MAX_MANIFEST_BYTES >> 20} MiB")
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(
+            path.read_bytes(), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
+    except RecursionError:
+        raise UserError(f"{path}: expected JSON, got too many brackets: build it again") from None
     except ValueError as error:
         raise UserError(f"{path}: expected JSON, got {error}: build the shards again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT_NAME:
@@ -165,7 +169,127 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             f"{path}: expected format version {FORMAT_VERSION}, got {manifest.get('version')}: "
             "build the shards with this version of the project, or use the one that built them"
         )
+    problems = list(_manifest_problems(manifest))
+    if problems:
+        raise UserError(
+            f"{path}: {'; '.join(problems[:5])}: it was changed; build the shards again"
+        )
     return manifest
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key that stands there twice")
+    return result
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def _is_count(value: Any, least: int = 0) -> bool:
+    return type(value) is int and least <= value < 2**53
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _manifest_problems(manifest: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with the form of a manifest, each with its rule."""
+    wnids, names = manifest.get("wnids"), manifest.get("class_names")
+    if not isinstance(wnids, list) or not wnids or not _is_texts(wnids):
+        yield "expected wnids, a list of texts"
+    elif len(set(wnids)) != len(wnids):
+        yield "expected wnids that all differ"
+    elif not isinstance(names, list) or not _is_texts(names) or len(names) != len(wnids):
+        yield "expected class_names, one a wnid"
+    size = manifest.get("image_size")
+    if not isinstance(size, int) or not _is_count(size, 1) or size > MAX_IMAGE_SIZE:
+        yield f"expected an image_size of 1 to {MAX_IMAGE_SIZE}, got {str(size)[:20]}"
+    if not _is_count(manifest.get("cycle_seed")):
+        yield "expected a cycle_seed, a whole number"
+    if not isinstance(manifest.get("complete"), bool):
+        yield "expected complete to be true or false"
+    if not isinstance(manifest.get("recipe"), str | None):
+        yield "expected a recipe's name or null"
+    storage = manifest.get("storage")
+    if not isinstance(storage, dict) or storage.get("kind") not in ("raw", "jpeg"):
+        yield "expected storage of the kind raw or jpeg"
+    if manifest.get("complete"):
+        for key, file in (("statistics", STATISTICS_FILE), ("labels", LABELS_FILE)):
+            if _entry_problem(manifest.get(key), file):
+                yield f"expected {key}, the entry of {file}"
+    parts = manifest.get("parts")
+    if not isinstance(parts, dict) or set(parts) != set(PARTS):
+        yield f"expected the parts {', '.join(PARTS)}"
+        return
+    for part, content in parts.items():
+        shards = content.get("shards") if isinstance(content, dict) else None
+        if not isinstance(shards, list):
+            yield f"expected a list of shards in {part}"
+            continue
+        for i, entry in enumerate(shards):
+            if entry is None:
+                if manifest.get("complete"):
+                    yield f"{part} lacks shard {i}"
+                continue
+            problem = _shard_entry_problem(entry, shard_file(part, i))
+            if problem:
+                yield problem
+
+
+def shard_file(part: str, number: int) -> str:
+    """The name of a shard."""
+    return f"{part}-{number:05d}.h5"
+
+
+def _entry_problem(entry: Any, file: str) -> str | None:
+    if (
+        not isinstance(entry, dict)
+        or entry.get("file") != file
+        or not _is_count(entry.get("num_bytes"), 1)
+        or not isinstance(entry.get("sha256"), str)
+        or not re.fullmatch(r"[0-9a-f]{64}", entry["sha256"])
+    ):
+        return f"expected the entry of {file} with its size and SHA-256"
+    return None
+
+
+def _shard_entry_problem(entry: Any, file: str) -> str | None:
+    if not isinstance(entry, dict) or not _is_count(entry.get("num_images")):
+        return f"expected the entry of {file} with its num_images"
+    bad = entry.get("bad_pictures")
+    if not isinstance(bad, list) or not all(
+        isinstance(item, dict) and _is_texts([item.get("picture"), item.get("reason")])
+        for item in bad
+    ):
+        return f"expected bad_pictures in the entry of {file}"
+    if not entry["num_images"]:
+        return None
+    structure = entry.get("structure")
+    if (
+        not isinstance(structure, dict)
+        or not isinstance(structure.get("sha256"), str)
+        or not _are_spans(structure.get("large_data"), entry.get("num_bytes"))
+    ):
+        return f"expected the structure of {file} with its large_data and SHA-256"
+    return _entry_problem(entry, file)
+
+
+def _are_spans(spans: Any, end: Any) -> bool:
+    """Whether these are [offset, size] that follow one another in a file of `end` bytes."""
+    at = 0
+    if not isinstance(spans, list) or not _is_count(end):
+        return False
+    for span in spans:
+        if not isinstance(span, list) or len(span) != 2 or not all(map(_is_count, span)):
+            return False
+        if span[0] < at:
+            return False
+        at = span[0] + span[1]
+    return at <= int(end)
 
 
 def sha256_of_file(path: Path) -> str:
@@ -175,19 +299,34 @@ def sha256_of_file(path: Path) -> str:
 
 
 def shard_problem(path: Path, entry: dict[str, Any]) -> str | None:
-    """Why a file cannot be the one that the manifest names, without reading its content."""
+    """Why a file cannot be the one that the manifest names, without reading its pixels."""
     if not path.is_file():
         return f"{path.name} is missing"
     num_bytes = path.stat().st_size
     if num_bytes != entry["num_bytes"]:
         return f"{path.name} has {num_bytes} bytes instead of {entry['num_bytes']}"
+    if "structure" in entry:
+        found = structure_sha256(path, entry["structure"]["large_data"])
+        if found != entry["structure"]["sha256"]:
+            return (
+                f"{path.name} is not the shard that the manifest names (SHA-256 of its structure)"
+            )
+    elif sha256_of_file(path) != entry["sha256"]:
+        return f"{path.name} is not the file that the manifest names (SHA-256)"
     return None
 
 
 def _open_dataset(
-    file: h5py.File, name: str, *, dtype: str, shape: tuple[int, ...]
+    file: h5py.File, name: str, *, dtype: str, shape: tuple[int | None, ...]
 ) -> h5py.Dataset:
-    """Opens a data set that is really inside the file and has the form that the format states."""
+    """Opens a data set that is really inside the file and has the form that the format states.
+
+    Args:
+        file: an open shard.
+        name: of the data set.
+        dtype: kind and size, such as `u1`; `S` is bytes of any length.
+        shape: what it must have; None is any length.
+    """
     problem = None
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         problem = "is missing or is a link to another place"
@@ -195,14 +334,22 @@ def _open_dataset(
         problem = "is no data set"
     else:
         dataset = file[name]
+        kind = dataset.dtype.kind + str(dataset.dtype.itemsize)
         if dataset.chunks is not None or dataset.is_virtual or dataset.external:
             problem = "is not stored contiguously in the file"
-        elif dataset.dtype.kind + str(dataset.dtype.itemsize) != dtype and dtype != "S":
-            problem = f"has type {dataset.dtype} instead of {dtype}"
-        elif dtype == "S" and dataset.dtype.kind != "S":
-            problem = f"has type {dataset.dtype} instead of bytes"
-        elif dataset.shape != shape:
+        elif (dataset.dtype.kind if dtype == "S" else kind) != dtype:
+            problem = f"has type {dataset.dtype} instead of {'bytes' if dtype == 'S' else dtype}"
+        elif len(dataset.shape) != len(shape) or any(
+            want is not None and have != want
+            for have, want in zip(dataset.shape, shape, strict=True)
+        ):
             problem = f"has shape {dataset.shape} instead of {shape}"
+        elif dataset.dtype.byteorder == ">":
+            problem = "is stored with the other order of bytes"
+        elif dataset.nbytes:
+            offset = dataset.id.get_offset()
+            if offset is None or offset + dataset.nbytes > Path(file.filename).stat().st_size:
+                problem = "reaches beyond the end of the file"
     if problem:
         raise UserError(
             f"{file.filename}: {name} {problem}: build this shard again (remove the file, then run "
@@ -211,20 +358,48 @@ def _open_dataset(
     return file[name]
 
 
-def _open_file(path: Path) -> h5py.File:
+@contextlib.contextmanager
+def _open_file(path: Path) -> Iterator[h5py.File]:
+    """Opens a file of the format; whatever HDF5 finds wrong in it becomes one line."""
     try:
         # Shards never change once they have their name, so no lock is needed (NFS has none).
-        file = h5py.File(path, "r", locking=False)
-    except OSError as error:
-        raise UserError(f"{path}: expected an HDF5 file, got {error}: build it again") from None
-    version = file.attrs.get("version")
-    if file.attrs.get("format") != FORMAT_NAME or version != FORMAT_VERSION:
-        file.close()
+        with h5py.File(path, "r", locking=False) as file:
+            version = file.attrs.get("version")
+            if file.attrs.get("format") != FORMAT_NAME or version != FORMAT_VERSION:
+                raise UserError(
+                    f"{path}: expected a shard of format version {FORMAT_VERSION}, got {version}: "
+                    "build the shards with this version of the project"
+                )
+            yield file
+    except UserError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
         raise UserError(
-            f"{path}: expected a shard of format version {FORMAT_VERSION}, got {version}: build "
-            "the shards with this version of the project"
-        )
-    return file
+            f"{path}: expected an HDF5 file, got {' '.join(str(error).split())}: build it again"
+        ) from None
+
+
+@dataclass(frozen=True)
+class JpegImages:
+    """The images of a shard that holds JPEG files; each is decoded when it is asked for."""
+
+    path: Path
+    data: np.ndarray
+    offsets: np.ndarray
+    image_size: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        try:
+            return decode_jpeg(self.encoded(row), self.image_size)
+        except UserError as error:
+            raise UserError(f"{self.path}: image {row}: {error}: build this shard again") from None
+
+    def encoded(self, row: int) -> bytes:
+        """The JPEG file of an image."""
+        return self.data[self.offsets[row] : self.offsets[row + 1]].tobytes()
 
 
 @dataclass(frozen=True)
@@ -234,13 +409,28 @@ class Shard:
     path: Path
     num_images: int
     num_classes: int
+    image_size: int = 256
+    storage: str = "raw"
 
-    def images(self) -> np.ndarray:
-        """Memory-maps the images: uint8 (N, H, W, C), read-only."""
-        shape = (self.num_images, IMAGE_SIZE, IMAGE_SIZE, 3)
+    def images(self) -> np.ndarray | JpegImages:
+        """Memory-maps the images: element i is uint8 (H, W, C), read-only."""
+        if self.storage == "jpeg":
+            with _open_file(self.path) as file:
+                shape = (self.num_images + 1,)
+                offsets = _open_dataset(file, "jpeg_offsets", dtype="u8", shape=shape)[:]
+                data = _open_dataset(file, "jpeg_bytes", dtype="u1", shape=(None,))
+                at, num_bytes = data.id.get_offset(), len(data)
+            if offsets[0] != 0 or offsets[-1] != num_bytes or (offsets[1:] <= offsets[:-1]).any():
+                raise UserError(
+                    f"{self.path}: expected jpeg_offsets that rise from 0 to {num_bytes}: build "
+                    "this shard again"
+                )
+            mapped = np.memmap(self.path, np.uint8, "r", offset=at, shape=(num_bytes,))
+            return JpegImages(self.path, mapped, offsets.astype(np.int64), self.image_size)
+        square = (self.num_images, self.image_size, self.image_size, 3)
         with _open_file(self.path) as file:
-            offset = _open_dataset(file, "images", dtype="u1", shape=shape).id.get_offset()
-        return np.memmap(self.path, np.uint8, "r", offset=offset, shape=shape)
+            offset = _open_dataset(file, "images", dtype="u1", shape=square).id.get_offset()
+        return np.memmap(self.path, np.uint8, "r", offset=offset, shape=square)
 
     def labels(self) -> np.ndarray:
         """Reads the labels: int32 (N,), checked to lie in [0, num_classes)."""
@@ -265,9 +455,20 @@ class Shard:
             wnids = _open_dataset(file, "wnids", dtype="S", shape=(self.num_classes,))[:]
         return [os.fsdecode(wnid) for wnid in wnids]
 
+    def plan_sha256(self) -> str:
+        """Reads the digest of the plan by which the shard was built."""
+        with _open_file(self.path) as file:
+            return str(file.attrs.get("plan_sha256"))
+
+    def class_names(self) -> list[str]:
+        """Reads the classes' readable names."""
+        with _open_file(self.path) as file:
+            names = _open_dataset(file, "names", dtype="S", shape=(self.num_classes,))[:]
+        return [os.fsdecode(name) for name in names]
+
     def sums(self) -> PixelSums:
         """Reads the sums that the statistics are made of."""
-        shape = (IMAGE_SIZE, IMAGE_SIZE, 3)
+        shape = (self.image_size, self.image_size, 3)
         with _open_file(self.path) as file:
             return PixelSums(
                 self.num_images,
@@ -278,13 +479,13 @@ class Shard:
 
 @dataclass
 class Part:
-    """The train or the val images of a data set, addressed by row in the stored order.
+    """The train, val or test images of a data set, addressed by row in the stored order.
 
     Files are opened and mapped at the first read in each process.
     """
 
     shards: list[Shard]
-    _maps: dict[int, np.ndarray] = field(default_factory=dict)
+    _maps: dict[int, np.ndarray | JpegImages] = field(default_factory=dict)
     _process: int = -1
 
     @cached_property
@@ -300,7 +501,7 @@ class Part:
         return np.concatenate([np.empty(0, np.int32), *(shard.labels() for shard in self.shards)])
 
     def image(self, row: int) -> np.ndarray:
-        """One image: uint8 (H, W, C), a read-only view of the file."""
+        """One image: uint8 (H, W, C), read-only; a view of the file, if it holds raw pixels."""
         if not 0 <= row < len(self):
             raise IndexError(f"expected a row in [0, {len(self)}), got {row}")
         if self._process != os.getpid():
@@ -308,7 +509,7 @@ class Part:
         number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
         if number not in self._maps:
             self._maps[number] = self.shards[number].images()
-        return self._maps[number][row - self._first_rows[number]]
+        return self._maps[number][row - int(self._first_rows[number])]
 
 
 @dataclass(frozen=True)
@@ -320,6 +521,7 @@ class DataSet:
     manifest_sha256: str
     train: Part
     val: Part
+    test: Part
 
     @property
     def wnids(self) -> list[str]:
@@ -341,17 +543,43 @@ class DataSet:
         """The seed of the one order in which training goes through the images, epoch by epoch."""
         return int(self.manifest["cycle_seed"])
 
+    @property
+    def image_size(self) -> int:
+        """The side of an image in pixels."""
+        return int(self.manifest["image_size"])
+
+    @property
+    def held_out(self) -> str:
+        """The part that tells how training goes: val, or test in a set without val."""
+        return "val" if len(self.val) else "test"
+
+    def part(self, name: str) -> Part:
+        """The images of `train`, `val` or `test`."""
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
     @cached_property
     def statistics(self) -> ColorStatistics:
         """Mean image and RGB principal components of the training images."""
+        square = (self.image_size, self.image_size, 3)
+        forms: dict[str, tuple[str, tuple[int, ...]]] = {
+            "mean_image": ("f4", square),
+            "rgb_mean": ("f8", (3,)),
+            "rgb_covariance": ("f8", (3, 3)),
+            "eigenvalues": ("f8", (3,)),
+            "eigenvectors": ("f8", (3, 3)),
+            "standard_deviations": ("f8", (3,)),
+        }
         with _open_file(self.directory / STATISTICS_FILE) as file:
-            square = (IMAGE_SIZE, IMAGE_SIZE, 3)
-            return ColorStatistics(
-                _open_dataset(file, "mean_image", dtype="f4", shape=square)[:],
-                _open_dataset(file, "rgb_covariance", dtype="f8", shape=(3, 3))[:],
-                _open_dataset(file, "eigenvalues", dtype="f8", shape=(3,))[:],
-                _open_dataset(file, "eigenvectors", dtype="f8", shape=(3, 3))[:],
+            values = {
+                name: _open_dataset(file, name, dtype=dtype, shape=shape)[:]
+                for name, (dtype, shape) in forms.items()
+            }
+        if not all(np.isfinite(value).all() for value in values.values()):
+            raise UserError(
+                f"{self.directory / STATISTICS_FILE}: expected finite numbers: remove it and "
+                "build again"
             )
+        return ColorStatistics(**values)
 
 
 def open_data_set(directory: Path) -> DataSet:
@@ -375,27 +603,19 @@ def open_data_set(directory: Path) -> DataSet:
     found = [problem for problem in problems if problem]
     if found:
         raise UserError(f"{directory}: {'; '.join(found)}: {again}")
-    num_classes = len(manifest["wnids"])
-    parts = {
-        part: Part(
-            [
-                Shard(directory / entry["file"], entry["num_images"], num_classes)
-                for entry in shard_entries(manifest, part)
-            ]
-        )
-        for part in PARTS
-    }
-    data_set = DataSet(
-        directory, manifest, sha256_of_file(directory / MANIFEST_FILE), parts["train"], parts["val"]
-    )
+    parts = {part: Part(shards_of(directory, manifest, part)) for part in PARTS}
+    data_set = DataSet(directory, manifest, sha256_of_file(directory / MANIFEST_FILE), **parts)
+    if not len(data_set.train) or not len(data_set.part(data_set.held_out)):
+        raise UserError(f"{directory}: expected train and val or test images, got none of one")
+    plan = plan_sha256(manifest)
     # What is wrong with a file fails now, not in the middle of an epoch.
     for part in parts.values():
         for shard in part.shards:
             shard.images()
-            if shard.wnids() != data_set.wnids:
+            if shard.plan_sha256() != plan:
                 raise UserError(
-                    f"{shard.path}: its classes are not those of {MANIFEST_FILE}: this shard is of "
-                    f"another data set; remove it and {again}"
+                    f"{shard.path}: is of another data set than {MANIFEST_FILE}, or one of them "
+                    f"was changed; remove it and {again}"
                 )
         _ = part.labels
     _ = data_set.statistics
@@ -404,4 +624,29 @@ def open_data_set(directory: Path) -> DataSet:
 
 def shard_entries(manifest: dict[str, Any], part: str) -> list[dict[str, Any]]:
     """The manifest's entries of the shards of a part that hold images."""
-    return [entry for entry in manifest["parts"][part]["shards"] if entry["num_images"]]
+    return [entry for entry in manifest["parts"][part]["shards"] if entry and entry["num_images"]]
+
+
+def shards_of(directory: Path, manifest: dict[str, Any], part: str) -> list[Shard]:
+    """The shards of a part that hold images."""
+    return [
+        Shard(
+            directory / entry["file"],
+            entry["num_images"],
+            len(manifest["wnids"]),
+            manifest["image_size"],
+            manifest["storage"]["kind"],
+        )
+        for entry in shard_entries(manifest, part)
+    ]
+
+
+def label_rows(
+    manifest: dict[str, Any], directory: Path
+) -> Iterator[tuple[str, str, int, str, str]]:
+    """The rows of `labels.csv`, read from the shards: image, wnid, label, name, part."""
+    wnids, names = manifest["wnids"], manifest["class_names"]
+    for part in PARTS:
+        for shard in shards_of(directory, manifest, part):
+            for picture, label in zip(shard.pictures(), shard.labels().tolist(), strict=True):
+                yield picture, wnids[label], label, names[label], part

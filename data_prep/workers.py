@@ -5,9 +5,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.synchronize import Event
 from typing import Any, TypeVar
@@ -16,12 +17,61 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+NUM_COUNTERS = 4
+POLL_SECONDS = 0.2
+
+
+class StoppedError(Exception):
+    """In a worker: the parent wants no result any more."""
+
+
 class Workers:
     """Processes to work with; Ctrl-C is obeyed between two results."""
 
-    def __init__(self, pool: ProcessPoolExecutor, interrupts: list[int]):
+    def __init__(
+        self, pool: ProcessPoolExecutor, interrupts: list[int], shared: "Shared", num_workers: int
+    ):
         self._pool = pool
         self._interrupts = interrupts
+        self._shared = shared
+        self._num_workers = num_workers
+
+    def counters(self) -> list[int]:
+        """What all workers have counted so far."""
+        return list(self._shared.counters)
+
+    def each(
+        self,
+        work: Callable[[Item], Result],
+        items: Iterable[Item],
+        *,
+        on_wait: Callable[[], None],
+    ) -> Iterator[Result]:
+        """Gives the results as they come; calls `on_wait` several times a second meanwhile.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C came; the workers have been told to give up their work.
+        """
+        waiting = iter(items)
+        running: set[Future[Result]] = set()
+        more = True
+        try:
+            while more or running:
+                # Two tasks a worker, so that none waits, and not all tasks are pickled at once.
+                while more and len(running) < 2 * self._num_workers:
+                    for item in waiting:
+                        running.add(self._pool.submit(work, item))
+                        break
+                    else:
+                        more = False
+                done, running = wait(running, POLL_SECONDS, FIRST_COMPLETED)
+                on_wait()
+                for future in done:
+                    yield future.result()
+                if self._interrupts:
+                    raise KeyboardInterrupt
+        finally:
+            self._shared.stop.set()
 
     def map(
         self, work: Callable[[Item], Result], items: Iterable[Item], *, chunksize: int
@@ -60,18 +110,19 @@ def worker_pool(num_workers: int) -> Iterator[Workers]:
             raise KeyboardInterrupt
 
     context = multiprocessing.get_context("spawn")
-    all_started = context.Event()
-    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (all_started,))
+    shared = Shared(context.Event(), context.Event(), context.Array("q", NUM_COUNTERS))
+    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (shared,))
     handler = signal.signal(signal.SIGINT, note)
     try:
-        _start(pool, num_workers, all_started)
-        yield Workers(pool, interrupts)
+        _start(pool, num_workers, shared.all_started)
+        yield Workers(pool, interrupts, shared, num_workers)
     except BrokenProcessPool:
         raise RuntimeError(
             "a worker process ended unexpectedly (out of memory?): run the same command again, it "
             "continues where it stopped; fewer --workers need less memory"
         ) from None
     finally:
+        shared.stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
         signal.signal(signal.SIGINT, handler)
     if interrupts:
@@ -91,18 +142,41 @@ def _start(pool: ProcessPoolExecutor, num_workers: int, all_started: Event) -> N
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-# In a worker: set once the parent has started all of them.
-_all_started: Event
+@dataclass(frozen=True)
+class Shared:
+    """What parent and workers both see."""
+
+    all_started: Event
+    stop: Event
+    counters: Any
+
+
+# In a worker: what it shares with its parent. Elsewhere nobody counts and nobody gives up.
+_shared: Shared | None = None
 
 
 def _wait_for_all() -> None:
-    _all_started.wait()
+    assert _shared is not None
+    _shared.all_started.wait()
 
 
-def _start_worker(all_started: Event) -> None:
+def count(counter: int, amount: int = 1) -> None:
+    """In a worker: adds to a counter that the parent reads."""
+    if _shared is not None:
+        with _shared.counters.get_lock():
+            _shared.counters[counter] += amount
+
+
+def check_wanted() -> None:
+    """In a worker: raises StoppedError once the parent has given up."""
+    if _shared is not None and _shared.stop.is_set():
+        raise StoppedError
+
+
+def _start_worker(shared: Shared) -> None:
     """In a worker: leave Ctrl-C to the parent, and end when the parent has ended."""
-    global _all_started
-    _all_started = all_started
+    global _shared
+    _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -112,3 +186,10 @@ def _start_worker(all_started: Event) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -186,6 +186,7 @@ def describe(state: RunState) -> dict[str, Any]:
             "manifest_sha256": data.manifest_sha256,
             "train_images": len(data.train),
             "val_images": len(data.val),
+            "test_images": len(data.test),
         },
         "numerics": set_numerics(run.precision),
         "ranks": ranks,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data_prep.shards import DataSet, UserError, open_data_set
+from data_prep.shards import PARTS, DataSet, Part, UserError, open_data_set
 from replica import paper, runlog
 from replica.allocator import keep_large_blocks
 from replica.augment import center_crop, ten_crops
@@ -37,7 +37,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m replica.test",
-        description="Top-1 and top-5 error of a checkpoint on the validation part of its data.",
+        description="Top-1 and top-5 error of a checkpoint on pictures that it was not trained on.",
     )
     add = parser.add_argument
     add("--checkpoint", type=Path, metavar="FILE", help="default: the last one of the newest run")
@@ -47,6 +47,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="average the softmax over the four corners, the centre, and their reflections; "
         "without it, the central crop alone",
+    )
+    add(
+        "--part",
+        choices=PARTS,
+        help="which images (default: val, or test in a data set without val)",
     )
     add("--json", action="store_true", help="print one JSON object instead of text")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
@@ -83,10 +88,22 @@ def choose_data(
     return open_data_set(directory)
 
 
+def choose_part(name: str | None, data: DataSet, say: Callable[[str], None]) -> str:
+    """The named part of the data, or the one that is held out."""
+    if name is None:
+        if data.held_out != "val":
+            say(f"part: {data.held_out} (the data has no val)")
+        return data.held_out
+    if not len(data.part(name)):
+        have = ", ".join(part for part in PARTS if len(data.part(part)))
+        raise UserError(f"--part {name}: expected one of {have}, which {data.directory} has")
+    return name
+
+
 def test_checkpoint(
-    content: dict[str, Any], data: DataSet, *, ten_crop: bool, device: torch.device, precision: str
+    content: dict[str, Any], images: Part, *, ten_crop: bool, device: torch.device, precision: str
 ) -> Counts:
-    """Counts the errors of a checkpoint's network on the validation part.
+    """Counts the errors of a checkpoint's network on a part of a data set.
 
     The mean image is the one that the network was trained with, not that of the data.
     """
@@ -106,17 +123,17 @@ def test_checkpoint(
         return cut(image, crop_size=recipe.crop_size)
 
     interval = 0.5 if sys.stderr.isatty() else 30
-    with tqdm(total=len(data.val), unit=" images", mininterval=interval) as progress:
+    with tqdm(total=len(images), unit=" images", mininterval=interval) as progress:
         counts = evaluate(
-            data.val,
-            range(len(data.val)),
+            images,
+            range(len(images)),
             prepare=lambda image: image - mean_image,
             views=views,
             predict=predict,
             images_per_batch=max(1, paper.BATCH_SIZE // (paper.TEST_VIEWS if ten_crop else 1)),
             on_progress=progress.update,
         )
-    counts.check(len(data.val))
+    counts.check(len(images))
     return counts
 
 
@@ -131,6 +148,13 @@ def run(arguments: argparse.Namespace) -> None:
     path, content = choose_checkpoint(arguments, say)
     data = choose_data(arguments, path, say)
     check_fits_classes(path, content, data.wnids, data.directory)
+    side = content["mean_image"].shape[0]
+    if side != data.image_size:
+        raise UserError(
+            f"{data.directory}: has images of {data.image_size} pixels, but {path} was trained on "
+            f"{side}: give such data with --data"
+        )
+    part = choose_part(arguments.part, data, say)
     towers = content["recipe"]["towers"]
     devices = choose_devices(
         gpus=None,
@@ -145,7 +169,7 @@ def run(arguments: argparse.Namespace) -> None:
     say(f"memory: {allocator.reason}")
     counts = test_checkpoint(
         content,
-        data,
+        data.part(part),
         ten_crop=arguments.ten_crop,
         device=torch.device(devices.kind),
         precision=arguments.precision,
@@ -156,6 +180,7 @@ def run(arguments: argparse.Namespace) -> None:
         "manifest_sha256": data.manifest_sha256,
         "recipe": content["recipe"]["name"],
         "step": content["step"],
+        "part": part,
         "views": paper.TEST_VIEWS if arguments.ten_crop else 1,
         "num_images": counts.num_images,
         "loss": counts.mean_loss,
@@ -173,7 +198,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"{name[:3]}-{name[3]} error {result[f'{name}_error']:.2%} "
             f"(95 % interval {low:.2%} to {high:.2%})"
         )
-    print(f"on {counts.num_images} validation images, {views}, step {content['step']}")
+    print(f"on {counts.num_images} {part} images, {views}, step {content['step']}")
 
 
 def main(argv: list[str] | None = None) -> int:

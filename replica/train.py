@@ -137,6 +137,9 @@ def prepare_run(arguments: argparse.Namespace) -> tuple[Run, bool]:
         why = f"named by the data at {data_dir}" if data.recipe else "no --recipe given"
         print(f"recipe: {name} ({why})")
     recipe = with_changes(find_recipe(name), changes_of(arguments))
+    check_fits_images(recipe, data)
+    if data.held_out != "val":
+        print(f"validation: on the {data.held_out} images (the data has no val)")
     run_dir = arguments.out or runlog.new_run_dir()
     if arguments.out is None:
         print(f"out: {run_dir} (no --out given)")
@@ -157,6 +160,20 @@ def prepare_run(arguments: argparse.Namespace) -> tuple[Run, bool]:
         command=runlog.command_line(),
     )
     return run, False
+
+
+def check_fits_images(recipe: Recipe, data: DataSet) -> None:
+    """Refuses crops that are larger than the images.
+
+    Raises:
+        UserError: they are; both sizes are named.
+    """
+    if recipe.crop_size > data.image_size:
+        raise UserError(
+            f"{data.directory}: has images of {data.image_size} pixels, but recipe {recipe.name} "
+            f"cuts crops of {recipe.crop_size}: build the shards with --size 256, or change the "
+            "crop with --set crop_size=..."
+        )
 
 
 def _prepare_resumed_run(arguments: argparse.Namespace) -> Run:
@@ -301,7 +318,7 @@ def measures(counts: Counts, *, rate: float, seconds: float) -> dict[str, float]
 
 
 def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
-    """Counts the errors on the validation part, on the central crop; every process must call it.
+    """Counts the errors on the held-out part, on the central crop; every process must call it.
 
     Returns:
         The counts, and whether a stop request cut them short.
@@ -310,7 +327,8 @@ def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
     device, dtype = state.rank.device, parameter_dtype(run.precision)
     mean_image = data.statistics.mean_image
     num_shares = state.rank.devices.num_data_shares
-    rows = range(len(data.val))[state.rank.data_index :: num_shares]
+    images = data.part(data.held_out)
+    rows = range(len(images))[state.rank.data_index :: num_shares]
 
     def predict(crops: torch.Tensor) -> torch.Tensor:
         with compute_precision(run.precision, kind=device.type):
@@ -324,7 +342,7 @@ def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
         disable=state.rank.index != 0 or not sys.stderr.isatty(),
     )
     # All shares go through the same number of batches, for the question before each.
-    largest_share = math.ceil(len(data.val) / num_shares)
+    largest_share = math.ceil(len(images) / num_shares)
     counts = Counts()
     with progress:
         for first in range(0, largest_share, recipe.batch_size):
@@ -332,7 +350,7 @@ def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
             if stopped:
                 return counts, True
             counts += evaluate(
-                data.val,
+                images,
                 rows[first : first + recipe.batch_size],
                 prepare=lambda image: image - mean_image,
                 views=lambda image: center_crop(image, crop_size=recipe.crop_size),
@@ -341,7 +359,7 @@ def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
                 on_progress=progress.update,
             )
     counts, _ = add_up(counts, state=state)
-    counts.check(len(data.val))
+    counts.check(len(images))
     return counts, False
 
 

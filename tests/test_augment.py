@@ -5,7 +5,6 @@ import oracles
 import pytest
 from scipy.stats import chisquare
 
-from data_prep.color_statistics import PixelSums, color_statistics, rgb_second_moment
 from replica.augment import (
     add_color_shifts_,
     center_crop,
@@ -104,26 +103,6 @@ def test_color_noise_is_drawn_anew_in_each_epoch_and_is_one_shift_for_all_pixels
     assert np.array_equal(
         crops, np.broadcast_to(shifts.astype(np.float32)[:, None, None], crops.shape)
     )
-
-
-def test_color_statistics_are_those_of_all_pixels():
-    rng = np.random.default_rng(1)
-    images = rng.integers(0, 256, (5, 8, 8, 3), np.uint8)
-    images[..., 1] = images[..., 0] // 2
-    moment = sum((rgb_second_moment(image) for image in images), np.zeros((3, 3), np.uint64))
-    sums = PixelSums(5, images.sum(axis=0, dtype=np.uint64), moment)
-    statistics = color_statistics(sums)
-    pixels = images.reshape(-1, 3) / 255.0
-    expected = np.cov(pixels.T, bias=True)
-    np.testing.assert_allclose(statistics.rgb_covariance, expected, rtol=1e-9)
-    np.testing.assert_allclose(
-        statistics.eigenvectors @ np.diag(statistics.eigenvalues) @ statistics.eigenvectors.T,
-        expected,
-        rtol=1e-9,
-        atol=1e-12,
-    )
-    assert list(statistics.eigenvalues) == sorted(statistics.eigenvalues, reverse=True)
-    np.testing.assert_allclose(statistics.mean_image, images.mean(axis=0), rtol=1e-6)
 
 
 def test_ten_crops_are_ten_distinct_views_the_last_five_reflected():

@@ -118,7 +118,7 @@ def test_the_test_command_counts_every_image_once(two_towers, shards_dir):
     center = run("-m", "replica.test", "--checkpoint", checkpoint)
     assert "top-1 error " in center.stdout
     assert "95 % interval" in center.stdout
-    assert "on 30 validation images, the central crop, step 6" in center.stdout
+    assert "on 30 val images, the central crop, step 6" in center.stdout
     # The central crop's count is that of the training run's own validation.
     error = lines_of(two_towers[0], "val")[-1]["top1_error"]
     assert f"top-1 error {error:.2%}" in center.stdout

@@ -15,6 +15,7 @@ from scipy.io import loadmat
 
 from data_prep.shards import open_data_set
 from data_prep.sources import tiny_imagenet
+from data_prep.trees import Folder
 from replica.augment import center_crop, ten_crops
 from replica.evaluate import Counts, count, evaluate
 
@@ -186,7 +187,7 @@ def test_every_label_of_real_tiny_imagenet_is_right(real_data, tmp_path):
     """Against the list of files, in which each picture has its class."""
     with tarfile.open(real_data / "tinyimagenet10_a.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
-    found = tiny_imagenet.find(tmp_path / "tiny-imagenet-200")
+    found = tiny_imagenet.find(Folder(tmp_path / "tiny-imagenet-200"))
     with (real_data / "manifest.csv").open(newline="") as file:
         listed = {
             row["path"].removeprefix("tiny-imagenet-200/"): row["wnid"]
@@ -194,7 +195,9 @@ def test_every_label_of_real_tiny_imagenet_is_right(real_data, tmp_path):
             if row["archive"] == "tinyimagenet10_a.tar.xz" and "/test/" not in row["path"]
         }
     pictures = {
-        path: found.wnids[label] for part in ("train", "val") for path, label in found.parts[part]
+        path: found.wnids[label]
+        for part in ("train", "val")
+        for path, label, _ in found.parts[part]
     }
     assert len(pictures) == 5500
     assert pictures == {path: wnid for path, wnid in listed.items() if path.endswith(".JPEG")}

@@ -15,8 +15,10 @@ import pytest
 from conftest import PROJECT_DIR, assert_user_error, is_running, run
 
 from data_prep.build_shards import main as build_shards
+from data_prep.shard_writer import structure_entry
 from data_prep.shards import UserError, open_data_set
 from data_prep.sources import kaggle
+from data_prep.trees import Folder
 
 BUILD, VERIFY = "data_prep/build_shards.py", "data_prep/verify_shards.py"
 
@@ -49,11 +51,11 @@ def test_memory_mapped_images_are_those_that_h5py_reads(shards_dir, data):
 
 
 def test_labels_and_names_follow_the_source(toy_dir, shards_dir, data):
-    found = kaggle.find(toy_dir)
+    found = kaggle.find(Folder(toy_dir))
     for part, stored in (("train", data.train), ("val", data.val)):
-        assert stored.labels.tolist() == [label for _, label in found.parts[part]]
+        assert stored.labels.tolist() == [picture.label for picture in found.parts[part]]
         names = [name for shard in stored.shards for name in shard.pictures()]
-        assert names == [path for path, _ in found.parts[part]]
+        assert names == [picture.name for picture in found.parts[part]]
 
 
 def test_statistics_are_those_of_the_training_images(data):
@@ -81,15 +83,16 @@ def test_limit_takes_the_first_pictures_of_each_class(toy_dir, tmp_path):
 
 
 def test_verify_accepts_a_whole_data_set_and_finds_one_changed_byte(copy):
-    assert run(VERIFY, "--data", str(copy)).returncode == 0
+    assert run(VERIFY, str(copy)).returncode == 0
     with (copy / "train-00001.h5").open("r+b") as file:
         file.seek(5_000_000 % (copy / "train-00001.h5").stat().st_size)
         byte = file.read(1)
         file.seek(-1, 1)
         file.write(bytes([byte[0] ^ 1]))
-    result = run(VERIFY, "--data", str(copy))
+    result = run(VERIFY, str(copy))
     assert result.returncode == 2
-    assert "1 of 4 files are not those of the manifest: train-00001.h5" in result.stderr
+    assert "fault: train-00001.h5: is not the file of the manifest (SHA-256)" in result.stdout
+    assert "1 faults: remove the files that are named and build again" in result.stderr
 
 
 # --- Damage
@@ -111,7 +114,7 @@ def test_missing_and_truncated_shards_are_all_named(copy):
     assert_user_error(result, "train-00000.h5 is missing; val-00000.h5 has 1000 bytes")
 
 
-def rewrite(path, change):
+def rewrite(path, change, *, is_signed=True):
     """Changes an HDF5 file and its entry in the manifest, so that only the format is wrong."""
     with h5py.File(path, "r+") as file:
         change(file)
@@ -121,6 +124,8 @@ def rewrite(path, change):
         for entry in part["shards"]:
             if entry["file"] == path.name:
                 entry["num_bytes"] = path.stat().st_size
+                if is_signed:
+                    entry["structure"] = structure_entry(path)
     manifest_path.write_text(json.dumps(manifest))
 
 
@@ -131,7 +136,7 @@ def replace(file, name, **options):
 
 
 DAMAGES = {
-    "version": (lambda f: f.attrs.modify("version", 99), "expected a shard of format version 1"),
+    "version": (lambda f: f.attrs.modify("version", 99), "expected a shard of format version 2"),
     "chunks": (lambda f: replace(f, "images", chunks=True), "images is not stored contiguously"),
     "type": (lambda f: replace(f, "labels", dtype="f4"), "labels has type float32 instead of i4"),
     "length": (
@@ -150,9 +155,9 @@ DAMAGES = {
         lambda f: (f.pop("labels"), f.__setitem__("labels", h5py.ExternalLink("a.h5", "/x"))),
         "labels is missing or is a link",
     ),
-    "classes": (
-        lambda f: replace(f, "wnids", data=f["wnids"][:][::-1]),
-        "its classes are not those of manifest.json",
+    "plan": (
+        lambda f: f.attrs.modify("plan_sha256", "0" * 64),
+        "is of another data set than manifest.json",
     ),
 }
 
@@ -168,7 +173,7 @@ def test_a_shard_of_another_form_is_refused_with_what_is_wrong(copy, damage):
 def test_a_file_that_is_no_hdf5_is_refused(copy):
     path = copy / "val-00000.h5"
     path.write_bytes(b"x" * path.stat().st_size)
-    with pytest.raises(UserError, match="expected an HDF5 file"):
+    with pytest.raises(UserError, match=r"val-00000.h5 is not the shard that the manifest names"):
         open_data_set(copy)
 
 
@@ -177,8 +182,12 @@ def test_a_file_that_is_no_hdf5_is_refused(copy):
     [
         ("{", "expected JSON"),
         ("[]", "expected the manifest of a data set"),
-        ('{"format": "replica-shards", "version": 2}', "expected format version 1, got 2"),
-        ('{"format": "replica-shards", "version": 1}', "the build has not finished"),
+        ('{"format": "replica-shards", "version": 3}', "expected format version 2, got 3"),
+        ('{"format": "replica-shards", "version": 1}', "expected format version 2, got 1"),
+        ('{"format": "replica-shards", "version": 2}', "expected wnids, a list of texts"),
+        ('{"format": "replica-shards", "format": 1}', "a key that stands there twice"),
+        ('{"format": NaN}', "expected JSON, got NaN"),
+        ("[" * 100_000, "too many brackets"),
     ],
 )
 def test_a_wrong_manifest_is_refused(tmp_path, text, message):

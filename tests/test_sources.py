@@ -1,6 +1,5 @@
 """Where pictures and labels are found, and what is said when they are not."""
 
-import io
 import json
 import shutil
 
@@ -9,9 +8,9 @@ import pytest
 from conftest import SMALL, assert_user_error, run
 from PIL import Image
 
-from data_prep.pictures import BadPictureError, decode_picture
 from data_prep.shards import UserError, open_data_set
 from data_prep.sources import folder, kaggle, tiny_imagenet, toy
+from data_prep.trees import Folder
 
 BUILD = "data_prep/build_shards.py"
 
@@ -68,28 +67,31 @@ def test_the_toy_set_is_not_drawn_into_a_directory_with_other_files(tmp_path):
 
 
 def test_labels_are_lines_of_the_mapping_from_the_csv_and_from_the_xml(pictures):
-    from_csv = kaggle.find(pictures)
+    from_csv = kaggle.find(Folder(pictures))
     (pictures / "LOC_val_solution.csv").unlink()
-    from_xml = kaggle.find(pictures)
+    from_xml = kaggle.find(Folder(pictures))
     assert from_csv.parts == from_xml.parts
+    assert "30 of them were compared with their XML files: no difference" in from_csv.notes
     assert from_csv.wnids == toy.WNIDS
     assert [len(from_csv.parts[part]) for part in ("train", "val")] == [60, 30]
-    for path, label in from_csv.parts["train"]:
+    for path, label, _ in from_csv.parts["train"]:
         assert path.split("/")[-2] == toy.WNIDS[label]
 
 
 def test_the_mapping_decides_the_label_not_the_order_of_folders(pictures):
     mapping = pictures / "LOC_synset_mapping.txt"
     mapping.write_text("".join(reversed(mapping.read_text().splitlines(keepends=True))))
-    found = kaggle.find(pictures)
+    found = kaggle.find(Folder(pictures))
     assert found.wnids == tuple(reversed(toy.WNIDS))
-    for path, label in found.parts["train"]:
+    for path, label, _ in found.parts["train"]:
         assert path.split("/")[-2] == found.wnids[label]
 
 
 def test_the_directory_may_be_given_with_or_without_ilsvrc(pictures):
     shutil.move(pictures / "LOC_synset_mapping.txt", pictures / "ILSVRC")
-    assert kaggle.find(pictures / "ILSVRC").parts == kaggle.find(pictures).parts
+    inner, outer = (kaggle.find(Folder(path)) for path in (pictures / "ILSVRC", pictures))
+    for part in ("train", "val"):
+        assert [p.place for p in inner.parts[part]] == [p.place for p in outer.parts[part]]
 
 
 def test_missing_validation_labels_are_an_error_with_the_way_out(pictures):
@@ -102,7 +104,7 @@ def test_missing_validation_labels_are_an_error_with_the_way_out(pictures):
 def test_a_class_folder_that_the_mapping_lacks_is_refused(pictures):
     (pictures / "ILSVRC/Data/CLS-LOC/train/n12345678").mkdir()
     with pytest.raises(UserError, match=r"got 1 other names .such as n12345678"):
-        kaggle.find(pictures)
+        kaggle.find(Folder(pictures))
 
 
 @pytest.mark.parametrize(
@@ -116,12 +118,12 @@ def test_a_class_folder_that_the_mapping_lacks_is_refused(pictures):
 def test_a_wrong_mapping_is_refused_with_its_line(tmp_path, text, message):
     (tmp_path / "mapping.txt").write_text(text)
     with pytest.raises(UserError, match=message):
-        kaggle.read_mapping(tmp_path / "mapping.txt")
+        kaggle.read_mapping(Folder(tmp_path), "mapping.txt")
 
 
 def test_a_mapping_with_bom_and_crlf_is_read(tmp_path):
     (tmp_path / "mapping.txt").write_bytes(b"\xef\xbb\xbfn01440764 tench, Tinca tinca\r\n")
-    assert kaggle.read_mapping(tmp_path / "mapping.txt") == (
+    assert kaggle.read_mapping(Folder(tmp_path), "mapping.txt") == (
         ("n01440764",),
         ("tench, Tinca tinca",),
     )
@@ -140,7 +142,7 @@ def test_a_mapping_with_bom_and_crlf_is_read(tmp_path):
 def test_a_wrong_solution_file_is_refused_with_its_line(tmp_path, text, message):
     (tmp_path / "solution.csv").write_text(text)
     with pytest.raises(UserError, match=message):
-        kaggle.read_solution(tmp_path / "solution.csv")
+        kaggle.read_solution(Folder(tmp_path), "solution.csv")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_a_wrong_solution_file_is_refused_with_its_line(tmp_path, text, message)
 def test_wrong_annotations_are_refused(tmp_path, text, message):
     (tmp_path / "a.xml").write_text(text)
     with pytest.raises(UserError, match=message):
-        kaggle.read_annotation(tmp_path / "a.xml")
+        kaggle.read_annotation(Folder(tmp_path), "a.xml")
 
 
 def test_classes_without_pictures_are_counted_and_strict_refuses_them(pictures, tmp_path):
@@ -193,10 +195,10 @@ def make_folders(root, classes=("cat", "dog"), parts=("train", "val"), count=2):
 
 
 def test_class_folders_are_labelled_in_sorted_order(tmp_path):
-    found = folder.find(make_folders(tmp_path, classes=("dog", "cat", "ant")))
+    found = folder.find(Folder(make_folders(tmp_path, classes=("dog", "cat", "ant"))))
     assert found.wnids == ("ant", "cat", "dog")
-    assert [label for _, label in found.parts["val"]] == [0, 0, 1, 1, 2, 2]
-    assert found.parts["val"][2][0] == "val/cat/0.png"
+    assert [picture.label for picture in found.parts["val"]] == [0, 0, 1, 1, 2, 2]
+    assert found.parts["val"][2].name == "val/cat/0.png"
 
 
 def test_an_empty_class_folder_is_an_error(tmp_path):
@@ -204,7 +206,7 @@ def test_an_empty_class_folder_is_an_error(tmp_path):
     (tmp_path / "val" / "dog" / "0.png").unlink()
     (tmp_path / "val" / "dog" / "1.png").unlink()
     with pytest.raises(UserError, match="val/dog is empty"):
-        folder.find(tmp_path)
+        folder.find(Folder(tmp_path))
 
 
 def test_flat_validation_pictures_are_refused_and_all_problems_named(tmp_path):
@@ -212,83 +214,21 @@ def test_flat_validation_pictures_are_refused_and_all_problems_named(tmp_path):
     (tmp_path / "val").mkdir()
     (tmp_path / "val" / "val_0.JPEG").write_bytes(b"x")
     with pytest.raises(UserError) as error:
-        folder.find(tmp_path)
+        folder.find(Folder(tmp_path))
     assert "val/ holds 1 files outside of class folders (such as val_0.JPEG)" in str(error.value)
     assert "val/ lacks 2 classes of train/ (such as cat)" in str(error.value)
 
 
 def test_a_directory_with_neither_layout_is_refused(tmp_path):
     result = run(BUILD, "--input", str(tmp_path), "--output", str(tmp_path / "out"))
-    assert_user_error(result, str(tmp_path), "(kaggle)", "(folder)")
+    assert_user_error(result, str(tmp_path), "found nothing", "kaggle: ILSVRC", "folder: train")
     result = run(BUILD, "--input", str(tmp_path / "nowhere"), "--output", str(tmp_path / "out"))
-    assert_user_error(result, "nowhere", "expected a directory")
+    assert_user_error(result, "nowhere", "expected a directory, a zip file or a tar")
     result = run(BUILD, "--source", "kaggle", "--output", str(tmp_path / "out"))
-    assert_user_error(result, "--source kaggle: expected --input DIR")
+    assert_user_error(result, "--source kaggle: expected --input PATH")
 
 
-# --- Pictures
-
-
-def encoded(picture, format_name="PNG", **options):
-    buffer = io.BytesIO()
-    picture.save(buffer, format_name, **options)
-    return buffer.getvalue()
-
-
-def gradient(width, height):
-    """A picture in which every pixel tells its place."""
-    rows, columns = np.mgrid[0:height, 0:width]
-    channels = (255 * columns / width, 255 * rows / height, 128 + 0 * rows)
-    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
-
-
-@pytest.mark.parametrize(("width", "height"), [(512, 300), (300, 512), (100, 700), (256, 256)])
-def test_the_shorter_side_becomes_256_and_the_centre_is_kept(width, height):
-    square = decode_picture(encoded(gradient(width, height)), image_size=256)
-    assert square.shape == (256, 256, 3)
-    shorter = min(width, height)
-    middle_columns = (np.arange(256) - 127.5) / 256 * shorter / width + 0.5
-    middle_rows = (np.arange(256) - 127.5) / 256 * shorter / height + 0.5
-    np.testing.assert_allclose(square[128, 4:-4, 0], 255 * middle_columns[4:-4], atol=3)
-    np.testing.assert_allclose(square[4:-4, 128, 1], 255 * middle_rows[4:-4], atol=3)
-
-
-@pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P", "1", "I;16", "LA"])
-def test_every_mode_becomes_the_right_rgb(mode):
-    picture = gradient(300, 280)
-    if mode == "I;16":
-        grey = np.asarray(picture.convert("L"))
-        data = encoded(Image.fromarray(grey.astype(np.uint16) * 257))
-        expected = picture.convert("L").convert("RGB")
-    else:
-        converted = picture.convert(mode)
-        data = encoded(converted, "JPEG" if mode == "CMYK" else "PNG", quality=98)
-        expected = converted.convert("RGB")
-    actual = decode_picture(data, image_size=256).astype(int)
-    reference = decode_picture(encoded(expected), image_size=256)
-    assert np.abs(actual - reference).mean() < 1.5
-
-
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b"", r"neither JPEG nor PNG \(0 bytes\)"),
-        (b"I am a text file\n", "neither JPEG nor PNG"),
-        (encoded(gradient(300, 300), "JPEG")[:2000], "cannot be decoded: .*truncated"),
-        (encoded(gradient(60, 60), "GIF"), "neither JPEG nor PNG"),
-        (encoded(Image.new("1", (20_000, 20_000))), "refused before it is decoded"),
-        (encoded(Image.new("L", (1, 2000))), "too narrow: 1 x 2000 pixels"),
-    ],
-    ids=["empty", "text", "truncated", "gif", "bomb", "narrow"],
-)
-def test_what_is_no_picture_gives_its_reason(data, reason):
-    with pytest.raises(BadPictureError, match=reason):
-        decode_picture(data, image_size=256)
-
-
-def test_one_pixel_and_very_wide_pictures_are_decoded():
-    for size in ((1, 1), (1, 300), (600, 2)):
-        assert decode_picture(encoded(Image.new("RGB", size)), image_size=256).shape[0] == 256
+# --- Bad pictures
 
 
 def test_bad_pictures_are_listed_with_their_reason_and_the_rest_is_built(pictures, tmp_path):
@@ -350,15 +290,15 @@ def tiny(tmp_path):
 
 
 def test_tiny_imagenets_labels_are_places_of_sorted_wnids(tiny):
-    found = tiny_imagenet.find(tiny)
+    found = tiny_imagenet.find(Folder(tiny))
     assert found.wnids == ("n01698640", "n02124075", "n07695742")
     assert found.class_names[0] == "name of n01698640, other"
     assert len(found.parts["train"]) == 12
-    for path, label in found.parts["train"]:
+    for path, label, _ in found.parts["train"]:
         assert path.split("/")[1] == found.wnids[label]
-    assert found.parts["val"] == tuple(
+    assert [picture[:2] for picture in found.parts["val"]] == [
         (f"val/images/val_{i}.JPEG", label) for i, label in enumerate((2, 1, 0, 0))
-    )
+    ]
     assert found.notes == ("the test pictures have no labels and are left out",)
 
 
@@ -416,10 +356,10 @@ def damage_tiny(directory, what):
 def test_a_damaged_tiny_imagenet_is_refused_with_the_rule(tiny, what, message):
     damage_tiny(tiny, what)
     with pytest.raises(UserError, match=message):
-        tiny_imagenet.find(tiny)
+        tiny_imagenet.find(Folder(tiny))
 
 
 def test_a_directory_of_no_known_layout_is_refused(tmp_path):
     (tmp_path / "input").mkdir()
     result = run(BUILD, "--input", str(tmp_path / "input"), "--output", str(tmp_path / "shards"))
-    assert_user_error(result, "wnids.txt and train (tiny-imagenet)", "found none")
+    assert_user_error(result, "tiny-imagenet: wnids.txt and train", "found nothing")

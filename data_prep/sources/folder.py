@@ -1,58 +1,64 @@
-"""Class folders: train/<class>/* and val/<class>/*; the classes are the folders of train."""
-
-from pathlib import Path
+"""Class folders: train/<class>/* and val/<class>/* or test/<class>/*; train names the classes."""
 
 from data_prep.shards import PARTS, UserError
-from data_prep.sources import PictureSet, class_pictures, sorted_entries
+from data_prep.sources import PictureSet, class_pictures
+from data_prep.trees import Tree, visible_names
+
+LAYOUT = "train/<class>/* and val/<class>/* or test/<class>/*"
 
 
-def is_here(directory: Path) -> bool:
-    """Whether the directory looks like this layout."""
-    return (directory / "train").is_dir()
+def is_here(tree: Tree) -> bool:
+    """Whether the tree looks like this layout."""
+    return tree.is_dir("train")
 
 
-def find(directory: Path) -> PictureSet:
-    """Lists the pictures below `train` and `val`.
+def find(tree: Tree) -> PictureSet:
+    """Lists the pictures below `train`, `val` and `test`.
 
     Raises:
-        UserError: a part is missing or holds files instead of class folders, the classes of the
-            parts differ, or a class is empty.
+        UserError: train is missing, or both others; a part holds files instead of class folders;
+            the classes of the parts differ; a class is empty.
     """
     problems = []
     classes: dict[str, list[str]] = {}
     for part in PARTS:
-        if not (directory / part).is_dir():
-            raise UserError(f"{directory}: expected the folder {part}/<class>/, found none")
-        entries = [name for name in sorted_entries(directory / part) if not name.startswith(".")]
-        loose = [name for name in entries if not (directory / part / name).is_dir()]
+        if not tree.is_dir(part):
+            continue
+        entries = visible_names(tree, part)
+        classes[part] = [name for name in entries if tree.is_dir(f"{part}/{name}")]
+        loose = [name for name in entries if not tree.is_dir(f"{part}/{name}")]
         if loose:
             problems.append(
                 f"{part}/ holds {len(loose)} files outside of class folders (such as {loose[0]}), "
                 "so they have no labels"
             )
-        classes[part] = [name for name in entries if (directory / part / name).is_dir()]
-    for part, other in (("train", "val"), ("val", "train")):
-        missing = sorted(set(classes[other]) - set(classes[part]))
-        if missing:
-            problems.append(
-                f"{part}/ lacks {len(missing)} classes of {other}/ (such as {missing[0]})"
-            )
-    for part in PARTS:
+    if "train" not in classes or len(classes) < 2:
+        found = ", ".join(f"{part}/" for part in classes) or "neither"
+        raise UserError(
+            f"{tree.title}: expected the folders train/<class>/ and val/<class>/ or "
+            f"test/<class>/, found {found}"
+        )
+    for part in list(classes)[1:]:
+        for one, other in (("train", part), (part, "train")):
+            missing = sorted(set(classes[other]) - set(classes[one]))
+            if missing:
+                problems.append(
+                    f"{one}/ lacks {len(missing)} classes of {other}/ (such as {missing[0]})"
+                )
+    for part, names in classes.items():
         problems.extend(
-            f"{part}/{name} is empty"
-            for name in classes[part]
-            if not sorted_entries(directory / part / name)
+            f"{part}/{name} is empty" for name in names if not tree.names(f"{part}/{name}")
         )
     if not classes["train"]:
         problems.append("train/ holds no class folder")
     if problems:
         raise UserError(
-            f"{directory}: expected train/<class>/* and val/<class>/* with the same classes, "
+            f"{tree.title}: expected train/<class>/* and val/<class>/* with the same classes, "
             f"none of them empty; got: {'; '.join(problems)}"
         )
-    names = tuple(classes["train"])
+    wnids = tuple(classes["train"])
     parts = {
-        part: class_pictures(directory, ((directory / part / n, i) for i, n in enumerate(names)))
-        for part in PARTS
+        part: class_pictures(tree, ((f"{part}/{name}", i) for i, name in enumerate(wnids)))
+        for part in classes
     }
-    return PictureSet("folder", directory, names, names, parts)
+    return PictureSet("folder", tree.title, wnids, wnids, parts)

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from data_prep.shards import UserError, write_whole
 from data_prep.sources import PictureSet, kaggle
+from data_prep.trees import Folder
 from data_prep.workers import worker_pool
 
 RECIPE = "mini"
@@ -80,9 +81,9 @@ def find(directory: Path, *, size: ToySize | None = None, num_workers: int = 1) 
                 "files: give another one with --input"
             )
         draw(directory, size=size, num_workers=num_workers)
-    found = kaggle.find(directory)
+    found = kaggle.find(Folder(directory))
     notes = (f"the toy set is drawn: {directory}", *found.notes)
-    return PictureSet("toy", found.root, found.wnids, found.class_names, found.parts, RECIPE, notes)
+    return replace(found, source="toy", recipe=RECIPE, notes=notes)
 
 
 def _is_unfinished_drawing(directory: Path) -> bool:

@@ -1,0 +1,206 @@
+"""The official ILSVRC tars and their development kit: what 2010 and 2012 have in common.
+
+A picture's id in `ILSVRC20xx_validation_ground_truth.txt` is the ILSVRC20xx_ID of `meta.mat`, in an
+order of its own. A label here is the position of the wnid in sorted order, as everywhere else;
+`meta.mat` is what leads from one to the other.
+"""
+
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from scipy.io import loadmat
+
+from data_prep.shards import UserError
+from data_prep.sources import WNID, Picture, Pictures
+from data_prep.trees import (
+    Archive,
+    Held,
+    Place,
+    Tree,
+    compressed_tar_files,
+    nested_tar_files,
+    read_bytes,
+    text_lines,
+    visible_names,
+)
+
+NUM_CLASSES = 1000
+MAX_META_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Devkit:
+    """The classes of a year, and the labels of its numbered pictures.
+
+    Attributes:
+        year: 2010 or 2012.
+        wnids: sorted; a label is an index into them.
+        class_names: one a class.
+        label_of_id: ILSVRC20xx_ID -> label.
+        tree: where the text files are.
+        directory: of those files in the tree.
+    """
+
+    year: int
+    wnids: tuple[str, ...]
+    class_names: tuple[str, ...]
+    label_of_id: dict[int, int]
+    tree: Tree
+    directory: str
+
+    def labels(self, tree: Tree, path: str) -> list[int]:
+        """The labels of the pictures 1, 2, ... from a file with one id a line."""
+        title = f"{tree.title}/{path}"
+        labels = []
+        for number, line in text_lines(tree, path, "one class id a line"):
+            word = line.strip()
+            if not word.isascii() or not word.isdigit() or int(word) not in self.label_of_id:
+                raise UserError(
+                    f"{title} line {number}: expected an ILSVRC{self.year}_ID of meta.mat "
+                    f"(1 to {len(self.wnids)}), got {word[:20]!r}"
+                )
+            labels.append(self.label_of_id[int(word)])
+        return labels
+
+    def validation_labels(self) -> list[int]:
+        """The labels of the validation pictures 1, 2, ..."""
+        name = f"ILSVRC{self.year}_validation_ground_truth.txt"
+        return self.labels(self.tree, f"{self.directory}{name}")
+
+
+def one_of(tree: Tree, pattern: str, what: str) -> str:
+    """The one entry at the top of a tree whose whole name matches.
+
+    Raises:
+        UserError: none does, or several do.
+    """
+    found = [name for name in visible_names(tree, "") if re.fullmatch(pattern, name)]
+    if len(found) != 1:
+        raise UserError(
+            f"{tree.title}: expected {what} there, found {', '.join(found[:3]) or 'none'}"
+        )
+    return found[0]
+
+
+def read_devkit(tree: Tree, *, year: int) -> Devkit:
+    """Reads the development kit, a .tar.gz or unpacked, that lies beside the tars.
+
+    Raises:
+        UserError: it is missing or damaged, or does not name 1000 classes with ids 1 to 1000.
+    """
+    name = one_of(
+        tree, rf"(ILSVRC{year}_)?devkit.*", f"the development kit (ILSVRC{year}_devkit*.tar.gz)"
+    )
+    kit: Tree = tree
+    if tree.is_file(name):
+        kit = Archive(f"{tree.title}/{name}", _kit_files(tree, name))
+        bases = ["", *(f"{top}/" for top in kit.names(""))]
+    else:
+        bases = [f"{name}/", *(f"{name}/{top}/" for top in kit.names(name))]
+    for base in bases:
+        for directory in (f"{base}data/", base):
+            if kit.is_file(f"{directory}meta.mat"):
+                wnids, names, ids = _read_meta(kit, f"{directory}meta.mat", year)
+                return Devkit(year, wnids, names, ids, kit, directory)
+    raise UserError(f"{tree.title}/{name}: expected data/meta.mat in the development kit")
+
+
+def _kit_files(tree: Tree, name: str) -> dict[str, Place]:
+    place = tree.place(name)
+    if isinstance(place, str) and not name.endswith(".tar"):
+        files: dict[str, Place] = {}
+        for path, held in compressed_tar_files(Path(place)):
+            assert isinstance(held, Held)
+            files[path] = held
+        return files
+    return dict(nested_tar_files(f"{tree.title}/{name}", place))
+
+
+def _read_meta(
+    tree: Tree, path: str, year: int
+) -> tuple[tuple[str, ...], tuple[str, ...], dict[int, int]]:
+    title = f"{tree.title}/{path}"
+    data = read_bytes(tree, path, "the classes", limit=MAX_META_BYTES)
+    try:
+        synsets = loadmat(io.BytesIO(data), variable_names=["synsets"])["synsets"].ravel()
+        classes = {
+            entry["WNID"].item(): (entry[f"ILSVRC{year}_ID"].item(), entry["words"].item())
+            for entry in synsets
+            if int(entry["num_children"].item()) == 0
+        }
+    except Exception as error:  # scipy's reader raises whatever a damaged file leads it to
+        raise UserError(
+            f"{title}: expected the synsets of ILSVRC{year}, got {type(error).__name__}: {error}"
+        ) from None
+    ids = {id_: wnid for wnid, (id_, _) in classes.items()}
+    odd = [wnid for wnid in classes if not isinstance(wnid, str) or not WNID.fullmatch(wnid)]
+    if odd or sorted(ids) != list(range(1, NUM_CLASSES + 1)):
+        raise UserError(
+            f"{title}: expected {NUM_CLASSES} classes without children, with the ids 1 to "
+            f"{NUM_CLASSES}, got {len(classes)} with {len(ids)} ids"
+        )
+    wnids = tuple(sorted(classes))
+    label = {wnid: i for i, wnid in enumerate(wnids)}
+    names = tuple(str(classes[wnid][1]) for wnid in wnids)
+    return wnids, names, {int(id_): label[wnid] for id_, wnid in ids.items()}
+
+
+def train_pictures(tree: Tree, tar: str, devkit: Devkit) -> Pictures:
+    """The pictures of the training tar, which holds one tar a class.
+
+    Raises:
+        UserError: it does not hold exactly one tar for each class of the development kit.
+    """
+    title = f"{tree.title}/{tar}"
+    inner = {
+        path.rpartition("/")[2].removesuffix(".tar"): (path, place)
+        for path, place in nested_tar_files(title, tree.place(tar))
+    }
+    missing, unknown = set(devkit.wnids) - set(inner), set(inner) - set(devkit.wnids)
+    if missing or unknown:
+        shown = [f"lacks {sorted(missing)[0]}"] if missing else []
+        shown += [f"has {sorted(unknown)[0]}"] if unknown else []
+        raise UserError(
+            f"{title}: expected one tar for each of {len(devkit.wnids)} classes, got "
+            f"{len(inner)}: {len(missing)} are missing, {len(unknown)} are no classes of the "
+            f"development kit (it {' and '.join(shown)})"
+        )
+    pictures = []
+    for label, wnid in enumerate(devkit.wnids):
+        path, place = inner[wnid]
+        pictures += [
+            Picture(f"{tar}/{path}/{name}", label, span)
+            for name, span in nested_tar_files(f"{title}/{path}", place)
+        ]
+    return tuple(pictures)
+
+
+def numbered_pictures(
+    tree: Tree, tar: str, prefix: str, labels: list[int], origin: str
+) -> Pictures:
+    """The pictures of a flat tar, numbered from 1, with the labels of their numbers.
+
+    Raises:
+        UserError: a picture has no number or no label, or a number is missing.
+    """
+    title = f"{tree.title}/{tar}"
+    places: dict[int, tuple[str, Place]] = {}
+    for name, place in nested_tar_files(title, tree.place(tar)):
+        match = re.fullmatch(rf"{prefix}_(\d{{8}})\.JPEG", name.rpartition("/")[2])
+        if match is None or int(match[1]) in places:
+            raise UserError(
+                f"{title}: expected pictures named {prefix}_00000001.JPEG and on, each once, got "
+                f"{name[:80]!r}"
+            )
+        places[int(match[1])] = (name, place)
+    if set(places) != set(range(1, len(labels) + 1)):
+        raise UserError(
+            f"{title}: expected the pictures 1 to {len(labels)}, one for each line of {origin}, "
+            f"got {len(places)}"
+        )
+    return tuple(
+        Picture(f"{tar}/{name}", labels[number - 1], place)
+        for number, (name, place) in sorted(places.items())
+    )

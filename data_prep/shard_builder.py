@@ -1,0 +1,187 @@
+"""In a worker process: pictures -> one shard, decoded, added up, hashed and written.
+
+A shard is the work of one process, so pixels never travel between processes, and a process holds no
+more than a few images.
+"""
+
+import errno
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.color_statistics import PixelSummer
+from data_prep.pictures import (
+    BadPictureError,
+    Decoded,
+    PictureFormat,
+    decode_picture,
+    fit_pixels,
+)
+from data_prep.shard_writer import Classes, JpegShardWriter, RawShardWriter, Storage, encode_jpeg
+from data_prep.shards import UserError, decode_jpeg
+from data_prep.sources import Picture, Pictures
+from data_prep.trees import InputChangedError, Pixels, Reader
+from data_prep.workers import check_wanted, count
+
+# Counters that the parent shows.
+PICTURES, BAD_PICTURES, DISK_BYTES = range(3)
+# A file that a listing named and that now gives one of these has not gone bad: the input has.
+LOST_INPUT = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ENXIO, errno.ENODEV)
+OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to build."""
+
+    part: str
+    number: int
+    path: Path
+    pictures: Pictures
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """What is the same for all shards of a build."""
+
+    picture_format: PictureFormat
+    storage: Storage
+    classes: Classes
+    strict: bool
+
+
+def read_picture(picture: Picture, reader: Reader, picture_format: PictureFormat) -> Decoded:
+    """Reads and decodes a picture from wherever it is.
+
+    Raises:
+        BadPictureError: it gives no picture; the reason stands in the manifest.
+        InputChangedError: the input as a whole is not what it was when it was listed.
+    """
+    place = picture.place
+    if isinstance(place, Pixels):
+        return fit_pixels(place.data, place.side, picture_format)
+    try:
+        data = reader.read(place)
+    except InputChangedError:
+        raise
+    except ValueError as error:
+        raise BadPictureError(str(error)) from None
+    except OSError as error:
+        if error.errno in OUT_OF_FILES:
+            raise
+        vanished = error.errno == errno.ENOENT and not os.path.lexists(str(place))
+        if vanished or error.errno in LOST_INPUT:
+            raise InputChangedError(
+                f"{place}: was listed and cannot be read any more ({error.strerror}): bring the "
+                "input back, then run the same command again; finished shards are kept"
+            ) from None
+        raise BadPictureError(f"cannot be read: {error.strerror}") from None
+    return decode_picture(data, picture_format)
+
+
+def shown_name(name: str) -> str:
+    """A picture's name as text; bytes that are no UTF-8 become escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def build_shard(task: ShardTask, settings: BuildSettings) -> tuple[ShardTask, dict[str, Any]]:
+    """Builds one shard, and returns its manifest entry.
+
+    Pictures that cannot be read are left out and stand in the entry with their reason.
+
+    Raises:
+        UserError: the disk refuses, the input vanished, or with `strict` a picture is bad.
+        StoppedError: the parent has given up.
+    """
+    size, storage = settings.picture_format.image_size, settings.storage
+    summer, reader = PixelSummer(size), Reader()
+    bad: list[dict[str, str]] = []
+    seen: dict[str, int] = {}
+    is_raw = storage.kind == "raw"
+    writer: RawShardWriter | JpegShardWriter = (
+        RawShardWriter(
+            task.path,
+            pictures=[picture.name for picture in task.pictures],
+            labels=[picture.label for picture in task.pictures],
+            classes=settings.classes,
+            size=size,
+        )
+        if is_raw
+        else JpegShardWriter(task.path, classes=settings.classes)
+    )
+    num_images = 0
+    try:
+        for picture in task.pictures:
+            check_wanted()
+            try:
+                decoded = read_picture(picture, reader, settings.picture_format)
+            except BadPictureError as error:
+                if settings.strict:
+                    raise UserError(
+                        f"{shown_name(picture.name)}: {error} (--strict stops here)"
+                    ) from None
+                bad.append({"picture": shown_name(picture.name), "reason": str(error)})
+                count(BAD_PICTURES)
+                count(PICTURES)
+                continue
+            for what, applies in (
+                (decoded.mode, True),
+                ("rotated by EXIF", decoded.is_rotated),
+                ("damaged EXIF", decoded.has_bad_exif),
+            ):
+                if applies:
+                    seen[what] = seen.get(what, 0) + 1
+            image = decoded.image
+            if isinstance(writer, RawShardWriter):
+                writer.add(image, picture=picture.name, label=picture.label)
+            else:
+                data = encode_jpeg(image, storage.quality)
+                # The sums are those of the pixels that a reader of the shard will get.
+                image = decode_jpeg(data, size)
+                writer.add(data, picture=picture.name, label=picture.label)
+            summer.add(image)
+            num_images += 1
+            count(PICTURES)
+        entry: dict[str, Any] = {"num_images": 0}
+        if num_images:
+            entry = writer.finish(summer.sums())
+            count(DISK_BYTES, entry["num_bytes"])
+        else:
+            writer.abandon()
+    except BaseException:
+        writer.abandon()
+        raise
+    finally:
+        reader.close()
+    return task, {**entry, "bad_pictures": bad, "pictures_seen": seen}
+
+
+def build_shard_with(settings: BuildSettings, task: ShardTask) -> tuple[ShardTask, dict[str, Any]]:
+    """`build_shard` with the settings first, so that a partial of it travels to the workers."""
+    return build_shard(task, settings)
+
+
+def sample_cost(pictures: Pictures, settings: BuildSettings) -> tuple[int, int, float]:
+    """Decodes some pictures without writing anything: for an estimate.
+
+    Returns:
+        How many could be read, the bytes that they would take, and the seconds that it took.
+    """
+    summer, reader = PixelSummer(settings.picture_format.image_size), Reader()
+    num_bytes = num_good = 0
+    start = time.perf_counter()
+    for picture in pictures:
+        try:
+            image = read_picture(picture, reader, settings.picture_format).image
+        except BadPictureError:
+            continue
+        if settings.storage.kind == "jpeg":
+            num_bytes += len(encode_jpeg(image, settings.storage.quality))
+        else:
+            num_bytes += image.nbytes
+        summer.add(image)
+        num_good += 1
+    reader.close()
+    return num_good, num_bytes, time.perf_counter() - start

@@ -1,0 +1,401 @@
+"""Writes the files of a data set of shards: the other side of shards.py.
+
+N images, H rows, W columns, C channels.
+"""
+
+import contextlib
+import csv
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from PIL import Image
+
+from data_prep.color_statistics import ColorStatistics, PixelSums
+from data_prep.shards import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    PAGE_BYTES,
+    disk_errors,
+    part_of,
+    sha256_of_file,
+    structure_sha256,
+    write_whole,
+)
+
+JPEG_SUBSAMPLING = "4:2:0"
+
+
+IMAGES_AT_ONCE = 16  # written together: 3 MB at 256 x 256; one by one costs three times as much
+
+
+_HDF5_OPTIONS: dict[str, Any] = {
+    "libver": ("earliest", "v110"),
+    "alignment_threshold": PAGE_BYTES,
+    "alignment_interval": PAGE_BYTES,
+}
+
+
+def _hdf5_bytes(fill: Callable[[h5py.File], None]) -> bytes:
+    """Builds an HDF5 file in memory, so that the same content gives the same bytes."""
+    with h5py.File("shard.h5", "w", driver="core", backing_store=False, **_HDF5_OPTIONS) as file:
+        fill(file)
+        file.flush()
+        return file.id.get_file_image()
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How shards hold their images.
+
+    Attributes:
+        kind: `raw`, or `jpeg`.
+        quality: of the JPEG files, 1 to 100; 85 was the 2012 value.
+    """
+
+    kind: str = "raw"
+    quality: int = 95
+
+    def record(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        if self.kind == "raw":
+            return {"kind": "raw"}
+        return {"kind": "jpeg", "quality": self.quality, "subsampling": JPEG_SUBSAMPLING}
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a data set, as every shard holds them, and the digest of the build's plan."""
+
+    wnids: tuple[str, ...]
+    names: tuple[str, ...]
+    plan_sha256: str
+
+
+def _bytes_array(texts: Iterable[str]) -> np.ndarray:
+    return np.array([os.fsencode(text) for text in texts])
+
+
+def _fill_head(file: h5py.File) -> None:
+    file.attrs["format"] = FORMAT_NAME
+    file.attrs["version"] = FORMAT_VERSION
+
+
+# What is left out of the SHA-256 of a shard's structure, as it is large: reading a data set of
+# ImageNet's size would else begin with gigabytes.
+LARGE_DATA = ("images", "jpeg_bytes", "pixel_sum", "wnids", "names")
+
+
+def structure_entry(path: Path) -> dict[str, Any]:
+    """The digest of a new shard's structure: all its bytes but those of the large data sets.
+
+    HDF5 trusts the structure of a file: a flipped bit in it may end the process or never let it
+    return. So a reader compares this before HDF5 sees the file.
+    """
+    with h5py.File(path, "r", locking=False) as file:
+        spans = sorted(
+            [int(file[name].id.get_offset()), int(file[name].nbytes)]
+            for name in LARGE_DATA
+            if name in file and file[name].id.get_offset() is not None
+        )
+    return {"large_data": spans, "sha256": structure_sha256(path, spans)}
+
+
+def _fill_labels(file: h5py.File, labels: list[int], pictures: list[str], classes: Classes) -> None:
+    file.create_dataset("labels", data=np.array(labels, np.int32))
+    file.create_dataset("pictures", data=_bytes_array(pictures))
+    file.create_dataset("wnids", data=_bytes_array(classes.wnids))
+    file.create_dataset("names", data=_bytes_array(classes.names))
+    file.attrs["plan_sha256"] = classes.plan_sha256
+
+
+class _SparseFile(io.RawIOBase):
+    """A file in memory that holds only the pages that were written; the others are zeros.
+
+    HDF5 lays a shard out in it, where no disk can fail under it, and without room for the pixels.
+    """
+
+    def __init__(self) -> None:
+        self.pages: dict[int, bytearray] = {}
+        self.size = self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def truncate(self, size: int | None = None) -> int:
+        self.size = self._at if size is None else size
+        return self.size
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        count = max(0, min(len(view), self.size - self._at))
+        for start, stop, page, at in self._spans(count):
+            view[start:stop] = self.pages.get(page, bytes(PAGE_BYTES))[at : at + stop - start]
+        self._at += count
+        return count
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        for start, stop, page, at in self._spans(len(view)):
+            self.pages.setdefault(page, bytearray(PAGE_BYTES))[at : at + stop - start] = view[
+                start:stop
+            ]
+        self._at += len(view)
+        self.size = max(self.size, self._at)
+        return len(view)
+
+    def _spans(self, count: int) -> Iterator[tuple[int, int, int, int]]:
+        """For each page that the next bytes touch: where they begin and end, page, place in it."""
+        start = 0
+        while start < count:
+            page, at = divmod(self._at + start, PAGE_BYTES)
+            stop = min(count, start + PAGE_BYTES - at)
+            yield start, stop, page, at
+            start = stop
+
+
+class RawShardWriter:
+    """Writes a shard of raw pixels image by image, so that no more than a few are in memory.
+
+    HDF5 lays the file out, and the pixels go to their places in it. Where pictures turn out to be
+    bad, the file has room for too many images, and is laid out once more.
+    """
+
+    def __init__(
+        self, path: Path, *, pictures: list[str], labels: list[int], classes: Classes, size: int
+    ):
+        self._path, self._classes, self._size = path, classes, size
+        self._planned, self._planned_labels = pictures, labels
+        self._pictures: list[str] = []
+        self._labels: list[int] = []
+        self._pending: list[np.ndarray] = []
+        self._written = 0
+        self._image_bytes = size * size * 3
+        with self._errors():
+            self._file, self._offsets = self._lay_out(part_of(path), pictures, labels)
+
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
+        return disk_errors(self._path, len(self._planned) * self._image_bytes)
+
+    def _lay_out(
+        self, path: Path, pictures: list[str], labels: list[int]
+    ) -> tuple[int, dict[str, int]]:
+        """Makes the file with everything but images and sums, and says where those belong."""
+        offsets = {}
+        sparse = _SparseFile()
+        with h5py.File(sparse, "w", **_HDF5_OPTIONS) as file:
+            _fill_head(file)
+            layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            layout.set_obj_track_times(False)  # no times in the file: equal builds, equal bytes
+            square = (self._size, self._size, 3)
+            for name, shape, dtype in (
+                ("images", (len(pictures), *square), h5py.h5t.NATIVE_UINT8),
+                ("pixel_sum", square, h5py.h5t.STD_U64LE),
+                ("rgb_second_moment", (3, 3), h5py.h5t.STD_U64LE),
+            ):
+                space = h5py.h5s.create_simple(shape)
+                dataset = h5py.h5d.create(file.id, name.encode(), dtype, space, layout)
+                offsets[name] = dataset.get_offset()
+            _fill_labels(file, labels, pictures, self._classes)
+        # A killed build may have left a file; its bytes must not show through.
+        target = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            os.ftruncate(target, sparse.size)
+            for page, data in sparse.pages.items():
+                end = min(PAGE_BYTES, sparse.size - page * PAGE_BYTES)
+                _write_at(target, memoryview(data)[:end], page * PAGE_BYTES)
+        except OSError:
+            os.close(target)
+            raise
+        return target, offsets
+
+    def add(self, image: np.ndarray, *, picture: str, label: int) -> None:
+        """Adds the next image, uint8 (size, size, 3)."""
+        self._pictures.append(picture)
+        self._labels.append(label)
+        self._pending.append(image)
+        if len(self._pending) == IMAGES_AT_ONCE:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        block = np.stack(self._pending)
+        with self._errors():
+            _write_at(
+                self._file, block.data, self._offsets["images"] + self._written * self._image_bytes
+            )
+        self._written += len(self._pending)
+        self._pending.clear()
+
+    def abandon(self) -> None:
+        """Removes the unfinished file."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        part_of(self._path).unlink(missing_ok=True)
+
+    def finish(self, sums: PixelSums) -> dict[str, Any]:
+        """Writes the rest, gives the file its name, and returns its manifest entry."""
+        self._flush()
+        temporary = part_of(self._path)
+        with self._errors():
+            if len(self._pictures) < len(self._planned):
+                self._shrink(temporary)
+            for name in ("pixel_sum", "rgb_second_moment"):
+                values = np.ascontiguousarray(getattr(sums, name), "<u8")
+                _write_at(self._file, values.data, self._offsets[name])
+            os.fsync(self._file)
+            os.close(self._file)
+            self._file = -1
+            entry = {
+                "file": self._path.name,
+                "num_images": len(self._pictures),
+                "num_bytes": temporary.stat().st_size,
+                "sha256": sha256_of_file(temporary),
+                "structure": structure_entry(temporary),
+            }
+            temporary.replace(self._path)
+        return entry
+
+    def _shrink(self, temporary: Path) -> None:
+        """Lays the file out for fewer images, and moves them over."""
+        larger, larger_offset = self._file, self._offsets["images"]
+        temporary.unlink()  # its bytes stay until it is closed
+        try:
+            self._file, self._offsets = self._lay_out(temporary, self._pictures, self._labels)
+            block_bytes = IMAGES_AT_ONCE * self._image_bytes
+            total = len(self._pictures) * self._image_bytes
+            for first in range(0, total, block_bytes):
+                block = os.pread(larger, min(block_bytes, total - first), larger_offset + first)
+                _write_at(self._file, memoryview(block), self._offsets["images"] + first)
+        finally:
+            os.close(larger)
+
+
+def _write_at(file: int, data: memoryview, offset: int) -> None:
+    data = data.cast("B")
+    while len(data):
+        count = os.pwrite(file, data, offset)
+        data, offset = data[count:], offset + count
+
+
+class JpegShardWriter:
+    """Collects a shard of JPEG files, some 30 MB, and writes them at the end."""
+
+    def __init__(self, path: Path, *, classes: Classes):
+        self._path, self._classes = path, classes
+        self._files: list[bytes] = []
+        self._pictures: list[str] = []
+        self._labels: list[int] = []
+
+    def add(self, data: bytes, *, picture: str, label: int) -> None:
+        """Adds the next image, encoded."""
+        self._files.append(data)
+        self._pictures.append(picture)
+        self._labels.append(label)
+
+    def abandon(self) -> None:
+        """Forgets everything."""
+        self._files.clear()
+
+    def finish(self, sums: PixelSums) -> dict[str, Any]:
+        """Writes the file, and returns its manifest entry."""
+
+        def fill(file: h5py.File) -> None:
+            _fill_head(file)
+            sizes = [0, *(len(data) for data in self._files)]
+            file.create_dataset("jpeg_offsets", data=np.cumsum(sizes, dtype=np.uint64))
+            file.create_dataset("jpeg_bytes", data=np.frombuffer(b"".join(self._files), np.uint8))
+            file.create_dataset("pixel_sum", data=sums.pixel_sum)
+            file.create_dataset("rgb_second_moment", data=sums.rgb_second_moment)
+            _fill_labels(file, self._labels, self._pictures, self._classes)
+
+        data = _hdf5_bytes(fill)
+        return {
+            "file": self._path.name,
+            "num_images": len(self._files),
+            "num_bytes": len(data),
+            "sha256": write_whole(self._path, data),
+            "structure": structure_entry(self._path),
+        }
+
+
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """An image as the JPEG file that a shard holds."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=JPEG_SUBSAMPLING)
+    return buffer.getvalue()
+
+
+STATISTICS_FIELDS = {
+    "mean_image": "pixel value, 0..255",
+    "rgb_mean": "pixel value, 0..255",
+    "rgb_covariance": "squared pixel value, RGB in [0, 1]",
+    "eigenvalues": "squared pixel value, RGB in [0, 1]",
+    "eigenvectors": "column i belongs to eigenvalue i",
+    "standard_deviations": "pixel value, 0..255, along the eigenvectors",
+}
+
+
+def write_statistics(path: Path, statistics: ColorStatistics) -> dict[str, Any]:
+    """Writes `statistics.h5` and returns its manifest entry."""
+
+    def fill(file: h5py.File) -> None:
+        _fill_head(file)
+        for name, unit in STATISTICS_FIELDS.items():
+            file.create_dataset(name, data=getattr(statistics, name))
+            file[name].attrs["unit"] = unit
+
+    data = _hdf5_bytes(fill)
+    return {"file": path.name, "num_bytes": len(data), "sha256": write_whole(path, data)}
+
+
+def write_labels(path: Path, rows: Iterable[tuple[str, str, int, str, str]]) -> dict[str, Any]:
+    """Writes `labels.csv` (image, wnid, index, name, part), and returns its manifest entry."""
+    temporary, digest, num_bytes = part_of(path), hashlib.sha256(), 0
+    with disk_errors(path, 0):
+        with temporary.open("wb") as file:
+            for block in csv_blocks(rows):
+                digest.update(block)
+                num_bytes += len(block)
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    return {"file": path.name, "num_bytes": num_bytes, "sha256": digest.hexdigest()}
+
+
+def csv_blocks(rows: Iterable[tuple[str, str, int, str, str]]) -> Iterator[bytes]:
+    """The bytes of `labels.csv`, some thousand rows at a time."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("image", "wnid", "index", "name", "part"))
+    for number, row in enumerate(rows, start=1):
+        writer.writerow(row)
+        if number % 1000 == 0:
+            yield text.getvalue().encode("utf-8", "surrogateescape")
+            text.seek(0)
+            text.truncate()
+    yield text.getvalue().encode("utf-8", "surrogateescape")
