@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-all test-gpu bench-gpu lint format demo lock clean
+.PHONY: help setup test test-slow test-all test-gpu bench-gpu fuzz lint format demo lock clean
 CPP := cuda_ext/csrc/* benchmarks/*.cpp tests/*.cpp tests/*.h
 
 help: ## list the targets
@@ -43,6 +43,9 @@ test-gpu: setup ## the tests that need a GPU; where there is none, they fail
 
 bench-gpu: setup ## the operator's speed on a GPU; without one the rows say "not measured"
 	$(BIN)/python -m benchmarks local_response_norm_gpu
+
+fuzz: setup ## damaged files of every kind for the readers, a minute each
+	FUZZ_SECONDS=60 $(BIN)/python -m pytest tests/test_fuzz.py
 
 lint: setup ## ruff, mypy, clang-format, codespell
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ BENCHMARKS = {
     "local_response_norm": "the operator on the CPU against a copy, PyTorch and other libraries",
     "local_response_norm_gpu": "the operator on a GPU against a copy of the bytes it must move",
     "allocator": "large tensors and a training step with the C library's memory kept, and stock",
+    "build_shards": "building shards of real pictures against decoding and resizing alone",
     "linear_baseline": "the error of a linear classifier on raw pixels of a data set",
 }
 

@@ -5,8 +5,12 @@ order of its own. A label here is the position of the wnid in sorted order, as e
 `meta.mat` is what leads from one to the other.
 """
 
+import faulthandler
 import io
+import multiprocessing
 import re
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,19 +127,17 @@ def _read_meta(
 ) -> tuple[tuple[str, ...], tuple[str, ...], dict[int, int]]:
     title = f"{tree.title}/{path}"
     data = read_bytes(tree, path, "the classes", limit=MAX_META_BYTES)
-    try:
-        synsets = loadmat(io.BytesIO(data), variable_names=["synsets"])["synsets"].ravel()
-        classes = {
-            entry["WNID"].item(): (entry[f"ILSVRC{year}_ID"].item(), entry["words"].item())
-            for entry in synsets
-            if int(entry["num_children"].item()) == 0
-        }
-    except Exception as error:  # scipy's reader raises whatever a damaged file leads it to
-        raise UserError(
-            f"{title}: expected the synsets of ILSVRC{year}, got {type(error).__name__}: {error}"
-        ) from None
+    # SciPy's reader crashes on some damaged files: it runs in a process of its own.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as process:
+        try:
+            classes = process.submit(classes_of_meta, data, year).result()
+        except BrokenProcessPool:
+            classes = "a file on which its reader crashes"
+    if isinstance(classes, str):
+        raise UserError(f"{title}: expected the synsets of ILSVRC{year}, got {classes}")
     ids = {id_: wnid for wnid, (id_, _) in classes.items()}
-    odd = [wnid for wnid in classes if not isinstance(wnid, str) or not WNID.fullmatch(wnid)]
+    odd = [wnid for wnid in classes if not WNID.fullmatch(wnid)]
     if odd or sorted(ids) != list(range(1, NUM_CLASSES + 1)):
         raise UserError(
             f"{title}: expected {NUM_CLASSES} classes without children, with the ids 1 to "
@@ -143,8 +145,26 @@ def _read_meta(
         )
     wnids = tuple(sorted(classes))
     label = {wnid: i for i, wnid in enumerate(wnids)}
-    names = tuple(str(classes[wnid][1]) for wnid in wnids)
-    return wnids, names, {int(id_): label[wnid] for id_, wnid in ids.items()}
+    names = tuple(classes[wnid][1] for wnid in wnids)
+    return wnids, names, {id_: label[wnid] for id_, wnid in ids.items()}
+
+
+def classes_of_meta(data: bytes, year: int) -> dict[str, tuple[int, str]] | str:
+    """In a process of its own: wnid -> (id, words) of the classes, or what is wrong."""
+    # What a damaged file makes of the process is told by its end, not by its last words.
+    faulthandler.disable()
+    try:
+        synsets = loadmat(io.BytesIO(data), variable_names=["synsets"])["synsets"].ravel()
+        return {
+            str(entry["WNID"].item()): (
+                int(entry[f"ILSVRC{year}_ID"].item()),
+                str(entry["words"].item()),
+            )
+            for entry in synsets
+            if int(entry["num_children"].item()) == 0
+        }
+    except Exception as error:  # whatever a damaged file leads to
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def train_pictures(tree: Tree, tar: str, devkit: Devkit) -> Pictures:

@@ -333,12 +333,12 @@ def tar_files(path: Path, *, within: Span | None = None) -> Iterator[tuple[str, 
             part.seek(tar.offset)
             if part.read(512).count(0) != 512:
                 raise UserError(f"{title}: is cut off: expected an end mark after the last file")
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{title}: expected a whole tar file, got one with: {error}") from None
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{title}: cannot be read: {error}") from None
+    except Exception as error:  # whatever a damaged file leads Python's reader to
+        raise UserError(f"{title}: expected a whole tar file, got one with: {error}") from None
 
 
 def nested_tar_files(title: str, place: Place) -> Iterator[tuple[str, Span]]:
@@ -406,12 +406,12 @@ def compressed_tar_files(path: Path) -> Iterator[tuple[str, Held]]:
                 total += len(rest)
                 if total > MAX_COMPRESSED_TAR_BYTES:
                     raise UserError(f"{title}: has too much after its last file")
-    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{title}: expected a whole tar file, got one with: {error}") from None
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{title}: cannot be read: {error}") from None
+    except Exception as error:  # whatever a damaged file leads Python's reader to
+        raise UserError(f"{title}: expected a whole tar file, got one with: {error}") from None
 
 
 # --- Zip
@@ -440,15 +440,18 @@ def zip_files(path: Path) -> Iterator[tuple[str, Span]]:
                     raise UserError(f"{title}: expected each name once, got {name[:80]!r} twice")
                 if info.compress_type == 0 and info.compress_size != info.file_size:
                     raise UserError(f"{title}: {name[:80]!r} has two sizes: the file is damaged")
+                held = info.compress_size if info.compress_type else info.file_size
+                if not 0 <= info.header_offset <= container.num_bytes - ZIP_HEADER_BYTES - held:
+                    raise UserError(f"{title}: {name[:80]!r} is not in the file: it is damaged")
                 seen.add(name)
                 compressed = info.compress_size if info.compress_type else 0
                 yield name, Span(container, info.header_offset, info.file_size, compressed, True)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{title}: expected a whole zip file, got one with: {error}") from None
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{title}: cannot be read: {error}") from None
+    except Exception as error:  # whatever a damaged file leads Python's reader to
+        raise UserError(f"{title}: expected a whole zip file, got one with: {error}") from None
 
 
 # --- Reading

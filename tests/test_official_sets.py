@@ -1,5 +1,6 @@
 """The data sets as they are given out: labels from every form, and what is wrong with a copy."""
 
+import importlib
 import io
 import pickle
 import shutil
@@ -17,7 +18,7 @@ from archives import (
     write_ilsvrc,
     zip_bytes,
 )
-from conftest import assert_user_error, run
+from conftest import PROJECT_DIR, assert_user_error, run
 from PIL import Image
 
 from data_prep.build_shards import check_pictures
@@ -568,3 +569,31 @@ def test_held_out_pictures_that_all_have_one_label_are_refused(tmp_path):
     found.parts["val"] = only_cats
     with pytest.raises(UserError, match=r"all 60 val pictures have the same label \(cat\)"):
         check_pictures(found, strict=False)
+
+
+def test_the_source_that_contributing_shows_works_as_it_stands(tmp_path, monkeypatch):
+    text = (PROJECT_DIR / "CONTRIBUTING.md").read_text()
+    code = text.split("**A data source.**")[1].split("```python\n")[1].split("```")[0]
+    (tmp_path / "listed_source.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("listed_source")
+    monkeypatch.setitem(SOURCES, "list", module)
+    source = tmp_path / "in"
+    source.mkdir()
+    rows = [("a.JPEG", "dog", "train"), ("b.JPEG", "ant", "train"), ("c.JPEG", "dog", "val")]
+    for i, (name, _, _) in enumerate(rows):
+        (source / name).write_bytes(picture(color_of(i)))
+    (source / "labels.txt").write_text("".join(" ".join(row) + "\n" for row in rows))
+    (tmp_path / "in.zip").write_bytes(zip_bytes(files_below(source)))
+    for given in (source, tmp_path / "in.zip"):
+        out = tmp_path / f"out of {given.name}"
+        arguments = ["--input", str(given), "--output", str(out), "--size", "8"]
+        assert build_shards([*arguments, "--workers", "1"]) == 0
+        data = open_data_set(out)
+        assert data.manifest["source"] == "list"
+        assert data.wnids == ["ant", "dog"]
+        assert data.train.labels.tolist() == [1, 0]
+        assert number_of(data.val.image(0)[4, 4]) == 2
+    (source / "labels.txt").write_text("nowhere.JPEG dog train\n")
+    with pytest.raises(UserError, match="line 1: expected `path class part`"):
+        module.find(Folder(source))

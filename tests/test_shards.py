@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -220,36 +219,6 @@ def child_pids(pid):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_killed_build_leaves_no_process_and_is_continued(tmp_path):
-    from data_prep.sources import toy
-
-    toy.draw(tmp_path / "toy", size=toy.ToySize(3, 40, 4), num_workers=2)
-    command = [sys.executable, BUILD, "--source", "kaggle", "--input", str(tmp_path / "toy")]
-    command += ["--output", str(tmp_path / "out"), "--images-per-shard", "20", "--workers", "2"]
-    build = subprocess.Popen(command, cwd=PROJECT_DIR, stdout=-3, stderr=-3)
-    deadline = time.time() + 60
-    while not list((tmp_path / "out").glob("train-00003.h5")):
-        assert time.time() < deadline
-        time.sleep(0.02)
-    children = child_pids(build.pid)
-    assert children
-    build.send_signal(signal.SIGKILL)
-    build.wait()
-    while any(is_running(pid) for pid in children):
-        assert time.time() < deadline, "a worker outlived its parent"
-        time.sleep(0.05)
-    with pytest.raises(UserError, match="the build has not finished"):
-        open_data_set(tmp_path / "out")
-    result = run(*command[1:])
-    assert result.returncode == 0, result.stderr
-    assert "continuing: " in result.stdout
-    command[command.index(str(tmp_path / "out"))] = str(tmp_path / "whole")
-    assert run(*command[1:]).returncode == 0
-    for path in [*(tmp_path / "whole").glob("*.h5"), tmp_path / "whole/manifest.json"]:
-        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("moment", ["drawing", "decoding"])
 def test_ctrl_c_ends_a_build_with_one_line_and_no_process_left(moment, toy_dir, tmp_path):
     command = [sys.executable, BUILD, "--output", str(tmp_path / "out"), "--workers", "2"]
@@ -283,40 +252,6 @@ def test_ctrl_c_ends_a_build_with_one_line_and_no_process_left(moment, toy_dir, 
     while any(is_running(pid) for pid in children):
         assert time.time() < deadline, "a worker outlived its parent"
         time.sleep(0.05)
-
-
-def test_a_full_disk_is_one_line_and_leaves_no_half_file(toy_dir, tmp_path):
-    def small_disk():
-        # A write beyond this size fails, as on a full disk.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
-
-    out = tmp_path / "out"
-    command = [sys.executable, BUILD, "--source", "kaggle", "--input", str(toy_dir)]
-    result = subprocess.run(
-        [*command, "--output", str(out), "--workers", "1"],
-        cwd=PROJECT_DIR,
-        capture_output=True,
-        text=True,
-        preexec_fn=small_disk,
-    )
-    assert result.returncode == 2
-    last = result.stderr.strip().splitlines()[-1]
-    assert "cannot write" in last
-    assert "train-00000.h5" in last
-    assert "make room" in last
-    assert "Traceback" not in result.stderr
-    assert not list(out.glob("*.part"))
-    assert not list(out.glob("*.h5"))
-
-
-def test_a_second_build_in_the_same_directory_is_refused(toy_dir, tmp_path):
-    import fcntl
-
-    (tmp_path / "out").mkdir()
-    with (tmp_path / "out" / "build.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        result = run(BUILD, "--input", str(toy_dir), "--output", str(tmp_path / "out"))
-    assert_user_error(result, "another build is at work")
 
 
 def test_a_directory_with_another_data_set_or_other_files_is_refused(toy_dir, copy, tmp_path):
