@@ -161,6 +161,9 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         # Pillow takes every CMYK file for Adobe's, whose inks are inverted; this one says nothing.
         picture.load()
         return ImageChops.invert(picture).convert("RGB")
+    if picture.mode == "RGB":
+        picture.load()
+        return picture  # convert() would copy it
     return picture.convert("RGB")
 
 
