@@ -269,8 +269,6 @@ class RawShardWriter:
                 values = np.ascontiguousarray(getattr(sums, name), "<u8")
                 _write_at(self._file, values.data, self._offsets[name])
             os.fsync(self._file)
-            os.close(self._file)
-            self._file = -1
             entry = {
                 "file": self._path.name,
                 "num_images": len(self._pictures),
@@ -278,6 +276,12 @@ class RawShardWriter:
                 "sha256": sha256_of_file(temporary),
                 "structure": structure_entry(temporary),
             }
+            if hasattr(os, "posix_fadvise"):
+                # A quarter of a terabyte would push all other files out of memory; and a shard
+                # that goes into pages just freed is written in half the time on a virtual machine.
+                os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(self._file)
+            self._file = -1
             temporary.replace(self._path)
         return entry
 

@@ -488,6 +488,10 @@ class Part:
     _maps: dict[int, np.ndarray | JpegImages] = field(default_factory=dict)
     _process: int = -1
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What another process gets, it maps anew: a map would be sent as all of its pixels.
+        return {**self.__dict__, "_maps": {}, "_process": -1}
+
     @cached_property
     def _first_rows(self) -> np.ndarray:
         return np.cumsum([0] + [shard.num_images for shard in self.shards])

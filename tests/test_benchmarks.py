@@ -9,8 +9,8 @@ from benchmarks.__main__ import BENCHMARKS
 from benchmarks.measure import interleaved, rows_of
 
 
-def rows_from(*arguments):
-    result = run("-m", "benchmarks", *arguments, "--json", timeout=400)
+def rows_from(*arguments, **environment):
+    result = run("-m", "benchmarks", *arguments, "--json", timeout=400, **environment)
     assert result.returncode == 0, result.stderr
     record = json.loads(result.stdout)
     assert record["benchmark"] == arguments[0]
@@ -93,3 +93,26 @@ def test_the_linear_baseline_reads_shards(shards_dir):
     rows = rows_from("linear_baseline", "--data", str(shards_dir))
     assert rows["chance"]["value"] == pytest.approx(0.9)
     assert 0 <= rows["best"]["value"] <= 1
+
+
+@pytest.mark.slow
+def test_building_is_compared_with_decoding_alone(toy_dir):
+    rows = rows_from(
+        *("build_shards", "--input", str(toy_dir), "--pictures", "256", "--rounds", "1"),
+        *("--workers", "1"),
+    )
+    build = rows["build, 1 workers"]
+    plain = rows[build["baseline"]]
+    assert build["baseline"] == "decode and resize, 1 workers"
+    assert build["ratio"] == pytest.approx(build["value"] / plain["value"])
+    assert 0 < rows["peak memory of a worker that builds"]["value"] < 400
+    assert rows["storage jpeg, quality 85: an image"]["ratio"] < 0.5
+    rest = rows["build without hashing and writing, 1 workers"]["value"]
+    assert rest == pytest.approx(build["value"] - rows["hash and write, 1 workers"]["value"])
+
+
+def test_pictures_that_are_not_there_are_not_measured():
+    rows = rows_from("build_shards", REPLICA_REAL_DATA="")
+    assert rows["build"]["value"] is None
+    rows = rows_from("real_sets", "--output", "nowhere", REPLICA_REAL_DATA="")
+    assert rows["real sets"]["note"] == "REPLICA_REAL_DATA is not set"

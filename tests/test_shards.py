@@ -1,12 +1,15 @@
 """The file format: what is written, what is refused, what an interruption leaves behind."""
 
 import json
+import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import h5py
 import numpy as np
@@ -94,6 +97,40 @@ def test_verify_accepts_a_whole_data_set_and_finds_one_changed_byte(copy):
     assert "1 faults: remove the files that are named and build again" in result.stderr
 
 
+def read_in_child(data, queue):
+    queue.put((data.val.image(3).sum(), data.val.labels[3]))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_an_open_data_set_may_be_read_by_other_processes(data, method):
+    """However they are started; a handle or a map that crossed over would give wrong pixels."""
+    expected = (data.val.image(3).sum(), data.val.labels[3])
+    assert len(pickle.dumps(data)) < 100_000
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    children = [context.Process(target=read_in_child, args=(data, queue)) for _ in range(2)]
+    with warnings.catch_warnings():
+        # Python warns of fork where there are threads, as there are in the tests.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for child in children:
+            child.start()
+    assert [queue.get(timeout=60) for _ in children] == [expected] * 2
+    for child in children:
+        child.join()
+
+
+def test_a_read_only_directory_is_enough(copy):
+    files = list(copy.iterdir())
+    for path in [*files, copy]:
+        path.chmod(path.stat().st_mode & ~0o222)
+    try:
+        assert len(open_data_set(copy).val) == 30
+        assert run(VERIFY, str(copy)).returncode == 0
+    finally:
+        for path in [copy, *files]:
+            path.chmod(path.stat().st_mode | 0o200)
+
+
 # --- Damage
 
 
@@ -134,6 +171,13 @@ def replace(file, name, **options):
     file.create_dataset(name, **{"data": values, **options})
 
 
+def make_virtual(file):
+    del file["labels"]
+    layout = h5py.VirtualLayout((30,), "i4")
+    layout[:] = h5py.VirtualSource("a.h5", "x", (30,))
+    file.create_virtual_dataset("labels", layout)
+
+
 DAMAGES = {
     "version": (lambda f: f.attrs.modify("version", 99), "expected a shard of format version 2"),
     "chunks": (lambda f: replace(f, "images", chunks=True), "images is not stored contiguously"),
@@ -154,6 +198,28 @@ DAMAGES = {
         lambda f: (f.pop("labels"), f.__setitem__("labels", h5py.ExternalLink("a.h5", "/x"))),
         "labels is missing or is a link",
     ),
+    "virtual": (lambda f: make_virtual(f), "labels is not stored contiguously"),
+    "elsewhere": (
+        lambda f: (
+            f.pop("labels"),
+            f.create_dataset("labels", (30,), "i4", external=[("/etc/passwd", 0, 120)]),
+        ),
+        "labels is not stored contiguously",
+    ),
+    "group": (lambda f: (f.pop("labels"), f.create_group("labels")), "labels is no data set"),
+    "byte order": (
+        lambda f: replace(f, "labels", data=f["labels"][:].astype(">i4")),
+        "labels is stored with the other order of bytes",
+    ),
+    "filter": (
+        lambda f: replace(f, "labels", compression="gzip"),
+        "labels is not stored contiguously",
+    ),
+    "missing": (lambda f: f.pop("images"), "images is missing or is a link"),
+    "size": (
+        lambda f: replace(f, "images", data=np.zeros((30, 8, 8, 3), np.uint8)),
+        r"images has shape \(30, 8, 8, 3\) instead of \(30, 256, 256, 3\)",
+    ),
     "plan": (
         lambda f: f.attrs.modify("plan_sha256", "0" * 64),
         "is of another data set than manifest.json",
@@ -166,6 +232,51 @@ def test_a_shard_of_another_form_is_refused_with_what_is_wrong(copy, damage):
     change, message = DAMAGES[damage]
     rewrite(copy / "val-00000.h5", change)
     with pytest.raises(UserError, match=message):
+        open_data_set(copy)
+
+
+def test_a_changed_structure_is_refused_before_hdf5_sees_it(copy):
+    rewrite(copy / "val-00000.h5", lambda f: f["labels"].write_direct(np.zeros(30, np.int32)),
+            is_signed=False)  # fmt: skip
+    with pytest.raises(UserError, match=r"val-00000.h5 is not the shard that the manifest names"):
+        open_data_set(copy)
+
+
+def test_swapped_shards_are_refused(copy):
+    first, second = copy / "train-00000.h5", copy / "val-00000.h5"
+    manifest = json.loads((copy / "manifest.json").read_text())
+    entries = [manifest["parts"][part]["shards"][0] for part in ("train", "val")]
+    first.rename(copy / "x")
+    second.rename(first)
+    (copy / "x").rename(second)
+    with pytest.raises(UserError, match=r"train-00000.h5 has \d+ bytes instead of"):
+        open_data_set(copy)
+    # Even where the manifest is made to fit: the parts of its plan no longer do.
+    for key in ("num_bytes", "sha256", "structure", "num_images"):
+        entries[0][key], entries[1][key] = entries[1][key], entries[0][key]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    result = run(VERIFY, str(copy))
+    assert result.returncode == 2
+    assert "labels.csv: does not say what the shards say" in result.stdout
+    assert "statistics.h5: mean_image is not that of the training images" in result.stdout
+
+
+def test_a_shard_of_another_build_of_the_same_pictures_is_refused(copy, toy_dir, tmp_path):
+    other = tmp_path / "other"
+    arguments = ["--input", str(toy_dir), "--output", str(other), "--images-per-shard", "40"]
+    assert build_shards([*arguments, "--resampling", "box", "--workers", "1"]) == 0
+    assert (other / "val-00000.h5").stat().st_size == (copy / "val-00000.h5").stat().st_size
+    shutil.copy(other / "val-00000.h5", copy / "val-00000.h5")
+    with pytest.raises(UserError, match=r"val-00000.h5 is not the shard that the manifest names"):
+        open_data_set(copy)
+
+
+def test_a_changed_plan_in_the_manifest_is_refused(copy):
+    path = copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["class_names"].reverse()
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="is of another data set than manifest.json, or one of"):
         open_data_set(copy)
 
 
