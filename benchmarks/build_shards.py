@@ -9,6 +9,8 @@ import argparse
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -21,10 +23,11 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.measure import Row, say
-from data_prep.color_statistics import PixelSummer
+from data_prep import shard_builder
+from data_prep.color_statistics import PixelSums
 from data_prep.pictures import PictureFormat, decode_picture, decoder_name
 from data_prep.shard_builder import BuildSettings, ShardTask, build_shard
-from data_prep.shard_writer import Classes, RawShardWriter, Storage, encode_jpeg
+from data_prep.shard_writer import Classes, Storage, encode_jpeg
 from data_prep.shards import UserError, decode_jpeg
 from data_prep.sources import Picture, Pictures, kaggle
 from data_prep.trees import Folder
@@ -32,7 +35,7 @@ from data_prep.workers import worker_pool
 
 PICTURES_A_SHARD = 256
 IMAGE_SIZE = 256
-PLAIN, WRITING, BUILD = "decode and resize", "hash and write", "build"
+PLAIN, BUILD = "decode and resize", "build"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,15 +77,13 @@ def _measure(arguments: argparse.Namespace, scratch: Path) -> list[Row]:
     classes = Classes(found.wnids, found.class_names, "0" * 64)
     candidates = _candidates(classes)
     times: dict[tuple[str, int], list[float]] = {}
-    peak = 0
     for number in range(arguments.rounds):
         for workers in arguments.workers:
             for name, work in candidates.items():
                 say(f"round {number + 1} of {arguments.rounds}: {name}, {workers} workers")
                 seconds = {}
                 for count in (arguments.pictures, 4 * arguments.pictures):
-                    seconds[count], memory = _run(work, pictures, count, workers, scratch)
-                    peak = max(peak, memory if name == BUILD else 0)
+                    seconds[count] = _run(work, pictures, count, workers, scratch)
                 slope = (seconds[4 * arguments.pictures] - seconds[arguments.pictures]) / (
                     3 * arguments.pictures
                 )
@@ -95,23 +96,21 @@ def _measure(arguments: argparse.Namespace, scratch: Path) -> list[Row]:
             baseline = None if name == PLAIN else plain
             ratio = None if name == PLAIN else value / of[PLAIN]
             rows.append(Row(f"{name}, {workers} workers", value, "ms", baseline, ratio))
-        rest = of[BUILD] - of[WRITING]
-        title = f"build without hashing and writing, {workers} workers"
-        rows.append(Row(title, rest, "ms", plain, rest / of[PLAIN]))
-    rows.append(Row("peak memory of a worker that builds", peak / 1e6 if peak else None, "MB"))
+    peak = _peak_memory(source, scratch / "peak")
+    rows.append(Row("peak memory of the largest process that builds", peak, "MB"))
     return [*rows, *_differences(pictures)]
 
 
-def _candidates(classes: Classes) -> dict[str, Callable[[ShardTask], int]]:
+def _candidates(classes: Classes) -> dict[str, Callable[[ShardTask], None]]:
     def settings(decoder: str = "pillow", storage: str = "raw") -> BuildSettings:
         return BuildSettings(
             PictureFormat(IMAGE_SIZE, decoder=decoder), Storage(storage), classes, True
         )
 
-    candidates: dict[str, Callable[[ShardTask], int]] = {
+    candidates: dict[str, Callable[[ShardTask], None]] = {
         PLAIN: _decode_and_resize,
-        WRITING: partial(_hash_and_write, classes),
         BUILD: partial(_build, settings()),
+        "build without hashing and writing": partial(_build_without_writing, settings()),
         "build, storage jpeg": partial(_build, settings(storage="jpeg")),
     }
     try:
@@ -123,9 +122,9 @@ def _candidates(classes: Classes) -> dict[str, Callable[[ShardTask], int]]:
 
 
 def _run(
-    work: Callable[[ShardTask], int], pictures: Pictures, count: int, workers: int, scratch: Path
-) -> tuple[float, int]:
-    """Seconds for so many pictures, the given ones over and over, and the largest memory."""
+    work: Callable[[ShardTask], None], pictures: Pictures, count: int, workers: int, scratch: Path
+) -> float:
+    """Seconds for so many pictures, the given ones over and over."""
     out = scratch / "out"
     out.mkdir()
     repeated = [
@@ -139,20 +138,33 @@ def _run(
     ]
     start = time.perf_counter()
     with worker_pool(workers) as pool:
-        memory = max(pool.each(work, tasks, on_wait=lambda: None))
+        for _ in pool.each(work, tasks, on_wait=lambda: None):
+            pass
     seconds = time.perf_counter() - start
     shutil.rmtree(out)
-    return seconds, memory
+    return seconds
 
 
-def _peak_memory() -> int:
-    # Not getrusage: there a process begins with the memory of the one that started it.
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+PEAK_OF_COMMAND = (
+    "import resource, subprocess, sys\n"
+    "subprocess.run([sys.executable, *sys.argv[1:]], check=True, stdout=subprocess.DEVNULL)\n"
+    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
+)
 
 
-def _decode_and_resize(task: ShardTask) -> int:
+def _peak_memory(source: Path, out: Path) -> float:
+    """Megabytes of the largest process of the command itself, which needs no torch."""
+    command = ["data_prep/build_shards.py", "--input", str(source), "--output", str(out)]
+    result = subprocess.run(
+        [sys.executable, "-c", PEAK_OF_COMMAND, *command, "--workers", "2"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(result.stdout) * 1024 / 1e6
+
+
+def _decode_and_resize(task: ShardTask) -> None:
     """In a worker: what Pillow alone takes for the paper's pixels, from the file to the array."""
     for picture in task.pictures:
         with Image.open(str(picture.place)) as opened:
@@ -162,26 +174,35 @@ def _decode_and_resize(task: ShardTask) -> int:
         left, top = (width - IMAGE_SIZE + 1) // 2, (height - IMAGE_SIZE + 1) // 2
         rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
         np.asarray(rgb.crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE)))
-    return _peak_memory()
 
 
-def _hash_and_write(classes: Classes, task: ShardTask) -> int:
-    """In a worker: a shard of random pixels, without decoding and without sums."""
-    image = np.random.default_rng(0).integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    names, labels = [p.name for p in task.pictures], [p.label for p in task.pictures]
-    writer = RawShardWriter(
-        task.path, pictures=names, labels=labels, classes=classes, size=IMAGE_SIZE
-    )
-    for name, label in zip(names, labels, strict=True):
-        writer.add(image, picture=name, label=label)
-    writer.finish(PixelSummer(IMAGE_SIZE).sums())
-    return _peak_memory()
-
-
-def _build(settings: BuildSettings, task: ShardTask) -> int:
+def _build(settings: BuildSettings, task: ShardTask) -> None:
     """In a worker: what `build_shards.py` does with a shard."""
     build_shard(task, settings)
-    return _peak_memory()
+
+
+class _NoWriter:
+    """Takes images and forgets them."""
+
+    def __init__(self, *_: Any, **__: Any):
+        self._entry = {"num_images": 1, "num_bytes": 1}
+
+    def add(self, image: np.ndarray, **_: Any) -> None:
+        """Does nothing."""
+
+    def finish(self, sums: PixelSums) -> dict[str, Any]:
+        """An entry of no file."""
+        return self._entry
+
+
+def _build_without_writing(settings: BuildSettings, task: ShardTask) -> None:
+    """In a worker: all but the file."""
+    writer = shard_builder.RawShardWriter
+    shard_builder.RawShardWriter = _NoWriter  # type: ignore[assignment, misc]
+    try:
+        build_shard(task, settings)
+    finally:
+        shard_builder.RawShardWriter = writer  # type: ignore[misc]
 
 
 def _differences(pictures: Pictures) -> list[Row]:

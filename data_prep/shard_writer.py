@@ -34,7 +34,7 @@ from data_prep.shards import (
 JPEG_SUBSAMPLING = "4:4:4"
 
 
-IMAGES_AT_ONCE = 16  # written together: 3 MB at 256 x 256; one by one costs three times as much
+IMAGES_AT_ONCE = 16  # written together: 3 MB at 256 x 256
 
 
 _HDF5_OPTIONS: dict[str, Any] = {
@@ -236,17 +236,18 @@ class RawShardWriter:
         """Adds the next image, uint8 (size, size, 3)."""
         self._pictures.append(picture)
         self._labels.append(label)
-        self._pending.append(image)
+        self._pending.append(np.ascontiguousarray(image))
         if len(self._pending) == IMAGES_AT_ONCE:
             self._flush()
 
     def _flush(self) -> None:
         if not self._pending:
             return
-        block = np.stack(self._pending)
         with self._errors():
-            _write_at(
-                self._file, block.data, self._offsets["images"] + self._written * self._image_bytes
+            _write_all(
+                self._file,
+                self._pending,
+                self._offsets["images"] + self._written * self._image_bytes,
             )
         self._written += len(self._pending)
         self._pending.clear()
@@ -298,6 +299,18 @@ class RawShardWriter:
                 _write_at(self._file, memoryview(block), self._offsets["images"] + first)
         finally:
             os.close(larger)
+
+
+def _write_all(file: int, blocks: list[np.ndarray], offset: int) -> None:
+    """Writes arrays one behind the other, in one call where the system has one for it."""
+    views = [block.data for block in blocks]
+    num_bytes = sum(block.nbytes for block in blocks)
+    if hasattr(os, "pwritev") and os.pwritev(file, views, offset) == num_bytes:
+        return
+    # Not there, or cut short, as by a disk that is nearly full: one by one it will say why.
+    for block in blocks:
+        _write_at(file, block.data, offset)
+        offset += block.nbytes
 
 
 def _write_at(file: int, data: memoryview, offset: int) -> None:

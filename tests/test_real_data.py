@@ -13,9 +13,10 @@ from conftest import run
 from PIL import Image
 from scipy.io import loadmat
 
+from data_prep.devkit import read_devkit
 from data_prep.shards import open_data_set
-from data_prep.sources import tiny_imagenet
-from data_prep.trees import Folder
+from data_prep.sources import kaggle, tiny_imagenet
+from data_prep.trees import Below, Folder, open_tree
 from replica.augment import center_crop, ten_crops
 from replica.evaluate import Counts, count, evaluate
 
@@ -201,3 +202,47 @@ def test_every_label_of_real_tiny_imagenet_is_right(real_data, tmp_path):
     }
     assert len(pictures) == 5500
     assert pictures == {path: wnid for path, wnid in listed.items() if path.endswith(".JPEG")}
+
+
+def test_the_real_devkit_gives_the_labels_of_kaggles_csv(real_data, tmp_path):
+    """50,000 labels by two ways that share nothing: ids through meta.mat, and wnids of a CSV."""
+    (tmp_path / "devkit.tar.gz").symlink_to(real_data / "devkit.tar.gz")
+    devkit = read_devkit(Folder(tmp_path), year=2012)
+    labels = devkit.validation_labels()
+    tree = Below(open_tree(real_data / "devkit.tar.gz"), "devkit")
+    wnids, names = kaggle.read_mapping(tree, "LOC_synset_mapping.txt")
+    assert devkit.wnids == wnids
+    assert len(names) == len(devkit.class_names) == 1000
+    solution = kaggle.read_solution(tree, "LOC_val_solution.csv")
+    assert len(labels) == len(solution) == 50_000
+    for number, label in enumerate(labels, start=1):
+        assert solution[f"ILSVRC2012_val_{number:08d}"] == wnids[label]
+
+
+def test_genuine_annotations_are_read(real_data):
+    tree = Below(open_tree(real_data / "devkit.tar.gz"), "devkit/xml_real_samples")
+    samples = [f"{wnid}/{name}" for wnid in tree.names("") for name in tree.names(wnid)]
+    assert len(samples) == 100
+    for path in samples:
+        assert kaggle.read_annotation(tree, path) == path.split("/")[0]
+
+
+@pytest.mark.parametrize("decoder", ["pillow", "fast"])
+def test_real_pictures_keep_their_look_with_any_decoder_and_storage(imagenet, decoder, tmp_path):
+    """The fast decoder and JPEG storage stay near the pixels of `paper`."""
+    if decoder == "fast":
+        pytest.importorskip("cv2")
+        pytest.importorskip("simplejpeg")
+    directory, out = imagenet
+    arguments = ["--input", str(directory), "--output", str(tmp_path / "out")]
+    options = ["--decoder", decoder] if decoder == "fast" else ["--storage", "jpeg"]
+    result = run("data_prep/build_shards.py", *arguments, *options)
+    assert result.returncode == 0, result.stderr
+    one, other = open_data_set(out), open_data_set(tmp_path / "out")
+    differences = [
+        np.abs(one.val.image(row).astype(int) - other.val.image(row)).mean()
+        for row in range(len(one.val))
+    ]
+    assert 0 < np.mean(differences) < 4
+    strangers = np.abs(one.val.image(0).astype(int) - other.val.image(1)).mean()
+    assert max(differences) < strangers / 3

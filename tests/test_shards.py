@@ -105,7 +105,7 @@ def read_in_child(data, queue):
 def test_an_open_data_set_may_be_read_by_other_processes(data, method):
     """However they are started; a handle or a map that crossed over would give wrong pixels."""
     expected = (data.val.image(3).sum(), data.val.labels[3])
-    assert len(pickle.dumps(data)) < 100_000
+    assert len(pickle.dumps(data)) < 2_000_000  # the mean image, but not the 18 MB of pixels
     context = multiprocessing.get_context(method)
     queue = context.Queue()
     children = [context.Process(target=read_in_child, args=(data, queue)) for _ in range(2)]
@@ -276,7 +276,7 @@ def test_a_changed_plan_in_the_manifest_is_refused(copy):
     manifest = json.loads(path.read_text())
     manifest["class_names"].reverse()
     path.write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="is of another data set than manifest.json, or one of"):
+    with pytest.raises(UserError, match=r"is of another data set than manifest.json, or one of"):
         open_data_set(copy)
 
 

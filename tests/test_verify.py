@@ -79,7 +79,7 @@ def test_every_fault_is_named_at_once(copy):
     for name, what in (
         ("train-00001.h5", "pixel_sum is not that of its images"),
         ("val-00000.h5", "is not the file of the manifest"),
-        ("labels.csv", "is not the file of the manifest"),
+        ("labels.csv", "is not the file that the manifest names"),
         ("val-00001.h5", "the manifest does not name it"),
     ):
         assert any(name in fault and what in fault for fault in faults), (name, faults)
