@@ -44,6 +44,12 @@ def start_manifest(
                 "another --output, or remove this directory"
             )
         if there.name == name:
+            listed = {part: len(manifest["parts"][part]["shards"]) for part in PARTS}
+            if listed != num_shards:
+                raise UserError(
+                    f"{there}: expected {num_shards} shards, got {listed}: it was changed; "
+                    "choose another --output, or remove this directory"
+                )
             return manifest
         if MANIFEST_FILE in (there.name, name):
             raise UserError(
@@ -51,10 +57,13 @@ def start_manifest(
                 f"{'by one machine' if there.name == MANIFEST_FILE else 'by several machines'}: "
                 "go on in the same way, or choose another --output"
             )
+    names = [path.name for path in output.iterdir()]
     known = r".*\.(part|lock)"
-    if any(output.glob("manifest-*-of-*.json")):
-        known += r"|manifest-\d+-of-\d+\.json|(train|val|test)-\d{5,}\.h5"
-    foreign = [path.name for path in output.iterdir() if not re.fullmatch(known, path.name)]
+    # Other machines of a job array may be at work; each writes its manifest before its shards.
+    shares = r"manifest-\d+-of-\d+\.json"
+    if any(re.fullmatch(shares, one) for one in names):
+        known += rf"|{shares}|(train|val|test)-\d{{5,}}\.h5"
+    foreign = [one for one in names if not re.fullmatch(known, one)]
     if foreign:
         raise UserError(
             f"{output}: is in use: expected an empty directory or an unfinished build, found "

@@ -255,6 +255,14 @@ def test_pictures_that_came_or_went_between_two_runs_are_another_data_set(pictur
     assert_user_error(run(*arguments), "holds another data set (differs in pictures_sha256)")
 
 
+def test_a_manifest_from_which_shards_were_taken_is_refused(pictures, whole, tmp_path):
+    out = shutil.copytree(whole["raw"], tmp_path / "out")
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["parts"]["train"]["shards"].pop()
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert_user_error(run(*command(pictures, out)[1:]), "expected {'train': 40", "it was changed")
+
+
 def test_two_builds_in_one_directory_are_one_and_a_refusal(pictures, whole, tmp_path):
     out = tmp_path / "out"
     first = start(command(pictures, out))
