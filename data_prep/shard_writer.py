@@ -189,8 +189,9 @@ class RawShardWriter:
         self._planned, self._planned_labels = pictures, labels
         self._pictures: list[str] = []
         self._labels: list[int] = []
-        self._pending: list[np.ndarray] = []
-        self._written = 0
+        # One block for all of the shard, filled and written over and over.
+        self._block = np.empty((IMAGES_AT_ONCE, size, size, 3), np.uint8)
+        self._num_pending = self._written = 0
         self._image_bytes = size * size * 3
         with self._errors():
             self._file, self._offsets = self._lay_out(part_of(path), pictures, labels)
@@ -236,21 +237,22 @@ class RawShardWriter:
         """Adds the next image, uint8 (size, size, 3)."""
         self._pictures.append(picture)
         self._labels.append(label)
-        self._pending.append(np.ascontiguousarray(image))
-        if len(self._pending) == IMAGES_AT_ONCE:
+        self._block[self._num_pending] = image
+        self._num_pending += 1
+        if self._num_pending == len(self._block):
             self._flush()
 
     def _flush(self) -> None:
-        if not self._pending:
+        if not self._num_pending:
             return
         with self._errors():
-            _write_all(
+            _write_at(
                 self._file,
-                self._pending,
+                self._block[: self._num_pending].data,
                 self._offsets["images"] + self._written * self._image_bytes,
             )
-        self._written += len(self._pending)
-        self._pending.clear()
+        self._written += self._num_pending
+        self._num_pending = 0
 
     def abandon(self) -> None:
         """Removes the unfinished file."""
@@ -299,18 +301,6 @@ class RawShardWriter:
                 _write_at(self._file, memoryview(block), self._offsets["images"] + first)
         finally:
             os.close(larger)
-
-
-def _write_all(file: int, blocks: list[np.ndarray], offset: int) -> None:
-    """Writes arrays one behind the other, in one call where the system has one for it."""
-    views = [block.data for block in blocks]
-    num_bytes = sum(block.nbytes for block in blocks)
-    if hasattr(os, "pwritev") and os.pwritev(file, views, offset) == num_bytes:
-        return
-    # Not there, or cut short, as by a disk that is nearly full: one by one it will say why.
-    for block in blocks:
-        _write_at(file, block.data, offset)
-        offset += block.nbytes
 
 
 def _write_at(file: int, data: memoryview, offset: int) -> None:
