@@ -44,8 +44,10 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         out = arguments.output / name.split("_a.")[0]
         options = SETS[name]
         build = ["data_prep/build_shards.py", "--input", f"{real}/{name}", "--output", str(out)]
-        seconds = _run(name, [*build, *options])
-        checked = _run(name, ["data_prep/verify_shards.py", str(out)])
+        seconds, _ = _run(name, [*build, *options])
+        checked, said = _run(name, ["data_prep/verify_shards.py", str(out)])
+        # The line about images that are there twice, and those that name them.
+        twice = " ".join(line.strip() for line in said if " = " in line or "same pixels" in line)
         sheet = arguments.output / f"{out.name}.png"
         _run(name, ["data_prep/verify_shards.py", str(out), "--contact-sheet", str(sheet),
                     "--seed", "1"])  # fmt: skip
@@ -63,12 +65,12 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         num_bytes = sum(path.stat().st_size for path in out.iterdir())
         rows.append(Row(f"{title}: size", num_bytes / 1e6, "MB", note=note))
         rows.append(Row(f"{title}: build", seconds, "s"))
-        rows.append(Row(f"{title}: verify", checked, "s"))
+        rows.append(Row(f"{title}: verify", checked, "s", note=twice))
     return rows
 
 
-def _run(name: str, command: list[str]) -> float:
-    """Runs a documented command, and returns its seconds; what it says goes to the log."""
+def _run(name: str, command: list[str]) -> tuple[float, list[str]]:
+    """Runs a documented command; returns its seconds and what it said, which is also logged."""
     say(f"{name}: {' '.join(Path(word).name for word in command)}")
     start = time.perf_counter()
     result = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True)
@@ -77,4 +79,4 @@ def _run(name: str, command: list[str]) -> float:
         say(f"  {line}")
     if result.returncode:
         raise UserError(f"{name}: {json.dumps(command[0])} ended with {result.returncode}")
-    return seconds
+    return seconds, result.stdout.splitlines()
