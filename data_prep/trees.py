@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
@@ -267,6 +268,19 @@ def _check_name(title: str, name: str) -> str:
     return "/".join(part for part in parts if part != ".")
 
 
+@contextmanager
+def _archive_errors(title: str, kind: str) -> Iterator[None]:
+    """Whatever a damaged archive leads Python's readers to becomes one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{title}: cannot be read: {error}") from None
+    except Exception as error:
+        raise UserError(f"{title}: expected a whole {kind} file, got one with: {error}") from None
+
+
 # --- Tar
 
 
@@ -315,30 +329,24 @@ def tar_files(path: Path, *, within: Span | None = None) -> Iterator[tuple[str, 
     end = start + (within.size if within else container.num_bytes)
     title = str(path)
     seen: set[str] = set()
-    try:
-        with (
-            path.open("rb", buffering=0) as file,
-            io.BufferedReader(_Part(file, start, end), 4096) as part,
-            tarfile.open(fileobj=part, mode="r:") as tar,
-        ):
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # it would remember them all
-                name = _check_member(title, member, seen)
-                if name is None:
-                    continue
-                offset = start + member.offset_data
-                if offset + member.size > end:
-                    raise UserError(f"{title}: is cut off in {name}: expected the whole archive")
-                yield name, Span(container, offset, member.size)
-            part.seek(tar.offset)
-            if part.read(512).count(0) != 512:
-                raise UserError(f"{title}: is cut off: expected an end mark after the last file")
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{title}: cannot be read: {error}") from None
-    except Exception as error:  # whatever a damaged file leads Python's reader to
-        raise UserError(f"{title}: expected a whole tar file, got one with: {error}") from None
+    with (
+        _archive_errors(title, "tar"),
+        path.open("rb", buffering=0) as file,
+        io.BufferedReader(_Part(file, start, end), 4096) as part,
+        tarfile.open(fileobj=part, mode="r:") as tar,
+    ):
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # it would remember them all
+            name = _check_member(title, member, seen)
+            if name is None:
+                continue
+            offset = start + member.offset_data
+            if offset + member.size > end:
+                raise UserError(f"{title}: is cut off in {name}: expected the whole archive")
+            yield name, Span(container, offset, member.size)
+        part.seek(tar.offset)
+        if part.read(512).count(0) != 512:
+            raise UserError(f"{title}: is cut off: expected an end mark after the last file")
 
 
 def nested_tar_files(title: str, place: Place) -> Iterator[tuple[str, Span]]:
@@ -381,37 +389,31 @@ def compressed_tar_files(path: Path) -> Iterator[tuple[str, Held]]:
         UserError: as `tar_files`, or it holds more than `MAX_COMPRESSED_TAR_BYTES`.
     """
     title, total, seen = str(path), 0, set[str]()
-    try:
-        with (
-            COMPRESSIONS[file_kind(path) or "gz"](path) as file,
-            tarfile.open(fileobj=file, mode="r|") as tar,
-        ):
-            for member in tar:
-                name = _check_member(title, member, seen)
-                total += member.size
-                if total > MAX_COMPRESSED_TAR_BYTES:
-                    raise UserError(
-                        f"{title}: holds more than {MAX_COMPRESSED_TAR_BYTES >> 30} GiB: a "
-                        "compressed tar is read in memory; decompress it, and give the plain tar"
-                    )
-                if name is None:
-                    continue
-                opened = tar.extractfile(member)
-                assert opened is not None
-                data = opened.read()
-                if len(data) != member.size:
-                    raise UserError(f"{title}: is cut off in {name}: expected the whole archive")
-                yield name, Held(data)
-            while rest := file.read(1 << 20):  # up to the checksum at the end
-                total += len(rest)
-                if total > MAX_COMPRESSED_TAR_BYTES:
-                    raise UserError(f"{title}: has too much after its last file")
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{title}: cannot be read: {error}") from None
-    except Exception as error:  # whatever a damaged file leads Python's reader to
-        raise UserError(f"{title}: expected a whole tar file, got one with: {error}") from None
+    with (
+        _archive_errors(title, "tar"),
+        COMPRESSIONS[file_kind(path) or "gz"](path) as file,
+        tarfile.open(fileobj=file, mode="r|") as tar,
+    ):
+        for member in tar:
+            name = _check_member(title, member, seen)
+            total += member.size
+            if total > MAX_COMPRESSED_TAR_BYTES:
+                raise UserError(
+                    f"{title}: holds more than {MAX_COMPRESSED_TAR_BYTES >> 30} GiB: a "
+                    "compressed tar is read in memory; decompress it, and give the plain tar"
+                )
+            if name is None:
+                continue
+            opened = tar.extractfile(member)
+            assert opened is not None
+            data = opened.read()
+            if len(data) != member.size:
+                raise UserError(f"{title}: is cut off in {name}: expected the whole archive")
+            yield name, Held(data)
+        while rest := file.read(1 << 20):  # up to the checksum at the end
+            total += len(rest)
+            if total > MAX_COMPRESSED_TAR_BYTES:
+                raise UserError(f"{title}: has too much after its last file")
 
 
 # --- Zip
@@ -424,34 +426,27 @@ def zip_files(path: Path) -> Iterator[tuple[str, Span]]:
         UserError: the zip is damaged or encrypted, or holds names outside of itself or twice.
     """
     container, title, seen = container_at(path), str(path), set[str]()
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                if info.is_dir():
-                    _check_name(title, info.filename)
-                    continue
-                name = _check_name(title, info.filename)
-                if info.flag_bits & 1 or info.compress_type not in (0, 8):
-                    raise UserError(
-                        f"{title}: {name[:80]!r} is encrypted or compressed in a way that is not "
-                        "read here: expected stored or deflated files; unpack it"
-                    )
-                if name in seen:
-                    raise UserError(f"{title}: expected each name once, got {name[:80]!r} twice")
-                if info.compress_type == 0 and info.compress_size != info.file_size:
-                    raise UserError(f"{title}: {name[:80]!r} has two sizes: the file is damaged")
-                held = info.compress_size if info.compress_type else info.file_size
-                if not 0 <= info.header_offset <= container.num_bytes - ZIP_HEADER_BYTES - held:
-                    raise UserError(f"{title}: {name[:80]!r} is not in the file: it is damaged")
-                seen.add(name)
-                compressed = info.compress_size if info.compress_type else 0
-                yield name, Span(container, info.header_offset, info.file_size, compressed, True)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{title}: cannot be read: {error}") from None
-    except Exception as error:  # whatever a damaged file leads Python's reader to
-        raise UserError(f"{title}: expected a whole zip file, got one with: {error}") from None
+    with _archive_errors(title, "zip"), zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.is_dir():
+                _check_name(title, info.filename)
+                continue
+            name = _check_name(title, info.filename)
+            if info.flag_bits & 1 or info.compress_type not in (0, 8):
+                raise UserError(
+                    f"{title}: {name[:80]!r} is encrypted or compressed in a way that is not "
+                    "read here: expected stored or deflated files; unpack it"
+                )
+            if name in seen:
+                raise UserError(f"{title}: expected each name once, got {name[:80]!r} twice")
+            if info.compress_type == 0 and info.compress_size != info.file_size:
+                raise UserError(f"{title}: {name[:80]!r} has two sizes: the file is damaged")
+            held = info.compress_size if info.compress_type else info.file_size
+            if not 0 <= info.header_offset <= container.num_bytes - ZIP_HEADER_BYTES - held:
+                raise UserError(f"{title}: {name[:80]!r} is not in the file: it is damaged")
+            seen.add(name)
+            compressed = info.compress_size if info.compress_type else 0
+            yield name, Span(container, info.header_offset, info.file_size, compressed, True)
 
 
 # --- Reading
