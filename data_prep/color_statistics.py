@@ -69,8 +69,8 @@ class PixelSummer:
         self._pixels += self._planes
         for i in range(3):
             for j in range(i, 3):
-                products = np.einsum("nk,nk->n", self._rows[i], self._rows[j])
-                self._moment[i, j] += np.uint64(products.sum(dtype=np.float64))
+                row_sums = np.vecdot(self._rows[i], self._rows[j])
+                self._moment[i, j] += np.uint64(row_sums.sum(dtype=np.float64))
         self._num_images += 1
         self._num_pending += 1
         if self._num_pending == EXACT_IMAGES:
