@@ -42,7 +42,7 @@ from data_prep.shard_builder import (
     PICTURES,
     BuildSettings,
     ShardTask,
-    build_shard_with,
+    build_shard,
     sample_cost,
 )
 from data_prep.shard_writer import Classes, Storage
@@ -409,7 +409,7 @@ def build(
         worker_pool(min(num_workers, len(missing))) as workers,
         _Progress(sum(len(task.pictures) for task in missing), workers) as progress,
     ):
-        work = partial(build_shard_with, settings)
+        work = partial(build_shard, settings=settings)
         for task, entry in workers.each(work, missing, on_wait=progress.update):
             manifest["parts"][task.part]["shards"][task.number] = entry
             manifest["complete"] = False

@@ -158,11 +158,6 @@ def build_shard(task: ShardTask, settings: BuildSettings) -> tuple[ShardTask, di
     return task, {**entry, "bad_pictures": bad, "pictures_seen": seen}
 
 
-def build_shard_with(settings: BuildSettings, task: ShardTask) -> tuple[ShardTask, dict[str, Any]]:
-    """`build_shard` with the settings first, so that a partial of it travels to the workers."""
-    return build_shard(task, settings)
-
-
 def sample_cost(pictures: Pictures, settings: BuildSettings) -> tuple[int, int, float]:
     """Decodes some pictures without writing anything: for an estimate.
 

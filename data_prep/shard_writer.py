@@ -291,6 +291,7 @@ class RawShardWriter:
     def _shrink(self, temporary: Path) -> None:
         """Lays the file out for fewer images, and moves them over."""
         larger, larger_offset = self._file, self._offsets["images"]
+        self._file = -1
         temporary.unlink()  # its bytes stay until it is closed
         try:
             self._file, self._offsets = self._lay_out(temporary, self._pictures, self._labels)
