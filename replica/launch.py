@@ -191,9 +191,10 @@ def _watch(processes: list[Any], failures: Any) -> None:
     running = list(processes)
     while running:
         wait([process.sentinel for process in running])
-        ended = [process for process in running if process.exitcode is not None]
-        running = [process for process in running if process.exitcode is None]
-        failed = [process for process in ended if process.exitcode != 0]
+        # Asked once: a process that ends between two questions would be in neither list.
+        codes = {process: process.exitcode for process in running}
+        running = [process for process, code in codes.items() if code is None]
+        failed = [process for process, code in codes.items() if code not in (None, 0)]
         if not failed:
             continue
         # A killed process makes its peers fail too, perhaps before it is seen to have ended: it

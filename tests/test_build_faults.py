@@ -116,23 +116,46 @@ def wait_until(condition, seconds=60):
         time.sleep(0.005)
 
 
+@pytest.fixture(scope="module")
+def many(pictures, tmp_path_factory):
+    """The same pictures four times, so that a build is long enough to be killed: 176 shards."""
+    directory = tmp_path_factory.mktemp("many")
+    for part in ("train", "val"):
+        found = sorted((pictures / "ILSVRC/Data/CLS-LOC" / part).rglob("*.JPEG"))
+        for i in range(4):
+            (directory / part / f"class{i}").mkdir(parents=True)
+            for path in found:
+                (directory / part / f"class{i}" / path.name).hardlink_to(path)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def many_whole(many, tmp_path_factory):
+    builds = {}
+    for storage in ("raw", "jpeg"):
+        out = tmp_path_factory.mktemp("many whole") / storage
+        assert run(*command(many, out, "--storage", storage)[1:]).returncode == 0
+        builds[storage] = out
+    return builds
+
+
 @pytest.mark.parametrize("storage", ["raw", "jpeg"])
 @pytest.mark.parametrize("victim", ["parent", "worker"])
 def test_a_build_killed_twice_at_random_goes_on_to_the_same_bytes(
-    pictures, whole, tmp_path, storage, victim
+    many, many_whole, tmp_path, storage, victim
 ):
-    """SIGKILL at 20 to 80 % of what is left; the seed is printed where the test fails."""
+    """SIGKILL at 20 to 50 % and at 50 to 80 %; the seed is printed where the test fails."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     rng = random.Random(seed)
     out = tmp_path / "out"
-    arguments = command(pictures, out, "--storage", storage)
+    arguments = command(many, out, "--storage", storage)
     num_before = 0
-    for _ in range(2):
+    for least, most in ((0.2, 0.5), (0.5, 0.8)):
         build = start(arguments)
-        moment = num_before + round((NUM_SHARDS - num_before) * rng.uniform(0.2, 0.8))
+        moment = max(num_before + 1, round(4 * NUM_SHARDS * rng.uniform(least, most)))
         wait_until(lambda moment=moment: len(finished(out)) >= moment)
-        time.sleep(rng.uniform(0, 0.05))
+        time.sleep(rng.uniform(0, 0.02))
         everybody = in_session(build.pid)
         if victim == "parent":
             build.kill()
@@ -147,7 +170,7 @@ def test_a_build_killed_twice_at_random_goes_on_to_the_same_bytes(
             assert not list(out.glob("*.part"))
         wait_until(lambda pids=everybody: not any(is_running(pid) for pid in pids), 10)
         kept = {path: path.stat().st_mtime_ns for path in finished(out) if path.exists()}
-        assert num_before < len(kept) < NUM_SHARDS
+        assert num_before < len(kept) < 4 * NUM_SHARDS
         num_before = len(kept)
         with pytest.raises(UserError, match="the build has not finished"):
             open_data_set(out)
@@ -156,7 +179,7 @@ def test_a_build_killed_twice_at_random_goes_on_to_the_same_bytes(
     assert "continuing: " in result.stdout
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "a finished shard was rebuilt"
     assert not list(out.glob("*.part"))
-    assert_same(out, whole[storage])
+    assert_same(out, many_whole[storage])
 
 
 @pytest.mark.parametrize("storage", ["raw", "jpeg"])

@@ -1,6 +1,7 @@
 """The commands as a user types them: train, resume, test, and what they say to wrong input."""
 
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -13,7 +14,7 @@ import pytest
 import torch
 from conftest import PROJECT_DIR, assert_user_error, is_running, run
 
-from replica import demo, runlog
+from replica import demo, launch, runlog
 from replica.checkpoint import checkpoints_of
 
 FIELDS = {
@@ -277,6 +278,28 @@ def test_a_killed_rank_ends_the_run_with_one_line(shards_dir, tmp_path):
     assert f"rank 1 (pid {pids[1]}) ended with exit status -9" in last
     assert "Traceback" not in stderr
     wait_until_ended(pids)
+
+
+class EndsBetweenQuestions:
+    """A process whose pipe is closed a moment before its exit status can be had."""
+
+    def __init__(self, status):
+        self.sentinel, other = os.pipe()
+        os.close(other)
+        self.pid, self._answers = 1, iter([None])
+        self._status = status
+
+    @property
+    def exitcode(self):
+        return next(self._answers, self._status)
+
+
+def test_a_rank_that_ends_while_its_status_is_asked_for_is_not_lost():
+    ranks = [EndsBetweenQuestions(-9), EndsBetweenQuestions(1)]
+    with pytest.raises(RuntimeError, match=r"rank 0 \(pid 1\) ended with exit status -9"):
+        launch._watch(ranks, multiprocessing.get_context("spawn").SimpleQueue())
+    for rank in ranks:
+        os.close(rank.sentinel)
 
 
 # --- Wrong input
