@@ -29,8 +29,8 @@ from data_prep.shards import (
     write_whole,
 )
 
-# Colours at full resolution: at quality 95 it takes a quarter more room, and the largest error of a
-# pixel falls from 183 to 23 (benchmarks/build_shards.py; Pillow's default is 4:2:0).
+# Colours at full resolution: at quality 95 it takes some more room, and the largest error of a
+# pixel falls from 183 to 25 (on benchmarks/build_shards.py's pictures; Pillow's default is 4:2:0).
 JPEG_SUBSAMPLING = "4:4:4"
 
 

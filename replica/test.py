@@ -37,7 +37,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m replica.test",
-        description="Top-1 and top-5 error of a checkpoint on pictures that it was not trained on.",
+        description="Top-1 and top-5 error of a checkpoint on the held-out part of its data.",
     )
     add = parser.add_argument
     add("--checkpoint", type=Path, metavar="FILE", help="default: the last one of the newest run")
