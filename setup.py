@@ -87,7 +87,7 @@ def extensions() -> list[Extension]:
     libraries = [
         Extension(
             "cuda_ext._cpu",
-            sources=[str(CSRC / "local_response_norm.cpp")],
+            sources=[str(CSRC / "local_response_norm.cpp"), str(CSRC / "momentum_sgd.cpp")],
             depends=HEADERS,
             include_dirs=[str(torch_dir / "include")],
             library_dirs=[str(torch_dir / "lib")],

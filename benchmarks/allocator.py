@@ -81,7 +81,7 @@ def _one_process(arguments: argparse.Namespace) -> dict[str, float]:
             weights,
             velocities,
             gradients,
-            learning_rate=recipe.learning_rate,
+            learning_rates=[recipe.learning_rate] * len(weights),
             momentum=recipe.momentum,
             weight_decays=[recipe.weight_decay] * len(weights),
         )

@@ -11,6 +11,7 @@ from cuda_ext.library import (
     set_instruction_set,
 )
 from cuda_ext.local_response_norm import local_response_norm, local_response_norm_out
+from cuda_ext.momentum_sgd import momentum_sgd_
 
 __all__ = [
     "compiled_cuda_state",
@@ -18,5 +19,6 @@ __all__ = [
     "implementations",
     "local_response_norm",
     "local_response_norm_out",
+    "momentum_sgd_",
     "set_instruction_set",
 ]

@@ -110,7 +110,12 @@ def implementations() -> dict[str, str]:
     else:
         on_cpu = plain.format(cpu.reason)
     on_cuda = "compiled" if cuda.is_live else plain.format(cuda.reason)
-    return {"local_response_norm": on_cpu, "local_response_norm on CUDA": on_cuda}
+    return {
+        "local_response_norm": on_cpu,
+        "local_response_norm on CUDA": on_cuda,
+        "momentum_sgd_": "compiled" if cpu.is_live else on_cpu,
+        "momentum_sgd_ on CUDA": plain.format("has no kernel of its own"),
+    }
 
 
 def set_instruction_set(wanted: int) -> int:

@@ -50,3 +50,20 @@ def _window_sums(values: torch.Tensor, n: int) -> torch.Tensor:
     for i in range(2 * reach + 1):
         total += padded[:, :, i : i + channels]
     return total
+
+
+@torch.no_grad()
+def momentum_sgd_(
+    weight: torch.Tensor,
+    velocity: torch.Tensor,
+    gradient: torch.Tensor,
+    *,
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    """One step of gradient descent with momentum, in place (paper 5); see `cuda_ext`."""
+    velocity.mul_(momentum)
+    velocity.add_(weight, alpha=-weight_decay * learning_rate)
+    velocity.add_(gradient, alpha=-learning_rate)
+    weight.add_(velocity)

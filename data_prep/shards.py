@@ -506,14 +506,24 @@ class Part:
 
     def image(self, row: int) -> np.ndarray:
         """One image: uint8 (H, W, C), read-only; a view of the file, if it holds raw pixels."""
-        if not 0 <= row < len(self):
-            raise IndexError(f"expected a row in [0, {len(self)}), got {row}")
+        number, place = self._place(row)
         if self._process != os.getpid():
             self._maps, self._process = {}, os.getpid()
-        number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
         if number not in self._maps:
             self._maps[number] = self.shards[number].images()
-        return self._maps[number][row - int(self._first_rows[number])]
+        return self._maps[number][place]
+
+    def picture(self, row: int) -> str:
+        """Where one image came from; reads the names of its whole shard."""
+        number, place = self._place(row)
+        return self.shards[number].pictures()[place]
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """The number of the shard that has a row, and the row in it."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"expected a row in [0, {len(self)}), got {row}")
+        number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
+        return number, row - int(self._first_rows[number])
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ COMMANDS = {
     "python data_prep/build_shards.py": "pictures -> shards (without arguments: the toy set)",
     "python data_prep/verify_shards.py": "compares every file of a data set with its SHA-256",
     "python -m replica.train": "trains a network, on one device or a tower a device",
+    "python -m replica.control": "changes a live run by hand: rates, frozen layers, colour noise",
     "python -m replica.test": "top-1 and top-5 error, ten-crop or central crop",
     "python -m replica.info": "the layer table of a recipe beside the paper's own figures",
     "python -m replica.figures": "pictures of a run: loss curve and conv1's kernels",

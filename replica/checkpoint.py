@@ -1,8 +1,10 @@
 """Checkpoints: one file that `torch.load(FILE, weights_only=True)` opens, whole or not there.
 
 The file is a dict: `format`, `version`, `model` and `velocities` (parameter name -> whole tensor,
-however many devices the run had), `step`, `epoch`, `val_errors`, `recipe`, `num_classes`, `seed`,
-`wnids`, `class_names`, `mean_image`, `eigenvalues`, `eigenvectors`. Beside it stands its SHA-256.
+however many devices the run had), `step`, `epoch`, `val_errors`, `best_step`, `recipe`,
+`num_classes`, `seed`, `wnids`, `class_names`, `mean_image`, `eigenvalues`, `eigenvectors`. Its
+SHA-256 stands beside it. The newest few stay, and the one with the lowest validation error, to
+which `best.pt` points.
 """
 
 import hashlib
@@ -21,9 +23,10 @@ from replica.recipes import Recipe, from_record
 from replica.recipes.recipe import differing_fields
 
 FORMAT_NAME = "replica-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # The one before the last stays, in case that the disk damages the last.
 NUM_KEPT = 2
+BEST = "best.pt"
 _NAME = re.compile(r"checkpoint-(\d{8})\.pt")
 
 
@@ -41,8 +44,14 @@ def _digest_path(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def save_checkpoint(run_dir: Path, content: dict[str, Any]) -> Path:
-    """Writes a checkpoint, then removes all but the last `NUM_KEPT`.
+def sha256_beside(path: Path) -> str | None:
+    """The SHA-256 that stands beside a checkpoint, or None."""
+    digest = _digest_path(path.resolve())
+    return digest.read_text().split()[0] if digest.is_file() else None
+
+
+def save_checkpoint(run_dir: Path, content: dict[str, Any], *, keep: int = NUM_KEPT) -> Path:
+    """Writes a checkpoint, then removes all but the last `keep` and the best.
 
     The digest is there before the file has its name, so a crash at any moment leaves whole pairs.
 
@@ -58,10 +67,24 @@ def save_checkpoint(run_dir: Path, content: dict[str, Any]) -> Path:
         path.unlink()  # A step that was reached again after its digest or file was damaged.
     write_whole(_digest_path(path), f"{digest}  {path.name}\n".encode())
     write_whole(path, data)
-    for old in checkpoints_of(run_dir)[:-NUM_KEPT]:
-        old.unlink()
-        _digest_path(old).unlink(missing_ok=True)
+    best = content["best_step"] and checkpoint_path(run_dir, content["best_step"])
+    if best and best.exists():
+        _point_to(run_dir / BEST, best.name)
+    for old in checkpoints_of(run_dir)[:-keep]:
+        if old != best:
+            old.unlink()
+            _digest_path(old).unlink(missing_ok=True)
     return path
+
+
+def _point_to(link: Path, name: str) -> None:
+    """Makes a link to a file beside it, or makes it point there at once."""
+    if link.is_symlink() and link.readlink() == Path(name):
+        return
+    temporary = link.with_name(link.name + ".part")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(name)
+    temporary.replace(link)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -72,11 +95,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"{path}: expected a checkpoint, found no file")
-    if _digest_path(path).is_file():
-        expected = _digest_path(path).read_text().split()[:1]
+    digest = _digest_path(path.resolve())  # that of a link stands beside the file
+    if digest.is_file():
+        expected = digest.read_text().split()[:1]
         if expected != [sha256_of_file(path)]:
             raise UserError(
-                f"{path}: damaged: its SHA-256 is not the one in {_digest_path(path).name}: use "
+                f"{path}: damaged: its SHA-256 is not the one in {digest.name}: use "
                 "another checkpoint of the run, or train again"
             )
     foreign = UserError(
@@ -171,3 +195,44 @@ def check_fits_classes(path: Path, content: dict[str, Any], wnids: list[str], pl
                 f"{path}: class {label} is {one}, in {place} it is {other}: give the data that it "
                 "was trained on with --data"
             )
+
+
+def check_fits_network(
+    path: Path, content: dict[str, Any], recipe: Recipe, *, num_classes: int, new: tuple[str, ...]
+) -> list[str]:
+    """Refuses a checkpoint whose weights a network cannot take over (`--init`).
+
+    Args:
+        path, content: of the checkpoint.
+        recipe, num_classes: of the network.
+        new: layers that are drawn anew, and so need not fit.
+
+    Returns:
+        The layers of the checkpoint that the network does not have.
+
+    Raises:
+        UserError: every tensor that is lacking or has another shape.
+    """
+    shapes = whole_shapes(recipe, num_classes=num_classes)
+    layers = {name.split(".")[0] for name in shapes}
+    unknown = [layer for layer in new if layer not in layers]
+    if unknown:
+        raise UserError(
+            f"--new-layers {','.join(unknown)}: expected layers of recipe {recipe.name}: "
+            f"{', '.join(sorted(layers))}"
+        )
+    stored = content["model"]
+    problems = []
+    for name, shape in shapes.items():
+        if name.split(".")[0] in new:
+            continue
+        if name not in stored:
+            problems.append(f"{name} is not in it")
+        elif stored[name].shape != shape:
+            problems.append(f"{name} is {tuple(stored[name].shape)}, expected {tuple(shape)}")
+    if problems:
+        raise UserError(
+            f"--init {path}: does not fit recipe {recipe.name}: {'; '.join(problems)}: draw those "
+            "layers anew with --new-head (the last one) or --new-layers"
+        )
+    return sorted({name.split(".")[0] for name in stored} - layers)

@@ -1,14 +1,18 @@
 """What the machine decides: which processes run on which devices, and in which precision."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
+import torch.utils.deterministic
 
 from data_prep.shards import UserError
 
 PRECISIONS = ("float32", "float64", "bf16", "tf32")
+MEMORY_FORMATS = ("channels_last", "contiguous")
+COMPILE_MODES = ("off", "default", "cuda-graphs")
 
 
 @dataclass(frozen=True)
@@ -109,15 +113,61 @@ def parameter_dtype(precision: str) -> torch.dtype:
     return torch.float64 if precision == "float64" else torch.float32
 
 
-def set_numerics(precision: str) -> dict[str, str | bool]:
-    """Sets PyTorch's switches for a precision, and returns what was set for the run's record."""
+@dataclass(frozen=True)
+class Numerics:
+    """How a run computes; recorded with it, and the same in all of its sessions.
+
+    Attributes:
+        precision: of `PRECISIONS`.
+        memory_format: of `MEMORY_FORMATS`: how activations lie in memory.
+        compile: of `COMPILE_MODES`.
+        deterministic: whether PyTorch is told to refuse algorithms whose sums have no fixed order.
+    """
+
+    precision: str = "float32"
+    memory_format: str = "channels_last"
+    compile: str = "off"
+    deterministic: bool = True
+
+    @property
+    def torch_memory_format(self) -> torch.memory_format:
+        """What PyTorch calls it."""
+        is_last = self.memory_format == "channels_last"
+        return torch.channels_last if is_last else torch.contiguous_format
+
+
+def check_numerics(numerics: Numerics, devices: Devices) -> None:
+    """Refuses what the devices do not have.
+
+    Raises:
+        UserError: TF32 or CUDA graphs without CUDA, or a compiled network that is cut in two.
+    """
+    check_precision(numerics.precision, kind=devices.kind)
+    if numerics.compile != "off" and devices.split == 2:
+        raise UserError(
+            f"--compile {numerics.compile}: expected the whole network in each process, got a "
+            "tower each: use --split 1, or leave --compile out"
+        )
+    if numerics.compile == "cuda-graphs" and devices.kind != "cuda":
+        raise UserError(
+            "--compile cuda-graphs: expected a CUDA device, got the CPU: use --compile default"
+        )
+
+
+def set_numerics(numerics: Numerics) -> dict[str, str | bool]:
+    """Sets PyTorch's switches, and returns what was set for the run's record."""
     # cuDNN's convolutions use TF32 unless told otherwise; the paper's numbers are float32.
-    allow_tf32 = precision == "tf32"
+    allow_tf32 = numerics.precision == "tf32"
     torch.backends.cudnn.allow_tf32 = allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = allow_tf32
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    return {"precision": precision, "allow_tf32": allow_tf32, "cudnn_deterministic": True}
+    # Read by cuBLAS when it is first used; without it deterministic sums are refused.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(numerics.deterministic)
+    # Else each new tensor is filled with NaN first; nothing here reads what it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return {**asdict(numerics), "allow_tf32": allow_tf32, "cudnn_deterministic": True}
 
 
 @contextmanager

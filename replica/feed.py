@@ -3,8 +3,9 @@
 N images, C channels, H rows, W columns.
 """
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -70,15 +71,21 @@ class TrainFeed:
         # one fixed order, epoch by epoch, after one shuffle.
         return permutation(self.data.cycle_seed, len(self.data.train))
 
-    def batch(self, step: int) -> Batch:
+    def image_rows(self, step: int) -> np.ndarray:
+        """The images of the whole batch of a step: int64 (N,), rows of the training part."""
+        first = step % self.steps_per_epoch * self.recipe.batch_size
+        return self._cycle[first : first + self.recipe.batch_size]
+
+    def batch(self, step: int, *, color_noise: float | None = None) -> Batch:
         """The images of a step, with this epoch's crops, reflections and colour noise.
 
-        The order is the same in every epoch.
+        The order is the same in every epoch. `color_noise` is the recipe's unless it is given.
         """
         recipe, statistics = self.recipe, self.data.statistics
+        if color_noise is None:
+            color_noise = recipe.color_noise
         epoch = step // self.steps_per_epoch + 1
-        first = step % self.steps_per_epoch * recipe.batch_size
-        whole = self._cycle[first : first + recipe.batch_size]
+        whole = self.image_rows(step)
         rows = np.array_split(np.arange(len(whole)), self.data_size)[self.data_index]
         indices = whole[rows]
         images = [self.data.train.image(int(i)) for i in indices]
@@ -99,12 +106,12 @@ class TrainFeed:
         crops_NHWC = cut(
             images, crops, mean_image=statistics.mean_image, crop_size=recipe.crop_size
         )
-        if recipe.color_noise:
+        if color_noise:
             shifts = draw_color_shifts(
                 indices,
                 epoch=epoch,
                 seed=self.seed,
-                standard_deviation=recipe.color_noise,
+                standard_deviation=color_noise,
                 eigenvalues=statistics.eigenvalues,
                 eigenvectors=statistics.eigenvectors,
             )
@@ -117,14 +124,42 @@ class TrainFeed:
             len(whole),
         )
 
-    def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """The batches of steps `first_step` to `last_step - 1`, made ahead in a thread."""
-        with ThreadPoolExecutor(1) as thread:
-            steps = iter(range(first_step, last_step))
-            ahead = [thread.submit(self.batch, step) for step in islice(steps, BATCHES_AHEAD)]
-            while ahead:
-                batch = ahead.pop(0).result()
-                step = next(steps, None)
-                if step is not None:
-                    ahead.append(thread.submit(self.batch, step))
-                yield batch
+    def batches(
+        self,
+        first_step: int,
+        last_step: int,
+        *,
+        color_noise: Callable[[int], float] | None = None,
+        threads: int = 1,
+    ) -> Iterator[Batch]:
+        """The batches of steps `first_step` to `last_step - 1`, made ahead in threads.
+
+        Args:
+            first_step, last_step: counted from 0.
+            color_noise: of a step; asked again when its batch is due, since it may have been
+                changed by hand after the batch was made. By default the recipe's.
+            threads: how many make batches at a time; the batches do not depend on it.
+        """
+        noise_of = color_noise or (lambda _: self.recipe.color_noise)
+        steps = iter(range(first_step, last_step))
+        ahead: deque[tuple[int, float, Future[Batch]]] = deque()
+        with ThreadPoolExecutor(threads) as pool:
+
+            def begin(step: int) -> None:
+                noise = noise_of(step)
+                ahead.append((step, noise, pool.submit(self.batch, step, color_noise=noise)))
+
+            try:
+                for step in islice(steps, max(BATCHES_AHEAD, threads)):
+                    begin(step)
+                while ahead:
+                    step, noise, future = ahead.popleft()
+                    batch = future.result()
+                    if noise_of(step) != noise:
+                        batch = self.batch(step, color_noise=noise_of(step))
+                    following = next(steps, None)
+                    if following is not None:
+                        begin(following)
+                    yield batch
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)

@@ -1,28 +1,31 @@
 """Starts the processes of a run, watches over them, and passes a stop request on.
 
-The parent starts one process a device. Ctrl-C and SIGTERM reach the parent, which sets an event;
-the processes agree on it once a step, save, and end. A process ends when the parent has ended,
-however it ended; when one process fails, the parent ends the others.
+On one machine the parent starts one process a device. Ctrl-C and SIGTERM reach the parent, which
+sets an event; the processes agree on it once a step, save, and end. A process ends when the parent
+has ended, however it ended; when one process fails, the parent ends the others. On several machines
+`torchrun` starts the processes, and restarts them where it is told to; the rest is the same.
 """
 
 import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
 from data_prep.shards import UserError
+from replica import liveness
 from replica.devices import Devices
 from replica.towers import OneDevice, Placement, TwoDevices
 
@@ -30,6 +33,9 @@ from replica.towers import OneDevice, Placement, TwoDevices
 GRACE_SECONDS = 2.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
+# `liveness` is to name who hangs before an exchange gives up without a name.
+EXCHANGE_TIMEOUT_FACTOR = 10
+LOOPBACK = "127.0.0.1"
 
 
 class StopRequest(Protocol):
@@ -49,10 +55,12 @@ class Rank:
     Attributes:
         index: 0 to devices.num_processes - 1; rank 0 writes the files and prints.
         devices: how the whole run is placed.
+        local_index: which device of its machine it has; `index` where there is one machine.
     """
 
     index: int
     devices: Devices
+    local_index: int | None = None
 
     @property
     def data_index(self) -> int:
@@ -68,7 +76,8 @@ class Rank:
     def device(self) -> torch.device:
         """Where it computes."""
         kind = self.devices.kind
-        return torch.device("cuda", self.index) if kind == "cuda" else torch.device(kind)
+        number = self.index if self.local_index is None else self.local_index
+        return torch.device("cuda", number) if kind == "cuda" else torch.device(kind)
 
     def placement(self, towers: int) -> Placement:
         """What the model needs to know."""
@@ -93,11 +102,13 @@ class Mesh:
         """Adds up gradients over the shares of the batch, in place."""
         if self.num_data_shares > 1:
             for tensor in tensors:
+                liveness.beat("sum of gradients over the shares")
                 dist.all_reduce(tensor, group=self.data_group)
 
     def sum_over_all_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Adds up over all processes, in place, and returns the tensor."""
         if self.is_distributed:
+            liveness.beat("sum of counts over all processes")
             dist.all_reduce(tensor)
         return tensor
 
@@ -109,12 +120,25 @@ class Mesh:
         dist.all_gather_object(values, value)
         return values
 
+    def of_rank_0(self, value: Any) -> Any:
+        """The value that rank 0 has."""
+        if not self.is_distributed:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
 
 Worker = Callable[[Rank, Any, StopRequest], None]
 
 
-def run_processes(worker: Worker, argument: Any, devices: Devices) -> int:
-    """Runs `worker(rank, argument, stop)` in one process a device.
+def run_processes(worker: Worker, argument: Any, devices: Devices, *, timeout: float) -> int:
+    """Runs `worker(rank, argument, stop)` in one process a device of this machine.
+
+    Args:
+        worker, argument: what to run; importable, and picklable.
+        devices: how many processes, and where.
+        timeout: seconds without a sign of life after which a process counts as hung.
 
     Returns:
         0, or 130 or 143 where Ctrl-C or SIGTERM asked for a stop and every process obeyed.
@@ -129,7 +153,7 @@ def run_processes(worker: Worker, argument: Any, devices: Devices) -> int:
         if devices.num_processes == 1:
             worker(Rank(0, devices), argument, stop)
         else:
-            _run_supervised(context, worker, argument, devices, stop, received)
+            _run_supervised(context, worker, argument, devices, stop, timeout)
     return 128 + received[0] if received else 0
 
 
@@ -158,33 +182,36 @@ def _run_supervised(
     argument: Any,
     devices: Devices,
     stop: StopRequest,
-    received: list[int],
+    timeout: float,
 ) -> None:
     failures = context.SimpleQueue()
-    with tempfile.TemporaryDirectory(prefix="replica-") as meeting_dir:
-        meeting_file = Path(meeting_dir) / "rendezvous"
-        processes = [
-            context.Process(
-                target=_run_rank,
-                args=(Rank(i, devices), worker, argument, stop, str(meeting_file), failures),
-                daemon=True,
-            )
-            for i in range(devices.num_processes)
-        ]
+    # The parent's, so that it outlives any rank.
+    store = dist.TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
+    processes = [
+        context.Process(
+            target=_run_rank,
+            args=(Rank(i, devices), worker, argument, stop, store.port, timeout, failures),
+            daemon=True,
+        )
+        for i in range(devices.num_processes)
+    ]
+    try:
+        # A process inherits what its parent blocks: the terminal sends Ctrl-C to all of them, and
+        # only the parent acts on it, once all have been started. The tracker is a process of the
+        # standard library, whose start would let signals through again.
+        resource_tracker.ensure_running()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
-            # A process inherits what its parent ignores: the terminal sends Ctrl-C to all of them,
-            # and only the parent acts on it.
-            before = {n: signal.signal(n, signal.SIG_IGN) for n in STOP_SIGNALS}
             for process in processes:
                 process.start()
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            _watch(processes, failures)
         finally:
-            for process in processes:
-                if process.pid is not None:
-                    process.kill()
-                    process.join()
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _watch(processes, failures)
+    finally:
+        for process in processes:
+            if process.pid is not None:
+                process.kill()
+                process.join()
 
 
 def _watch(processes: list[Any], failures: Any) -> None:
@@ -213,44 +240,87 @@ def _watch(processes: list[Any], failures: Any) -> None:
 
 
 def _run_rank(
-    rank: Rank, worker: Worker, argument: Any, stop: StopRequest, meeting_file: str, failures: Any
+    rank: Rank,
+    worker: Worker,
+    argument: Any,
+    stop: StopRequest,
+    port: int,
+    timeout: float,
+    failures: Any,
 ) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # All processes are on this machine, so its loopback interface is all that gloo needs.
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(max(1, torch.get_num_threads() // rank.devices.num_processes))
-    status = 0
+
+    def store() -> dist.Store:
+        return dist.TCPStore(LOOPBACK, port, is_master=False, wait_for_workers=False)
+
+    def fail(is_user_error: bool, message: str) -> None:
+        failures.put((is_user_error, message))
+
+    _end(_work(rank, worker, argument, stop, store, timeout, fail))
+
+
+def _work(
+    rank: Rank,
+    worker: Worker,
+    argument: Any,
+    stop: StopRequest,
+    open_store: Callable[[], dist.Store],
+    timeout: float,
+    fail: Callable[[bool, str], None],
+) -> int:
+    """Joins the group of processes, works, and leaves it; returns the exit status."""
+
+    def on_hung(line: str) -> None:
+        fail(False, line)
+        _end(EXIT_FAILURE)
+
     try:
+        num_processes = rank.devices.num_processes
         if rank.devices.kind == "cuda":
             torch.cuda.set_device(rank.device)
+        liveness.watch(
+            # A connection of its own: the group's waits in its calls.
+            dist.PrefixStore("liveness", open_store()),
+            rank=rank.index,
+            num_processes=num_processes,
+            timeout=timeout,
+            on_hung=on_hung,
+        )
         dist.init_process_group(
             "nccl" if rank.devices.kind == "cuda" else "gloo",
-            init_method=f"file://{meeting_file}",
+            store=dist.PrefixStore("group", open_store()),
             rank=rank.index,
-            world_size=rank.devices.num_processes,
+            world_size=num_processes,
+            timeout=timedelta(seconds=EXCHANGE_TIMEOUT_FACTOR * timeout),
         )
         worker(rank, argument, stop)
+        liveness.beat("waiting for the others to end")
         dist.barrier()
         dist.destroy_process_group()
     except UserError as error:
-        failures.put((True, str(error)))
-        status = EXIT_USER_ERROR
+        fail(True, str(error))
+        return EXIT_USER_ERROR
     except OSError as error:
-        failures.put(
-            (
-                True,
-                f"{error.filename}: {error.strerror}: make room or mend it, then continue "
-                "with --resume",
-            )
+        fail(
+            True,
+            f"{error.filename}: {error.strerror}: make room or mend it, then continue "
+            "with --resume",
         )
-        status = EXIT_USER_ERROR
+        return EXIT_USER_ERROR
     except RuntimeError as error:
-        failures.put((False, f"rank {rank.index}: {error}"))
-        status = EXIT_FAILURE
+        fail(False, f"rank {rank.index}: {error}")
+        return EXIT_FAILURE
     except Exception:
-        failures.put((False, f"rank {rank.index} failed:\n{traceback.format_exc()}"))
-        status = EXIT_FAILURE
+        fail(False, f"rank {rank.index} failed:\n{traceback.format_exc()}")
+        return EXIT_FAILURE
+    return 0
+
+
+def _end(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     # Without the interpreter's shutdown: after a failure, gloo's threads may wait for the peer.
@@ -261,4 +331,84 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
+    os._exit(EXIT_FAILURE)
+
+
+# --- Started by torchrun
+
+
+@dataclass(frozen=True)
+class Torchrun:
+    """What `torchrun` tells a process.
+
+    Attributes:
+        rank, num_processes: of the whole run, over all machines.
+        local_rank, local_processes: of this machine.
+        restarts: how often the run was started anew after a failure.
+        max_restarts: how often it may be.
+    """
+
+    rank: int
+    num_processes: int
+    local_rank: int
+    local_processes: int
+    restarts: int
+    max_restarts: int
+
+
+def torchrun() -> Torchrun | None:
+    """What `torchrun` says, or None where it did not start this process."""
+    environment = os.environ
+    if "TORCHELASTIC_RUN_ID" not in environment:
+        return None
+    names = (
+        *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+        *("TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"),
+    )
+    return Torchrun(*(int(environment[name]) for name in names))
+
+
+def run_as_told(worker: Worker, argument: Any, rank: Rank, *, timeout: float) -> int:
+    """Runs this process's part of a run that `torchrun` started, and ends the process.
+
+    Returns:
+        Never: a process of a group ends here, with 0, 130 or 143 as `run_processes` returns, 1
+        after a failure, and 2 after a user's mistake.
+    """
+    threading.Thread(target=_end_with_starter, args=(os.getppid(),), daemon=True).start()
+    stop = threading.Event()
+    received: list[int] = []
+
+    def open_store() -> dist.Store:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+        # Where torchrun's own process does not keep the store, that of rank 0 does.
+        is_master = (
+            rank.index == 0
+            and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+            and not opened
+        )
+        opened.append(host)
+        store = dist.TCPStore(host, port, is_master=is_master, wait_for_workers=False)
+        return dist.PrefixStore(f"replica {attempt}", store)
+
+    opened: list[str] = []
+
+    def fail(is_user_error: bool, message: str) -> None:
+        # Every process meets a user's mistake; one line is enough.
+        if rank.index == 0 or not is_user_error:
+            print(f"replica.train: {message}", file=sys.stderr)
+
+    with _signals_set(stop, received):
+        try:
+            status = _work(rank, worker, argument, stop, open_store, timeout, fail)
+        except KeyboardInterrupt:
+            status = 128 + received[0]
+    _end(status or (128 + received[0] if received else 0))
+    raise AssertionError("the process has ended")
+
+
+def _end_with_starter(starter: int) -> None:
+    while os.getppid() == starter:
+        time.sleep(1.0)
     os._exit(EXIT_FAILURE)

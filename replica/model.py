@@ -21,12 +21,12 @@ class DropoutKeys:
 
     Attributes:
         seed: of the run.
-        step: counted from 0.
+        step: int64 (), counted from 0. A tensor: a compiled network serves every step.
         rows: int64 (N,), the rows that this process has of the whole batch.
     """
 
     seed: int
-    step: int
+    step: torch.Tensor
     rows: torch.Tensor
 
 
@@ -40,7 +40,7 @@ def dropout_mask(
     first_word, last_word = units.start // 4, (units.stop + 3) // 4
     words = torch.arange(first_word, last_word, device=device)[None, :]
     rows = keys.rows.to(device)[:, None]
-    step = torch.full_like(rows, keys.step)
+    step = keys.step.to(device).expand_as(rows)
     draws = philox(key_of(keys.seed, "dropout"), (step, torch.full_like(rows, layer), rows, words))
     in_order = torch.stack(draws, dim=-1).flatten(1)
     offset = units.start - 4 * first_word
@@ -115,20 +115,18 @@ class AlexNet(nn.Module):
         """
         recipe, placement = self.recipe, self.placement
         for conv in recipe.convs:
-            if conv.reads_both_towers:
-                x = placement.read_both(x)
             weight, bias = self._parameters_of(conv)
             before, after = conv.padding
             if before != after:
                 x = F.pad(x, (before, after, before, after))
-            x = F.conv2d(
-                x,
-                weight,
-                bias,
-                stride=conv.stride,
-                padding=before if before == after else 0,
-                groups=self._groups(conv),
-            )
+            padding = before if before == after else 0
+            if conv.reads_both_towers:
+                x = placement.convolve_both(
+                    x, weight, bias, stride=conv.stride, padding=padding, layer=conv.name
+                )
+            else:
+                groups = self._groups(conv)
+                x = F.conv2d(x, weight, bias, stride=conv.stride, padding=padding, groups=groups)
             x = F.relu(x)
             if conv.normalised:
                 # DEVIATION D7: the text's N is the whole layer; on two devices a window that
@@ -145,7 +143,7 @@ class AlexNet(nn.Module):
                 # DEVIATION D8: of equal maxima the first gets the gradient, in the source all do.
                 x = F.max_pool2d(x, recipe.pool_window, recipe.pool_stride)
         for number, layer in enumerate(self._fully_connected()):
-            x = placement.read_both(x).flatten(1)
+            x = placement.read_both(x, layer=layer.name).flatten(1)
             x = F.linear(x, *self._parameters_of(layer))
             if layer.name != recipe.fully_connected[-1].name:
                 x = F.relu(x)

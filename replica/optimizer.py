@@ -2,6 +2,8 @@
 
 import torch
 
+from cuda_ext import momentum_sgd_
+
 
 @torch.no_grad()
 def sgd_step_(
@@ -9,7 +11,7 @@ def sgd_step_(
     velocities: list[torch.Tensor],
     gradients: list[torch.Tensor],
     *,
-    learning_rate: float,
+    learning_rates: list[float],
     momentum: float,
     weight_decays: list[float],
 ) -> None:
@@ -20,21 +22,26 @@ def sgd_step_(
 
     The learning rate is inside the velocity: after a drop the old, larger velocity lives on and
     fades with the momentum. `torch.optim.SGD` keeps the rate outside, so there a drop shrinks the
-    velocity at once.
+    velocity at once. A tensor with a rate of zero is frozen, velocity and all, as in the source:
+    it neither moves on nor decays.
 
     Args:
         weights: the parameters, changed.
         velocities: one tensor a parameter, zero before the first step, changed.
         gradients: of the loss averaged over the batch.
-        learning_rate: epsilon of the paper.
+        learning_rates: epsilon of the paper, one number a parameter.
         momentum: 0.9 in the paper.
         weight_decays: one number a parameter: 0.0005 in the paper, 0 for biases.
     """
-    for w, v, gradient, weight_decay in zip(
-        weights, velocities, gradients, weight_decays, strict=True
+    for w, v, gradient, learning_rate, weight_decay in zip(
+        weights, velocities, gradients, learning_rates, weight_decays, strict=True
     ):
-        v.mul_(momentum)
-        if weight_decay:
-            v.add_(w, alpha=-weight_decay * learning_rate)
-        v.add_(gradient, alpha=-learning_rate)
-        w.add_(v)
+        if learning_rate:
+            momentum_sgd_(
+                w,
+                v,
+                gradient,
+                learning_rate=learning_rate,
+                momentum=momentum,
+                weight_decay=weight_decay,
+            )

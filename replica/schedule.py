@@ -1,6 +1,44 @@
-"""The learning rate (paper 5): divided by ten when the validation error stops improving."""
+"""What a run's schedule sets, step by step: learning rates and colour noise (paper 5).
+
+Three things change them: the recipe's rule for the drops, the changes that the recipe lists by
+epoch, and changes by hand (`python -m replica.control`), which are logged with their step. What is
+in force at a step is a pure function of the recipe, the validation errors before it and that log,
+so a resumed run and a replayed one have the same.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from replica.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class HandChange:
+    """A value that was set by hand.
+
+    Attributes:
+        step: the first step on which it acts, counted from 1 as in metrics.jsonl.
+        target, value: as in `EpochChange`.
+    """
+
+    step: int
+    target: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is in force at one step.
+
+    Attributes:
+        learning_rate: the common one, of layers for which nothing else was said.
+        rates: the learning rate of every tensor by its name; 0 where it is frozen.
+        color_noise: standard deviation of the alphas (paper 4.1), 0 adds none.
+    """
+
+    learning_rate: float
+    rates: dict[str, float]
+    color_noise: float
 
 
 def num_drops(recipe: Recipe, *, epoch: int, val_errors: list[float]) -> int:
@@ -29,6 +67,89 @@ def num_drops(recipe: Recipe, *, epoch: int, val_errors: list[float]) -> int:
 
 
 def learning_rate(recipe: Recipe, *, epoch: int, val_errors: list[float]) -> float:
-    """The rate of an epoch; see `num_drops` for the arguments."""
+    """The recipe's common rate in an epoch, nothing set by hand; see `num_drops`."""
     drops = num_drops(recipe, epoch=epoch, val_errors=val_errors)
     return recipe.learning_rate * recipe.drop_factor**drops
+
+
+@dataclass
+class _Rate:
+    """A rate that was set when there had been `drops` drops, and has dropped with the others since.
+
+    One that stands apart from the drops (the biases' own) has `drops` None.
+    """
+
+    value: float
+    drops: int | None
+
+    def after(self, drops: int, factor: float) -> float:
+        return self.value if self.drops is None else self.value * factor ** (drops - self.drops)
+
+
+def settings_at(
+    recipe: Recipe,
+    names: Iterable[str],
+    *,
+    step: int,
+    steps_per_epoch: int,
+    val_errors: list[float],
+    by_hand: Iterable[HandChange] = (),
+) -> Settings:
+    """What is in force at a step.
+
+    A drop multiplies every rate but the biases' own, which the source changed by hand. A change of
+    `learning_rate` leaves frozen layers frozen; naming a layer is what thaws it.
+
+    Args:
+        recipe: the beginning, the rule of the drops, the changes by epoch.
+        names: of the tensors, such as `conv1.weight`.
+        step: counted from 1.
+        steps_per_epoch: of the run's data.
+        val_errors: as in `num_drops`.
+        by_hand: what was set by hand, in the order in which it was.
+    """
+    names = list(names)
+    biases_are_apart = recipe.bias_learning_rate is not None
+    biases = {name for name in names if name.endswith(".bias")}
+    common = _Rate(recipe.learning_rate, 0)
+    rates = {name: _Rate(recipe.learning_rate, 0) for name in names}
+    if recipe.bias_learning_rate is not None:
+        rates.update({name: _Rate(recipe.bias_learning_rate, None) for name in biases})
+    color_noise = recipe.color_noise
+    moments = [
+        *(
+            ((change.epoch - 1) * steps_per_epoch + 1, change.target, change.value)
+            for change in recipe.changes
+        ),
+        *((change.step, change.target, change.value) for change in by_hand),
+    ]
+
+    def drops_at(step: int) -> int:
+        epoch = (step - 1) // steps_per_epoch + 1
+        return num_drops(recipe, epoch=epoch, val_errors=val_errors)
+
+    for moment, target, value in sorted(moments, key=lambda item: item[0]):
+        if moment > step:
+            break
+        drops = drops_at(moment)
+        if target == "color_noise":
+            color_noise = value
+        elif target == "bias_learning_rate":
+            biases_are_apart = True
+            rates.update({n: _Rate(value, None) for n in biases if rates[n].value})
+        elif target == "learning_rate":
+            common = _Rate(value, drops)
+            apart = biases if biases_are_apart else set()
+            moved = [n for n in names if n not in apart and rates[n].value]
+            rates.update({n: _Rate(value, drops) for n in moved})
+        else:
+            named = [n for n in names if n == target or n.startswith(f"{target}.")]
+            for name in named:
+                is_apart = biases_are_apart and name in biases
+                rates[name] = _Rate(value, None if is_apart else drops)
+    drops, factor = drops_at(step), recipe.drop_factor
+    return Settings(
+        common.after(drops, factor),
+        {name: rate.after(drops, factor) for name, rate in rates.items()},
+        color_noise,
+    )

@@ -19,6 +19,7 @@ from replica.augment import center_crop, ten_crops
 from replica.checkpoint import check_fits_classes, last_whole_checkpoint, load_checkpoint
 from replica.devices import (
     PRECISIONS,
+    Numerics,
     check_precision,
     choose_devices,
     compute_precision,
@@ -27,8 +28,8 @@ from replica.devices import (
 )
 from replica.evaluate import Counts, confidence_interval, evaluate
 from replica.model import AlexNet
+from replica.prepare import DEFAULT_DATA, say_operators
 from replica.recipes import from_record
-from replica.train import DEFAULT_DATA, say_operators
 
 tqdm.set_lock(threading.RLock())
 
@@ -164,7 +165,7 @@ def run(arguments: argparse.Namespace) -> None:
         towers=towers,
     )
     check_precision(arguments.precision, kind=devices.kind)
-    set_numerics(arguments.precision)
+    set_numerics(Numerics(precision=arguments.precision))
     say_operators(say)
     say(f"memory: {allocator.reason}")
     counts = test_checkpoint(

@@ -5,10 +5,16 @@ and exchanges nothing; `TwoDevices` holds one tower and exchanges activations wi
 holds the other one, before the layers that read both towers.
 """
 
+from collections import Counter
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
+from torch.profiler import record_function
+
+from replica.liveness import beat
 
 
 def tower_slice(width: int, *, tower: int, towers: int) -> slice:
@@ -25,8 +31,20 @@ class Placement(Protocol):
     def own(self, width: int) -> slice:
         """Of a layer with `width` channels, those that this process holds."""
 
-    def read_both(self, x: torch.Tensor) -> torch.Tensor:
+    def read_both(self, x: torch.Tensor, *, layer: str) -> torch.Tensor:
         """Own activations (N, C here, ...) to those of both towers (N, C, ...)."""
+
+    def convolve_both(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        *,
+        stride: int,
+        padding: int,
+        layer: str,
+    ) -> torch.Tensor:
+        """A convolution that reads both towers, of own activations (N, C here, H, W)."""
 
     def join_logits(self, x: torch.Tensor, *, num_classes: int) -> torch.Tensor:
         """Own logits (N, K here) to all of them (N, K), of which each process computes the loss."""
@@ -42,9 +60,22 @@ class OneDevice:
         """Everything."""
         return slice(0, width)
 
-    def read_both(self, x: torch.Tensor) -> torch.Tensor:
+    def read_both(self, x: torch.Tensor, *, layer: str) -> torch.Tensor:
         """The activations already are those of all towers."""
         return x
+
+    def convolve_both(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        *,
+        stride: int,
+        padding: int,
+        layer: str,
+    ) -> torch.Tensor:
+        """An ordinary convolution."""
+        return F.conv2d(x, weight, bias, stride=stride, padding=padding)
 
     def join_logits(self, x: torch.Tensor, *, num_classes: int) -> torch.Tensor:
         """The logits already are complete."""
@@ -57,6 +88,9 @@ class TwoDevices:
     Args:
         tower: 0 or 1, the tower of this process.
         peer: the global rank of the process with the other tower.
+
+    Attributes:
+        sent: bytes that this process sent so far, by (layer, "forward" or "backward").
     """
 
     towers_here = 1
@@ -64,51 +98,170 @@ class TwoDevices:
     def __init__(self, *, tower: int, peer: int) -> None:
         self.tower = tower
         self.peer = peer
+        self.sent: Counter[tuple[str, str]] = Counter()
 
     def own(self, width: int) -> slice:
         """The half of this tower."""
         return tower_slice(width, tower=self.tower, towers=2)
 
-    def read_both(self, x: torch.Tensor) -> torch.Tensor:
+    def read_both(self, x: torch.Tensor, *, layer: str) -> torch.Tensor:
         """Exchanges halves; gradients of what the peer read come back and are added."""
-        return _ReadBoth.apply(x, self.tower, self.peer)
+        return _ReadBoth.apply(x, self, layer)
+
+    def convolve_both(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        *,
+        stride: int,
+        padding: int,
+        layer: str,
+    ) -> torch.Tensor:
+        """Convolves the own half while the other one is on its way."""
+        return _ConvolveBoth.apply(x, weight, bias, stride, padding, self, layer)
 
     def join_logits(self, x: torch.Tensor, *, num_classes: int) -> torch.Tensor:
         """Exchanges the logits, whose halves differ in size where the number of classes is odd."""
         other = tower_slice(num_classes, tower=1 - self.tower, towers=2)
-        return _JoinLogits.apply(x, self.tower, self.peer, other.stop - other.start)
+        return _JoinLogits.apply(x, self, other.stop - other.start)
 
+    def begin_swap(
+        self, mine: torch.Tensor, *, layer: str, direction: str, channels: int | None = None
+    ) -> Callable[[], torch.Tensor]:
+        """Begins to send a tensor and to receive the peer's.
 
-def swap(mine: torch.Tensor, theirs: torch.Tensor, *, peer: int) -> torch.Tensor:
-    """Sends `mine` to the peer and fills `theirs` with what the peer sends; returns `theirs`."""
-    operations = [
-        dist.P2POp(dist.isend, mine.contiguous(), peer),
-        dist.P2POp(dist.irecv, theirs, peer),
-    ]
-    for work in dist.batch_isend_irecv(operations):
-        work.wait()
-    return theirs
+        Args:
+            mine: (N, C, ...), what the peer gets.
+            layer, direction: for the count of bytes, and for whoever asks where a process hangs.
+            channels: of the peer's tensor, where it differs from `mine`.
 
+        Returns:
+            A function that waits for the end and returns what the peer sent.
+        """
+        beat(f"exchange before {layer}, {direction}")
+        shape = list(mine.shape)
+        if channels is not None:
+            shape[1] = channels
+        # Sent as it lies in memory; the peer's has the same format.
+        is_last = mine.dim() == 4 and mine.is_contiguous(memory_format=torch.channels_last)
+        memory_format = torch.channels_last if is_last else torch.contiguous_format
+        mine = mine.contiguous(memory_format=memory_format)
+        theirs = torch.empty(
+            shape, dtype=mine.dtype, device=mine.device, memory_format=memory_format
+        )
+        flat = [x.permute(0, 2, 3, 1) if is_last else x for x in (mine, theirs)]
+        self.sent[layer, direction] += mine.numel() * mine.element_size()
+        works = dist.batch_isend_irecv(
+            [
+                dist.P2POp(dist.isend, flat[0], self.peer),
+                dist.P2POp(dist.irecv, flat[1], self.peer),
+            ]
+        )
 
-def _in_tower_order(mine: torch.Tensor, theirs: torch.Tensor, tower: int) -> torch.Tensor:
-    return torch.cat((mine, theirs) if tower == 0 else (theirs, mine), dim=1)
+        def wait() -> torch.Tensor:
+            for work in works:
+                work.wait()
+            beat(f"after the exchange before {layer}, {direction}")
+            return theirs
+
+        return wait
+
+    def in_order(self, mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+        """Both halves (N, C, ...) as the whole layer has them, tower 0 first."""
+        return torch.cat((mine, theirs) if self.tower == 0 else (theirs, mine), dim=1)
 
 
 class _ReadBoth(torch.autograd.Function):
     """Both processes go on with both halves, so a half's gradient is the sum over both readers."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, tower: int, peer: int) -> torch.Tensor:
-        ctx.tower, ctx.peer, ctx.channels = tower, peer, x.shape[1]
-        theirs = swap(x, torch.empty_like(x, memory_format=torch.contiguous_format), peer=peer)
-        return _in_tower_order(x, theirs, tower)
+    def forward(ctx: Any, x: torch.Tensor, placement: TwoDevices, layer: str) -> torch.Tensor:
+        ctx.placement, ctx.layer, ctx.channels = placement, layer, x.shape[1]
+        return placement.in_order(x, placement.begin_swap(x, layer=layer, direction="forward")())
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
         first, second = gradient.split(ctx.channels, dim=1)
-        own, others = (first, second) if ctx.tower == 0 else (second, first)
-        from_peer = torch.empty_like(own, memory_format=torch.contiguous_format)
-        return own + swap(others, from_peer, peer=ctx.peer), None, None
+        own, others = (first, second) if ctx.placement.tower == 0 else (second, first)
+        wait = ctx.placement.begin_swap(others, layer=ctx.layer, direction="backward")
+        return own + wait(), None, None
+
+
+class _ConvolveBoth(torch.autograd.Function):
+    """A convolution over both halves, in which the exchange overlaps the own half's work.
+
+    y = own weights * own half + the others' weights * the peer's half: the first product needs no
+    exchange. Backward, the gradient that the peer waits for comes first, and the gradients of the
+    own half and of all weights are computed while it travels.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        stride: int,
+        padding: int,
+        placement: TwoDevices,
+        layer: str,
+    ) -> torch.Tensor:
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        ctx.dtypes = (x.dtype, weight.dtype)
+        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+        wait = placement.begin_swap(x, layer=layer, direction="forward")
+        own, others = _halves(weight, placement.tower)
+        with record_function(f"{layer}, own half"):
+            y = F.conv2d(x, own, bias, stride=stride, padding=padding)
+        with record_function(f"{layer}, waiting for the other half"):
+            theirs = wait()
+        y += F.conv2d(theirs, others, stride=stride, padding=padding)
+        ctx.save_for_backward(x, theirs, own, others)
+        ctx.arguments = (stride, padding, placement, layer)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+        x, theirs, own, others = ctx.saved_tensors
+        stride, padding, placement, layer = ctx.arguments
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+
+        def gradients(
+            inputs: torch.Tensor, weight: torch.Tensor, mask: list[bool]
+        ) -> list[torch.Tensor]:
+            sizes, ones = [len(weight)], [1, 1]
+            geometry = ([stride] * 2, [padding] * 2, ones, False, [0, 0], 1)
+            return torch.ops.aten.convolution_backward(
+                gradient, inputs, weight, sizes, *geometry, mask
+            )
+
+        wait = None
+        if needs_x:
+            of_theirs = gradients(theirs, others, [True, False, False])[0]
+            wait = placement.begin_swap(of_theirs, layer=layer, direction="backward")
+        with record_function(f"{layer}, own half, backward"):
+            of_x, of_own, of_bias = gradients(x, own, [needs_x, needs_weight, needs_bias])
+        of_weight: torch.Tensor | None = None
+        if needs_weight:
+            of_others = gradients(theirs, others, [False, True, False])[1]
+            of_weight = placement.in_order(of_own, of_others).to(ctx.dtypes[1])
+        if wait is not None:
+            with record_function(f"{layer}, waiting for the gradient"):
+                of_x = (of_x + wait()).to(ctx.dtypes[0])
+        return (
+            of_x if needs_x else None,
+            of_weight,
+            of_bias.to(ctx.dtypes[1]) if needs_bias else None,
+            *[None] * 4,
+        )
+
+
+def _halves(weight: torch.Tensor, tower: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A layer's weights for the own half of its inputs, and for the other half."""
+    first, second = weight.chunk(2, dim=1)
+    return (first, second) if tower == 0 else (second, first)
 
 
 class _JoinLogits(torch.autograd.Function):
@@ -118,12 +271,12 @@ class _JoinLogits(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, tower: int, peer: int, others: int) -> torch.Tensor:
-        ctx.tower, ctx.num_logits, ctx.others = tower, x.shape[1], others
-        theirs = swap(x, x.new_empty(x.shape[0], others), peer=peer)
-        return _in_tower_order(x, theirs, tower)
+    def forward(ctx: Any, x: torch.Tensor, placement: TwoDevices, others: int) -> torch.Tensor:
+        ctx.tower, ctx.num_logits, ctx.others = placement.tower, x.shape[1], others
+        wait = placement.begin_swap(x, layer="loss", direction="forward", channels=others)
+        return placement.in_order(x, wait())
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
         start = 0 if ctx.tower == 0 else ctx.others
-        return gradient[:, start : start + ctx.num_logits], None, None, None
+        return gradient[:, start : start + ctx.num_logits], None, None

@@ -1,309 +1,111 @@
 """Trains a network: `python -m replica.train --help`."""
 
-import argparse
+import json
 import math
+import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import cuda_ext
-from data_prep.shards import DataSet, UserError, open_data_set
-from replica import runlog
+from data_prep.shards import UserError, write_whole
+from replica import control, runlog
 from replica.allocator import keep_large_blocks
 from replica.augment import center_crop
-from replica.checkpoint import check_fits_classes, check_fits_recipe, last_whole_checkpoint
-from replica.devices import (
-    PRECISIONS,
-    Devices,
-    check_precision,
-    choose_devices,
-    compute_precision,
-    parameter_dtype,
-    set_numerics,
-)
-from replica.draws import UINT32_RANGE
+from replica.board import Board
+from replica.checkpoint import checkpoints_of
+from replica.devices import compute_precision, parameter_dtype, set_numerics
+from replica.dry_run import dry_run
 from replica.evaluate import Counts, count, evaluate
 from replica.feed import Batch
-from replica.launch import Rank, StopRequest, run_processes
+from replica.launch import (
+    EXIT_FAILURE,
+    EXIT_USER_ERROR,
+    Rank,
+    StopRequest,
+    Torchrun,
+    run_as_told,
+    run_processes,
+    torchrun,
+)
+from replica.liveness import beat
 from replica.model import DropoutKeys
 from replica.optimizer import sgd_step_
-from replica.process import Run, RunState, begin, describe, save
-from replica.recipes import ALIASES, Recipe, find_recipe, from_record, with_changes
-from replica.recipes.recipe import settable_fields
-from replica.schedule import learning_rate
+from replica.prepare import how_to_continue, parse_arguments, prepare_run
+from replica.process import Run, RunState, begin, describe, save, whole_tensors
+from replica.progress import StepProgress
+from replica.schedule import HandChange, Settings
 
 # A lock within one process is all that our bars need; tqdm's own is a semaphore of the system.
 tqdm.set_lock(threading.RLock())
 
-DEFAULT_DATA = Path("shards")
-DEFAULT_RECIPE = "paper"
-DEFAULT_SEED = 2012
-
-
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m replica.train",
-        description="Trains a network on shards; writes a run directory.",
-    )
-    add = parser.add_argument
-    add("--data", type=Path, metavar="DIR", help=f"shards (default: {DEFAULT_DATA})")
-    add("--recipe", metavar="NAME", help="default: the data set's own, or paper")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help=f"change a field of the recipe; fields: {', '.join(settable_fields())}",
-    )
-    for option, name in ALIASES.items():
-        add(option, metavar="VALUE", help=f"the same as --set {name}=VALUE")
-    add("--gpus", type=int, metavar="N", help="devices; CPU processes where there is no GPU")
-    add(
-        "--split",
-        type=int,
-        choices=(1, 2),
-        help="over how many devices one network is cut (default: 2 where there are two devices)",
-    )
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
-    add("--precision", choices=PRECISIONS, default="float32", help="default: %(default)s")
-    add("--steps", type=int, metavar="S", help="end after S steps, counted from the run's first")
-    add(
-        "--checkpoint-steps",
-        type=int,
-        metavar="N",
-        help="save each N steps, besides the end of each epoch",
-    )
-    add("--seed", type=int, metavar="S", help=f"default: {DEFAULT_SEED}")
-    add("--out", type=Path, metavar="DIR", help="run directory (default: runs/<time>)")
-    add("--resume", action="store_true", help="continue the run in --out, or the newest one")
-    arguments = parser.parse_args(argv)
-    for name, least in (("steps", 1), ("checkpoint_steps", 1), ("seed", 0)):
-        value = getattr(arguments, name)
-        if value is not None and not least <= value < UINT32_RANGE:
-            parser.error(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
-    return arguments
-
-
-def changes_of(arguments: argparse.Namespace) -> list[str]:
-    """The `field=value` changes of the recipe, aliases under their full names."""
-    changes = list(arguments.set)
-    for option, field in ALIASES.items():
-        value = getattr(arguments, option.removeprefix("--").replace("-", "_"))
-        if value is not None:
-            changes.append(f"{field}={value}")
-    return changes
-
-
-def choose_num_classes(recipe: Recipe, data: DataSet) -> int:
-    """As many classes as the data has, unless the recipe fixes their number."""
-    in_data = len(data.wnids)
-    if recipe.num_classes is None:
-        usual = recipe.fully_connected[-1].num_units
-        if in_data != usual:
-            print(f"classes: {in_data}, as the data has (recipe {recipe.name}: {usual})")
-        return in_data
-    if recipe.num_classes < in_data:
-        raise UserError(
-            f"num_classes {recipe.num_classes}: the data at {data.directory} has {in_data} "
-            "classes: expected at least as many, or none to take the data's number"
-        )
-    if recipe.num_classes > in_data:
-        print(f"classes: {recipe.num_classes}, as the recipe fixes (the data has {in_data})")
-    return recipe.num_classes
-
-
-def prepare_run(arguments: argparse.Namespace) -> tuple[Run, bool]:
-    """Checks everything that can be checked before a process starts.
-
-    Returns:
-        The run, and whether it continues an earlier one.
-    """
-    keep_large_blocks()  # before the first tensor is read
-    if arguments.resume:
-        return _prepare_resumed_run(arguments), True
-    data_dir = arguments.data or DEFAULT_DATA
-    if arguments.data is None:
-        print(f"data: {data_dir} (no --data given)")
-    data = open_data_set(data_dir)
-    name = arguments.recipe or data.recipe or DEFAULT_RECIPE
-    if arguments.recipe is None:
-        why = f"named by the data at {data_dir}" if data.recipe else "no --recipe given"
-        print(f"recipe: {name} ({why})")
-    recipe = with_changes(find_recipe(name), changes_of(arguments))
-    check_fits_images(recipe, data)
-    if data.held_out != "val":
-        print(f"validation: on the {data.held_out} images (the data has no val)")
-    run_dir = arguments.out or runlog.new_run_dir()
-    if arguments.out is None:
-        print(f"out: {run_dir} (no --out given)")
-    seed = DEFAULT_SEED if arguments.seed is None else arguments.seed
-    if arguments.seed is None:
-        print(f"seed: {seed} (no --seed given)")
-    run = Run(
-        recipe=recipe,
-        num_classes=choose_num_classes(recipe, data),
-        data_dir=data_dir,
-        run_dir=run_dir,
-        devices=_devices_of(arguments, recipe),
-        precision=arguments.precision,
-        seed=seed,
-        steps=arguments.steps,
-        checkpoint_steps=arguments.checkpoint_steps,
-        resume_from=None,
-        command=runlog.command_line(),
-    )
-    return run, False
-
-
-def check_fits_images(recipe: Recipe, data: DataSet) -> None:
-    """Refuses crops that are larger than the images.
-
-    Raises:
-        UserError: they are; both sizes are named.
-    """
-    if recipe.crop_size > data.image_size:
-        raise UserError(
-            f"{data.directory}: has images of {data.image_size} pixels, but recipe {recipe.name} "
-            f"cuts crops of {recipe.crop_size}: build the shards with --size 256, or change the "
-            "crop with --set crop_size=..."
-        )
-
-
-def _prepare_resumed_run(arguments: argparse.Namespace) -> Run:
-    run_dir = arguments.out or runlog.newest_run(purpose="resume")
-    if arguments.out is None:
-        print(f"out: {run_dir} (no --out given: the newest run)")
-    record = runlog.read_run_record(run_dir)
-    path, content, passed_over = last_whole_checkpoint(run_dir)
-    for line in passed_over:
-        print(f"passed over {line}")
-    recipe = from_record(content["recipe"])
-    changes = changes_of(arguments)
-    if arguments.recipe is not None or changes:
-        base = find_recipe(arguments.recipe) if arguments.recipe else recipe
-        changed = with_changes(base, changes)
-        check_fits_recipe(path, content, changed)
-        recipe = changed
-    if arguments.seed not in (None, content["seed"]):
-        raise UserError(
-            f"--seed {arguments.seed}: the run in {run_dir} began with seed {content['seed']}: "
-            "leave the option out to continue it"
-        )
-    if arguments.precision != record["numerics"]["precision"]:
-        raise UserError(
-            f"--precision {arguments.precision}: the run in {run_dir} began with "
-            f"{record['numerics']['precision']}: give that to continue it"
-        )
-    data_dir = arguments.data or Path(record["data"]["directory"])
-    data = open_data_set(data_dir)
-    check_fits_classes(path, content, data.wnids, data_dir)
-    if data.manifest_sha256 != record["data"]["manifest_sha256"]:
-        raise UserError(
-            f"{data_dir}: is not the data that the run in {run_dir} began with (the manifest "
-            "differs): give that with --data"
-        )
-    print(f"resuming {path} at step {content['step']}, epoch {content['epoch']}")
-    return Run(
-        recipe=recipe,
-        num_classes=content["num_classes"],
-        data_dir=data_dir,
-        run_dir=run_dir,
-        devices=_devices_of(arguments, recipe),
-        precision=arguments.precision,
-        seed=content["seed"],
-        steps=arguments.steps,
-        checkpoint_steps=arguments.checkpoint_steps,
-        resume_from=path,
-        command=runlog.command_line(),
-    )
-
-
-def say_operators(say: Callable[[str], None] = print) -> None:
-    """Says so in one line where the operators run in plain PyTorch.
-
-    Raises:
-        UserError: REPLICA_EXT has an unknown value.
-    """
-    try:
-        state = cuda_ext.compiled_state()
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    if not state.is_live:
-        say(f"operators: plain PyTorch, several times slower than compiled ({state.reason})")
-
-
-def _devices_of(arguments: argparse.Namespace, recipe: Recipe) -> Devices:
-    devices = choose_devices(
-        gpus=arguments.gpus,
-        num_gpus_present=torch.cuda.device_count() if torch.cuda.is_available() else 0,
-        split=arguments.split,
-        device=arguments.device,
-        towers=recipe.towers,
-    )
-    for note in devices.notes:
-        print(note)
-    check_precision(arguments.precision, kind=devices.kind)
-    say_operators()
-    print(f"memory: {keep_large_blocks().reason}")
-    return devices
+# How many images a message names.
+NAMES_SHOWN = 5
 
 
 # --- The steps
 
 
-def train_step_(state: RunState, batch: Batch, *, rate: float) -> Counts:
+def train_step_(state: RunState, batch: Batch, *, settings: Settings) -> Counts:
     """One step of stochastic gradient descent (paper 5), in place.
 
     Returns:
         The counts of this process's share of the batch.
     """
     run, recipe = state.run, state.run.recipe
-    device, dtype = state.rank.device, parameter_dtype(run.precision)
+    device, dtype = state.rank.device, parameter_dtype(run.numerics.precision)
     images = batch.images.to(device, dtype, non_blocking=True)
+    images = images.contiguous(memory_format=run.numerics.torch_memory_format)
     labels = batch.labels.to(device, non_blocking=True)
-    dropout = DropoutKeys(run.seed, batch.step, batch.rows)
-    weights = state.weights
+    dropout = DropoutKeys(run.seed, torch.tensor(batch.step, device=device), batch.rows.to(device))
+    # A frozen tensor has no gradient: neither it nor its velocity moves.
+    trained = {name: w for name, w in state.weights.items() if settings.rates[name]}
+    names, weights = list(trained), list(trained.values())
 
-    with compute_precision(run.precision, kind=device.type):
-        logits = state.model(images, dropout=dropout).to(dtype)
-    loss = F.cross_entropy(logits, labels, reduction="sum") / batch.batch_size
-    gradients = list(torch.autograd.grad(loss, list(weights.values())))
+    with compute_precision(run.numerics.precision, kind=device.type):
+        logits = state.forward(images, dropout=dropout).to(dtype)
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    loss = losses.sum() / batch.batch_size
+    gradients = list(torch.autograd.grad(loss, weights)) if weights else []
     state.mesh.sum_over_data_(gradients)
     sgd_step_(
-        list(weights.values()),
-        list(state.velocities.values()),
+        weights,
+        [state.velocities[name] for name in names],
         gradients,
-        learning_rate=rate,
+        learning_rates=[settings.rates[name] for name in names],
         momentum=recipe.momentum,
         weight_decays=[
             recipe.weight_decay if name.endswith(".weight") or recipe.decay_biases else 0.0
-            for name in weights
+            for name in names
         ],
     )
     state.step += 1
+    state.losses = losses.detach()
     return count(logits.detach().softmax(dim=1), labels)
 
 
-def add_up(counts: Counts, *, state: RunState, stop: bool = False) -> tuple[Counts, bool]:
+def add_up(
+    counts: Counts, *, state: RunState, flags: tuple[bool, ...] = ()
+) -> tuple[Counts, list[bool]]:
     """Adds counts over the shares of a batch; every process must call it.
 
     Returns:
-        The sums, and whether any process was asked to stop.
+        The sums, and of each flag whether any process set it.
     """
     # Both towers of a share have the same counts: one of them counts.
     share = 1.0 if state.rank.tower == 0 else 0.0
     numbers = (counts.num_images, counts.top1_correct, counts.top5_correct, counts.loss)
-    local = torch.tensor([*(share * x for x in numbers), float(stop)], dtype=torch.float64)
+    local = torch.tensor([*(share * x for x in numbers), *map(float, flags)], dtype=torch.float64)
     total = state.mesh.sum_over_all_(local.to(state.rank.device)).tolist()
-    num_images, top1_correct, top5_correct, loss, stops = total
-    return Counts(round(num_images), top1_correct, top5_correct, loss), stops > 0
+    num_images, top1_correct, top5_correct, loss = total[:4]
+    sums = Counts(round(num_images), top1_correct, top5_correct, loss)
+    return sums, [flag > 0 for flag in total[4:]]
 
 
 def measures(counts: Counts, *, rate: float, seconds: float) -> dict[str, float]:
@@ -324,15 +126,16 @@ def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
         The counts, and whether a stop request cut them short.
     """
     run, recipe, data = state.run, state.run.recipe, state.data
-    device, dtype = state.rank.device, parameter_dtype(run.precision)
+    device, dtype = state.rank.device, parameter_dtype(run.numerics.precision)
     mean_image = data.statistics.mean_image
     num_shares = state.rank.devices.num_data_shares
     images = data.part(data.held_out)
     rows = range(len(images))[state.rank.data_index :: num_shares]
 
     def predict(crops: torch.Tensor) -> torch.Tensor:
-        with compute_precision(run.precision, kind=device.type):
-            return state.model(crops.to(device, dtype))
+        crops = crops.to(device, dtype)
+        with compute_precision(run.numerics.precision, kind=device.type):
+            return state.model(crops.contiguous(memory_format=run.numerics.torch_memory_format))
 
     progress = tqdm(
         total=len(rows),
@@ -346,7 +149,8 @@ def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
     counts = Counts()
     with progress:
         for first in range(0, largest_share, recipe.batch_size):
-            _, stopped = add_up(Counts(), state=state, stop=stop.is_set())
+            beat("validation")
+            _, (stopped,) = add_up(Counts(), state=state, flags=(stop.is_set(),))
             if stopped:
                 return counts, True
             counts += evaluate(
@@ -363,80 +167,169 @@ def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
     return counts, False
 
 
+# --- A run
+
+
+@dataclass
+class Log:
+    """Where rank 0 writes what happens; the other processes have none of it."""
+
+    metrics: runlog.Metrics
+    board: Board | None
+    progress: StepProgress
+
+
 def run_rank(rank: Rank, run: Run, stop: StopRequest) -> None:
     """One process of a run, from its start to its end."""
     keep_large_blocks()
-    set_numerics(run.precision)
+    set_numerics(run.numerics)
     state = begin(run, rank)
     record = describe(state)
-    metrics = None
-    if rank.index == 0:
-        runlog.write_run_record(run.run_dir, record)
-        resumed_step = state.step if run.resume_from is not None else None
-        metrics = runlog.Metrics(run.run_dir, resumed_step=resumed_step)
-        if resumed_step is not None:
-            metrics.write("resume", step=resumed_step, epoch=state.epoch)
+    log = _open_log(state, record) if rank.index == 0 else None
     if run.resume_from is not None and state.step >= state.last_step:
-        if rank.index == 0:
+        if log is not None:
+            log.progress.close()
             print(f"the run is complete at step {state.step}; nothing to do")
         return
-    stopped = _train(state, metrics, stop)
-    path = save(state)
-    if metrics is not None:
-        metrics.close()
+    try:
+        stopped = _train(state, log, stop)
+    finally:
+        if log is not None:
+            log.progress.close()
+    path = _save(state, log)
+    if log is not None:
+        log.metrics.close()
+        if log.board is not None:
+            log.board.close()
         print(f"saved {path}")
         if stopped:
             print(
-                f"stopped at step {state.step}; continue with `python -m replica.train --resume "
-                f"--out {run.run_dir}` and the options of this run"
+                f"stopped at step {state.step}; continue with `{how_to_continue(run)}` and the "
+                "options of this run"
             )
 
 
-def _train(state: RunState, metrics: runlog.Metrics | None, stop: StopRequest) -> bool:
-    """The steps and the validations of a run; returns whether a stop request ended it."""
+def _open_log(state: RunState, record: dict[str, object]) -> Log:
     run = state.run
-    progress = tqdm(
-        total=state.last_step,
-        initial=state.step,
-        unit=" steps",
-        disable=metrics is None,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
+    runlog.write_run_record(run.run_dir, record)
+    metrics = runlog.Metrics(run.run_dir, resumed_step=state.step if run.is_resumed else None)
+    if run.is_resumed:
+        metrics.write("resume", step=state.step, epoch=state.epoch)
+    board = None
+    if run.tensorboard:
+        board = Board(run.run_dir, first_step=state.step, towers=run.recipe.towers)
+    progress = StepProgress(
+        first_step=state.step,
+        last_step=state.last_step,
+        steps_per_epoch=state.feed.steps_per_epoch,
+        epochs=run.recipe.epochs,
     )
-    with progress:
-        began = time.perf_counter()
-        for batch in state.feed.batches(state.step, state.last_step):
-            # An epoch may have ended whose validation error is not known yet.
-            is_due = len(state.val_errors) < state.epochs_done
-            if is_due and _validate_and_record(state, metrics, stop):
-                return True
-            epoch = state.epoch
-            rate = learning_rate(run.recipe, epoch=epoch, val_errors=state.val_errors)
-            counts = train_step_(state, batch, rate=rate)
-            counts, stopped = add_up(counts, state=state, stop=stop.is_set())
-            counts.check(batch.batch_size)
-            now = time.perf_counter()
-            if metrics is not None:
-                measured = measures(counts, rate=rate, seconds=now - began)
-                metrics.write("step", step=state.step, epoch=epoch, **measured)
-            if not counts.loss < float("inf"):
-                raise RuntimeError(
-                    f"the loss is {counts.mean_loss} at step {state.step}: the learning rate "
-                    f"{rate} is too high for this recipe, or the data is damaged; the last "
-                    "checkpoint is kept"
-                )
-            began = now
-            progress.update()
-            progress.set_postfix(epoch=epoch, loss=f"{counts.mean_loss:.3f}", refresh=False)
-            if stopped:
-                return True
-            if run.checkpoint_steps and state.step % run.checkpoint_steps == 0:
-                save(state)
-        return _validate_and_record(state, metrics, stop)
+    return Log(metrics, board, progress)
 
 
-def _validate_and_record(
-    state: RunState, metrics: runlog.Metrics | None, stop: StopRequest
-) -> bool:
+def _train(state: RunState, log: Log | None, stop: StopRequest) -> bool:
+    """The steps and the validations of a run; returns whether a request ended it."""
+    run = state.run
+    batches = state.feed.batches(
+        state.step,
+        state.last_step,
+        color_noise=lambda step: state.settings(step + 1).color_noise,
+        threads=run.loader_threads,
+    )
+    began = time.perf_counter()
+    for batch in batches:
+        # An epoch may have ended whose validation error is not known yet.
+        is_due = len(state.val_errors) < state.epochs_done
+        if is_due and _validate_and_record(state, log, stop):
+            return True
+        fed = time.perf_counter()
+        beat(f"step {state.step + 1}")
+        epoch, settings = state.epoch, state.settings(state.step + 1)
+        counts = train_step_(state, batch, settings=settings)
+        requests = []
+        if log is not None:
+            requests = control.pending_requests(run.run_dir, run.recipe)
+        flags = (stop.is_set(), bool(requests), not _is_finite(counts))
+        counts, (stopped, has_requests, is_lost) = add_up(counts, state=state, flags=flags)
+        counts.check(batch.batch_size)
+        now = time.perf_counter()
+        if log is not None:
+            measured = measures(counts, rate=settings.learning_rate, seconds=now - began)
+            log.metrics.write("step", step=state.step, epoch=epoch, **measured)
+            log.progress.step(
+                epoch, measured, images=counts.num_images, seconds=now - began, feeding=fed - began
+            )
+            if log.board is not None:
+                log.board.scalars("train", state.step, measured)
+                log.board.rates(state.step, settings.rates)
+        if is_lost:
+            _stop_at_lost_loss(state, batch, settings)
+        began = now
+        actions = _obey(state, requests) if has_requests else []
+        if stopped or "stop" in actions:
+            return True
+        is_at_step = run.checkpoint_steps and state.step % run.checkpoint_steps == 0
+        if is_at_step or "checkpoint" in actions:
+            _save(state, log)
+            began = time.perf_counter()
+    return _validate_and_record(state, log, stop)
+
+
+def _is_finite(counts: Counts) -> bool:
+    return counts.loss < float("inf")  # false for NaN, too
+
+
+def _obey(state: RunState, requests: list[control.Request]) -> list[str]:
+    """Takes over what was asked for by hand, in every process; returns the actions asked for."""
+    step, epoch = state.step + 1, state.epoch
+    if state.rank.index == 0:
+        control.log_requests(state.run.run_dir, requests, step=step, epoch=epoch)
+    requests = state.mesh.of_rank_0(requests)
+    for request in requests:
+        changes = request.changes.items()
+        state.by_hand += [HandChange(step, target, value) for target, value in changes]
+        if state.rank.index == 0:
+            what = [f"{target}={value:g}" for target, value in changes] + request.actions
+            why = f" ({request.reason})" if request.reason else ""
+            tqdm.write(f"by hand, from step {step}: {', '.join(what)}{why}", file=sys.stderr)
+    return [action for request in requests for action in request.actions]
+
+
+def _stop_at_lost_loss(state: RunState, batch: Batch, settings: Settings) -> None:
+    """Ends a run whose loss is not a number, naming the images of the batch.
+
+    Raises:
+        RuntimeError: always, in every process.
+    """
+    run, train = state.run, state.data.train
+    assert state.losses is not None
+    finite = torch.isfinite(state.losses).tolist()
+    rows = state.feed.image_rows(batch.step)[batch.rows.numpy()]
+    mine = [(train.picture(int(row)), ok) for row, ok in zip(rows, finite, strict=True)]
+    # Both towers of a share have the same images.
+    shares = state.mesh.gather_objects(mine if state.rank.tower == 0 else [])
+    pictures = [picture for share in shares for picture in share]
+    lost = [name for name, ok in pictures if not ok]
+    path = run.run_dir / f"lost-loss-{state.step:08d}.json"
+    if state.rank.index == 0:
+        record = {
+            "step": state.step,
+            "rates": settings.rates,
+            "images_without_a_finite_loss": lost,
+            "images": [name for name, _ in pictures],
+        }
+        write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
+    good = checkpoints_of(run.run_dir)
+    more = f" and {len(lost) - NAMES_SHOWN} more" if len(lost) > NAMES_SHOWN else ""
+    raise RuntimeError(
+        f"the loss is not finite at step {state.step}, for {len(lost)} of {len(pictures)} images "
+        f"({', '.join(lost[:NAMES_SHOWN])}{more}; all are in {path}): the learning rate "
+        f"{settings.learning_rate:g} is too high for this recipe, or the data is damaged; the last "
+        f"good checkpoint is {good[-1] if good else 'none: the run had saved nothing yet'}"
+    )
+
+
+def _validate_and_record(state: RunState, log: Log | None, stop: StopRequest) -> bool:
     """Validates, and saves at the end of an epoch; returns whether a stop request cut it short."""
     began = time.perf_counter()
     counts, stopped = validate(state, stop)
@@ -444,10 +337,12 @@ def _validate_and_record(
         return True
     # The epoch that these weights come from, also where a run ends in the middle of one.
     epoch = math.ceil(state.step / state.feed.steps_per_epoch)
-    rate = learning_rate(state.run.recipe, epoch=epoch, val_errors=state.val_errors)
-    if metrics is not None:
+    rate = state.settings(max(1, state.step)).learning_rate
+    if log is not None:
         measured = measures(counts, rate=rate, seconds=time.perf_counter() - began)
-        metrics.write("val", step=state.step, epoch=epoch, **measured)
+        log.metrics.write("val", step=state.step, epoch=epoch, **measured)
+        if log.board is not None:
+            log.board.scalars("val", state.step, measured)
         tqdm.write(
             f"epoch {epoch}, step {state.step}: validation loss {counts.mean_loss:.3f}, "
             f"top-1 error {counts.top1_error:.2%}, top-5 error {counts.top5_error:.2%} "
@@ -457,33 +352,75 @@ def _validate_and_record(
     if len(state.val_errors) < state.epochs_done:
         state.val_errors.append(counts.top1_error)
         if state.step < state.last_step:
-            save(state)
+            _save(state, log)
     return False
+
+
+def _save(state: RunState, log: Log | None) -> Path | None:
+    """Writes a checkpoint in rank 0; every process must call it."""
+    whole = whole_tensors(state)
+    if whole is None:
+        return None
+    path = save(state, whole)
+    if log is not None and log.board is not None:
+        log.board.weights(state.step, whole)
+    return path
+
+
+# --- The command
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
+    arguments = parse_arguments(argv)
+    told = torchrun()
     try:
-        run, resume = prepare_run(parse_arguments(argv))
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+            # Of many processes with the same arguments one says what it found.
+            is_silent = told is not None and told.rank != 0
+            with redirect_stdout(nowhere if is_silent else sys.stdout):
+                run = prepare_run(arguments)
+        if arguments.dry_run:
+            if told is None or told.rank == 0:
+                print(dry_run(run, train_step_))
+            return 0
         sys.stdout.flush()
-        with runlog.locked_run(run.run_dir, resume=resume):
-            return run_processes(run_rank, run, run.devices)
+        if told is not None and told.num_processes > 1:
+            return _run_under_torchrun(run, told, arguments.timeout, arguments.replay)
+        with runlog.locked_run(run.run_dir, resume=run.is_resumed):
+            _prepare_log_of_changes(run, arguments.replay)
+            return run_processes(run_rank, run, run.devices, timeout=arguments.timeout)
     except UserError as error:
-        print(f"replica.train: {error}", file=sys.stderr)
-        return 2
+        if told is None or told.rank == 0:
+            print(f"replica.train: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
     except OSError as error:
         print(
             f"replica.train: {error.filename}: {error.strerror}: make room or mend it, then "
             "continue with --resume",
             file=sys.stderr,
         )
-        return 2
+        return EXIT_USER_ERROR
     except RuntimeError as error:
         print(f"replica.train: {error}", file=sys.stderr)
-        return 1
+        return EXIT_FAILURE
     except KeyboardInterrupt:
         print("replica.train: stopped at once; the last checkpoint is kept", file=sys.stderr)
         return 130
+
+
+def _run_under_torchrun(run: Run, told: Torchrun, timeout: float, replay: Path | None) -> int:
+    rank = Rank(told.rank, run.devices, told.local_rank)
+    if told.rank != 0:
+        return run_as_told(run_rank, run, rank, timeout=timeout)
+    with runlog.locked_run(run.run_dir, resume=run.is_resumed or told.restarts > 0):
+        _prepare_log_of_changes(run, replay)
+        return run_as_told(run_rank, run, rank, timeout=timeout)
+
+
+def _prepare_log_of_changes(run: Run, replay: Path | None) -> None:
+    if replay is not None:
+        control.copy_log(replay, run.run_dir, run.recipe)
 
 
 if __name__ == "__main__":

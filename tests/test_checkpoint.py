@@ -33,6 +33,7 @@ def content(step=1, **changes):
         "step": step,
         "epoch": 1,
         "val_errors": [],
+        "best_step": None,
         "recipe": to_record(MINI),
         "num_classes": 10,
         "seed": 1,
@@ -63,6 +64,21 @@ def test_the_last_two_checkpoints_are_kept(tmp_path):
         save_checkpoint(tmp_path, content(step=step))
     assert checkpoints_of(tmp_path) == [checkpoint_path(tmp_path, step) for step in (3, 4)]
     assert len(list(tmp_path.iterdir())) == 2 * NUM_KEPT
+
+
+def test_the_best_checkpoint_stays_and_a_link_points_to_it(tmp_path):
+    best = {1: None, 2: 2, 3: 2, 4: 2, 5: 5, 6: 5}
+    for step, best_step in best.items():
+        save_checkpoint(tmp_path, content(step=step, best_step=best_step), keep=1)
+        left = sorted({step, best_step or step})
+        assert checkpoints_of(tmp_path) == [checkpoint_path(tmp_path, x) for x in left]
+        if best_step:
+            assert load_checkpoint(tmp_path / "best.pt")["step"] == best_step
+    # The digest of the file that the link points to is compared.
+    path = checkpoint_path(tmp_path, 5)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"best.pt: damaged: .* checkpoint-00000005.pt.sha256"):
+        load_checkpoint(tmp_path / "best.pt")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit", "empty"])
@@ -112,7 +128,7 @@ def test_another_kind_of_file_and_another_version_are_refused(tmp_path):
     with pytest.raises(UserError, match="expected a checkpoint of this project"):
         load_checkpoint(tmp_path / "a.pt")
     path = save_checkpoint(tmp_path, {**content(), "version": 9})
-    with pytest.raises(UserError, match="expected checkpoint version 1, got 9"):
+    with pytest.raises(UserError, match="expected checkpoint version 2, got 9"):
         load_checkpoint(path)
 
 

@@ -31,6 +31,8 @@ FIELDS = {
 
 def train_command(shards_dir, out, *options):
     command = ["-m", "replica.train", "--data", str(shards_dir), "--recipe", "mini"]
+    # Importing TensorBoard takes two seconds a run; test_board.py does.
+    options = ("--no-tensorboard", *options)
     return [*command, "--device", "cpu", "--batch-size", "16", "--out", str(out), *options]
 
 

@@ -5,9 +5,11 @@ import oracles
 import pytest
 import torch
 
+import cuda_ext
+from cuda_ext import reference
 from replica.optimizer import sgd_step_
-from replica.recipes import PAPER
-from replica.schedule import learning_rate, num_drops
+from replica.recipes import PAPER, EpochChange
+from replica.schedule import HandChange, learning_rate, num_drops, settings_at
 
 RATES = [0.1] * 4 + [0.01] * 4  # a drop in the middle
 
@@ -24,7 +26,7 @@ def ours(weights, gradients, rates):
             [w],
             [v],
             [torch.tensor(gradient)],
-            learning_rate=rate,
+            learning_rates=[rate],
             momentum=0.9,
             weight_decays=[0.0005],
         )
@@ -62,17 +64,127 @@ def test_torchs_sgd_fails_the_same_test_and_only_after_the_drop():
 def test_rate_drop_keeps_old_momentum():
     weights, gradients = inputs()
     _, before = ours(weights, gradients[:4], RATES[:4])
-    _, after = ours(weights, np.vstack([gradients[:4], np.zeros((1, 6))]), [*RATES[:4], 0.0])
+    # So low a rate that nothing but the old velocity is left.
+    _, after = ours(weights, np.vstack([gradients[:4], np.zeros((1, 6))]), [*RATES[:4], 1e-30])
     np.testing.assert_allclose(after, 0.9 * before, rtol=1e-12)
 
 
 def test_biases_do_not_decay():
     w, v = torch.ones(3), torch.zeros(3)
     zero = [torch.zeros(3)]
-    sgd_step_([w], [v], zero, learning_rate=0.1, momentum=0.9, weight_decays=[0.0])
+    sgd_step_([w], [v], zero, learning_rates=[0.1], momentum=0.9, weight_decays=[0.0])
     assert torch.equal(w, torch.ones(3))
-    sgd_step_([w], [v], zero, learning_rate=0.1, momentum=0.9, weight_decays=[0.5])
+    sgd_step_([w], [v], zero, learning_rates=[0.1], momentum=0.9, weight_decays=[0.5])
     torch.testing.assert_close(w, torch.full((3,), 0.95))
+
+
+# --- The operator: one pass over weight, velocity and gradient
+
+
+def update_inputs(shape, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in "wvg"]
+
+
+NUMBERS = {"learning_rate": 0.02, "momentum": 0.9, "weight_decay": 0.05}
+
+
+def expected_update(w, v, g, *, learning_rate, momentum, weight_decay):
+    """The formula, value by value, in float64."""
+    w, v, g = (np.asarray(x.double()) for x in (w, v, g))
+    after_v = momentum * v - weight_decay * learning_rate * w - learning_rate * g
+    return w + after_v, after_v
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (5, 3), (200_003,), (6, 4, 5, 3)])
+def test_the_operator_is_the_formula(shape, dtype):
+    for update in (cuda_ext.momentum_sgd_, reference.momentum_sgd_):
+        w, v, g = update_inputs(shape, dtype)
+        expected = expected_update(w, v, g, **NUMBERS)
+        update(w, v, g, **NUMBERS)
+        # Three products and three sums of values near 1.
+        tolerance = 8 * np.finfo(np.float32 if dtype == torch.float32 else np.float64).eps
+        for got, right in zip((w, v), expected, strict=True):
+            np.testing.assert_allclose(got.double().numpy(), right, rtol=0, atol=8 * tolerance)
+
+
+@pytest.mark.parametrize("wrong", ["learning_rate", "momentum", "weight_decay"])
+def test_each_number_of_the_formula_matters(wrong):
+    w, v, g = update_inputs((50,), torch.float64)
+    expected, _ = expected_update(w, v, g, **NUMBERS)
+    cuda_ext.momentum_sgd_(w, v, g, **{**NUMBERS, wrong: 0.9 * NUMBERS[wrong]})
+    assert np.abs(w.numpy() - expected).max() > 1e-5
+
+
+def test_any_layout_of_the_gradient_and_channels_last_weights_give_the_same():
+    plain = update_inputs((6, 4, 5, 3), torch.float32)
+    cuda_ext.momentum_sgd_(*plain, **NUMBERS)
+    w, v, g = update_inputs((6, 4, 5, 3), torch.float32)
+    w, v = (x.contiguous(memory_format=torch.channels_last) for x in (w, v))
+    cuda_ext.momentum_sgd_(w, v, g, **NUMBERS)
+    assert torch.equal(w, plain[0])
+    assert torch.equal(v, plain[1])
+
+
+def test_the_number_of_threads_does_not_change_a_bit():
+    results = []
+    for threads in (1, 2, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        w, v, g = update_inputs((100_001,), torch.float32)
+        cuda_ext.momentum_sgd_(w, v, g, **NUMBERS)
+        torch.set_num_threads(before)
+        results.append((w, v))
+    for w, v in results[1:]:
+        assert torch.equal(w, results[0][0])
+        assert torch.equal(v, results[0][1])
+
+
+def test_wrong_tensors_and_numbers_are_refused_and_nothing_is_changed():
+    w, v, g = update_inputs((4, 6), torch.float32)
+    before = w.clone(), v.clone()
+    for arguments, message in (
+        ((w, v[:3], g), r"expected a velocity of \(4, 6\), torch.float32, cpu, got \(3, 6\)"),
+        ((w, v, g.double()), "expected a gradient of .* got .* torch.float64"),
+        ((w.bfloat16(), v.bfloat16(), g.bfloat16()), "expected float32 or float64, got"),
+        ((w[:, ::2], v[:, ::2], g[:, ::2]), "expected a weight without gaps"),
+        ((w, v.t().contiguous().t(), g), r"expected a velocity of strides \(6, 1\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cuda_ext.momentum_sgd_(*arguments, **NUMBERS)
+    with pytest.raises(ValueError, match="expected a finite learning_rate, got nan"):
+        cuda_ext.momentum_sgd_(w, v, g, **{**NUMBERS, "learning_rate": float("nan")})
+    assert torch.equal(w, before[0])
+    assert torch.equal(v, before[1])
+
+
+def test_the_registered_operator_checks_for_itself():
+    if not cuda_ext.compiled_state().is_live:
+        pytest.skip(cuda_ext.compiled_state().reason)
+    w, v, g = update_inputs((4, 6), torch.float32)
+    operator = torch.ops.replica.momentum_sgd_
+    with pytest.raises(RuntimeError, match="momentum_sgd_: expected a velocity of the shape"):
+        operator(w, v[:3], g, 0.1, 0.9, 0.0)
+    with pytest.raises(RuntimeError, match="momentum_sgd_: expected a weight without gaps"):
+        operator(w[:, ::2], v[:, ::2], g[:, ::2], 0.1, 0.9, 0.0)
+
+
+def test_a_rate_of_zero_freezes_weight_and_velocity():
+    w, v, g = update_inputs((5,), torch.float64)
+    before = w.clone(), v.clone()
+    other_w, other_v = w.clone(), v.clone()
+    sgd_step_(
+        [w, other_w],
+        [v, other_v],
+        [g, g],
+        learning_rates=[0.0, 0.1],
+        momentum=0.9,
+        weight_decays=[0.5, 0.5],
+    )
+    assert torch.equal(w, before[0])
+    assert torch.equal(v, before[1])
+    assert not torch.equal(other_w, before[0])
 
 
 # --- The schedule
@@ -116,3 +228,80 @@ def test_later_errors_do_not_change_the_rate_of_an_earlier_epoch():
         assert num_drops(PLATEAU, epoch=epoch, val_errors=errors) == num_drops(
             PLATEAU, epoch=epoch, val_errors=errors[: epoch - 1]
         )
+
+
+# --- Rates of layers, and changes by hand
+
+NAMES = ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias")
+# The run of the source, configuration 145: 10 steps an epoch here.
+SOURCE = dataclasses.replace(
+    EPOCHS,
+    bias_learning_rate=0.02,
+    changes=(
+        EpochChange(67, "conv1.weight", 1e-5),
+        EpochChange(67, "color_noise", 0.0),
+        EpochChange(72, "conv1", 0.0),
+    ),
+)
+
+
+def settings(recipe, step, by_hand=()):
+    return settings_at(recipe, NAMES, step=step, steps_per_epoch=10, val_errors=[], by_hand=by_hand)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "conv1", "conv1_bias", "conv2", "noise"),
+    [
+        (1, 1e-2, 0.02, 1e-2, 0.1),
+        (25, 1e-3, 0.02, 1e-3, 0.1),
+        (66, 1e-4, 0.02, 1e-4, 0.1),
+        (67, 1e-5, 0.02, 1e-4, 0.0),
+        (72, 0.0, 0.0, 1e-4, 0.0),
+        (79, 0.0, 0.0, 1e-5, 0.0),
+        (90, 0.0, 0.0, 1e-5, 0.0),
+    ],
+)
+def test_the_schedule_of_the_source_can_be_said(epoch, conv1, conv1_bias, conv2, noise):
+    for step in (10 * epoch - 9, 10 * epoch):
+        got = settings(SOURCE, step)
+        expected = dict(zip(NAMES, (conv1, conv1_bias, conv2, 0.02), strict=True))
+        assert got.rates == pytest.approx(expected, rel=1e-12)
+        assert got.color_noise == noise
+        assert got.learning_rate == pytest.approx(conv2, rel=1e-12)
+    assert settings(SOURCE, 10 * 66).color_noise == 0.1
+
+
+def test_without_rates_of_their_own_all_tensors_have_the_common_rate():
+    for epoch in (1, 24, 25, 51, 90):
+        got = settings(EPOCHS, 10 * epoch)
+        common = learning_rate(EPOCHS, epoch=epoch, val_errors=[])
+        assert set(got.rates.values()) == {common}
+        assert got.learning_rate == common
+
+
+def test_what_is_set_by_hand_acts_from_its_step_and_drops_go_on_from_there():
+    by_hand = [HandChange(33, "learning_rate", 0.004)]
+    before, after = settings(EPOCHS, 32, by_hand), settings(EPOCHS, 33, by_hand)
+    assert set(before.rates.values()) == {0.01}
+    assert set(after.rates.values()) == {0.004}
+    assert settings(EPOCHS, 241, by_hand).learning_rate == pytest.approx(0.0004)
+
+
+def test_a_common_rate_by_hand_leaves_frozen_layers_frozen_until_they_are_named():
+    by_hand = [
+        HandChange(5, "conv1", 0.0),
+        HandChange(8, "learning_rate", 0.003),
+        HandChange(9, "conv1.weight", 0.001),
+    ]
+    assert settings(EPOCHS, 5, by_hand).rates["conv1.bias"] == 0.0
+    at_8 = settings(EPOCHS, 8, by_hand).rates
+    assert at_8 == dict(zip(NAMES, (0.0, 0.0, 0.003, 0.003), strict=True))
+    at_9 = settings(EPOCHS, 9, by_hand).rates
+    assert at_9 == dict(zip(NAMES, (0.001, 0.0, 0.003, 0.003), strict=True))
+
+
+def test_biases_set_apart_do_not_follow_the_common_rate():
+    by_hand = [HandChange(3, "bias_learning_rate", 0.05), HandChange(4, "learning_rate", 0.003)]
+    rates = settings(EPOCHS, 300, by_hand).rates
+    assert rates["conv1.weight"] == pytest.approx(0.0003)  # it dropped at epoch 25
+    assert rates["conv1.bias"] == 0.05

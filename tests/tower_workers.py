@@ -10,7 +10,7 @@ from replica.launch import Rank
 from replica.process import Run, begin, whole_tensors
 from replica.train import add_up, train_step_, validate
 
-NUM_STEPS = 12
+NUM_STEPS = 20
 # A wrong exchange is seen at once.
 NUM_STEPS_WRONG = 3
 
@@ -26,7 +26,7 @@ def train_and_dump(rank: Rank, argument: tuple[Run, str, str], stop) -> None:
     recorded = {}
     losses = []
     for batch in state.feed.batches(0, NUM_STEPS_WRONG if wrong else NUM_STEPS):
-        counts = train_step_(state, batch, rate=run.recipe.learning_rate)
+        counts = train_step_(state, batch, settings=state.settings(batch.step + 1))
         counts, _ = add_up(counts, state=state)
         losses.append(counts.mean_loss)
         if batch.step == 0:

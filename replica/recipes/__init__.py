@@ -10,6 +10,7 @@ from replica.recipes.paper import PAPER
 from replica.recipes.recipe import (
     ALIASES,
     Conv,
+    EpochChange,
     FullyConnected,
     Recipe,
     from_record,
@@ -25,6 +26,7 @@ __all__ = [
     "PAPER",
     "RECIPES",
     "Conv",
+    "EpochChange",
     "FullyConnected",
     "Recipe",
     "find_recipe",

@@ -42,6 +42,25 @@ class FullyConnected:
 
 
 @dataclass(frozen=True)
+class EpochChange:
+    """A value that is set before the first step of an epoch, and stays until it is set again.
+
+    Attributes:
+        epoch: counted from 1.
+        target: `learning_rate` (every layer that is not frozen), `bias_learning_rate` (every bias),
+            a layer (`conv1`), one of its tensors (`conv1.bias`), or `color_noise`.
+        value: the rate, 0 freezes; or the standard deviation of the alphas.
+    """
+
+    epoch: int
+    target: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.epoch}:{self.target}={self.value:g}"
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One network and its training. Field comments name the section that decides the value."""
 
@@ -73,6 +92,7 @@ class Recipe:
     weight_decay: float
     decay_biases: bool
     learning_rate: float
+    bias_learning_rate: float | None  # None: as the weights; a number: drops do not change it
 
     # --- The schedule (paper 5)
     epochs: int
@@ -82,6 +102,7 @@ class Recipe:
     plateau_patience: int  # epochs without a new best top-1 error after which the rate drops
     plateau_improvement: float  # by how much (fraction) an error must be lower to be a new best
     max_drops: int
+    changes: tuple[EpochChange, ...]  # values that are set at the beginning of an epoch
 
     def __post_init__(self) -> None:
         problems = list(_problems(self))
@@ -111,6 +132,8 @@ def _problems(recipe: Recipe) -> typing.Iterator[str]:
     yield from expect(0 <= recipe.momentum < 1, "momentum", "at least 0, less than 1")
     yield from expect(recipe.weight_decay >= 0, "weight_decay", "a number >= 0")
     yield from expect(recipe.learning_rate >= 0, "learning_rate", "a number >= 0")
+    bias_rate = recipe.bias_learning_rate
+    yield from expect(bias_rate is None or bias_rate >= 0, "bias_learning_rate", "a number >= 0")
     yield from expect(recipe.epochs >= 1, "epochs", "at least 1")
     yield from expect(recipe.drop_rule in ("plateau", "epochs"), "drop_rule", "plateau or epochs")
     yield from expect(0 < recipe.drop_factor <= 1, "drop_factor", "more than 0, at most 1")
@@ -120,12 +143,39 @@ def _problems(recipe: Recipe) -> typing.Iterator[str]:
     yield from expect(recipe.plateau_patience >= 1, "plateau_patience", "at least 1")
     yield from expect(recipe.plateau_improvement >= 0, "plateau_improvement", "a number >= 0")
     yield from expect(recipe.max_drops >= 0, "max_drops", "at least 0")
+    for change in recipe.changes:
+        if change.epoch < 1:
+            yield f"changes: expected epochs from 1, got {change}"
+        problem = target_problem(recipe, change.target, change.value)
+        if problem:
+            yield f"changes: {problem}"
     if recipe.towers == 2:
         layers = [(c.name, c.num_kernels) for c in recipe.convs]
         layers += [(f.name, f.num_units) for f in recipe.fully_connected[:-1]]
         for name, width in layers:
             if width % 2:
                 yield f"{name}: expected an even width for two towers, got {width}"
+
+
+def layer_names(recipe: Recipe) -> list[str]:
+    """`conv1`, ..., `fc8`, in the order of the network."""
+    return [conv.name for conv in recipe.convs] + [fc.name for fc in recipe.fully_connected]
+
+
+def target_problem(recipe: Recipe, target: str, value: float) -> str | None:
+    """Why a target cannot be set to a value, or None; `EpochChange` lists the targets."""
+    layer, _, tensor = target.partition(".")
+    is_known = target in ("learning_rate", "bias_learning_rate", "color_noise") or (
+        layer in layer_names(recipe) and tensor in ("", "weight", "bias")
+    )
+    if not is_known:
+        return (
+            f"{target}: expected learning_rate, bias_learning_rate, color_noise, or one of the "
+            f"layers {', '.join(layer_names(recipe))}, also with .weight or .bias"
+        )
+    if not 0 <= value < float("inf"):
+        return f"{target}: expected a number >= 0, got {value}"
+    return None
 
 
 # Options that users of other projects expect; each is `--set` of the field beside it.
@@ -181,7 +231,10 @@ def _parse(text: str, hint: Any) -> Any:
             return None
         hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
     if typing.get_origin(hint) is tuple:
-        return tuple(int(item) for item in text.split(",") if item.strip())
+        items = [item for item in text.split(",") if item.strip()]
+        if typing.get_args(hint)[0] is EpochChange:
+            return tuple(_parse_change(item) for item in items)
+        return tuple(int(item) for item in items)
     if hint is bool:
         if text.lower() not in ("true", "false"):
             raise ValueError(text)
@@ -192,10 +245,21 @@ def _parse(text: str, hint: Any) -> Any:
     return value
 
 
+def _parse_change(text: str) -> EpochChange:
+    epoch, colon, rest = text.partition(":")
+    target, equals, value = rest.partition("=")
+    if not (colon and equals):
+        raise ValueError(text)
+    return EpochChange(int(epoch), target.strip(), float(value))
+
+
 def _type_name(hint: Any) -> str:
     if isinstance(hint, types.UnionType):
-        return "an integer or none"
+        wanted = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+        return f"{_type_name(wanted)} or none"
     if typing.get_origin(hint) is tuple:
+        if typing.get_args(hint)[0] is EpochChange:
+            return "changes such as 67:conv1=0.00001,67:color_noise=0"
         return "integers with commas between them"
     return {bool: "true or false", int: "an integer", float: "a number", str: "a word"}[hint]
 
@@ -224,6 +288,7 @@ def from_record(record: dict[str, Any]) -> Recipe:
     values["convs"] = tuple(
         Conv(**{**conv, "padding": tuple(conv["padding"])}) for conv in record["convs"]
     )
+    values["changes"] = tuple(EpochChange(**change) for change in record["changes"])
     values["fully_connected"] = tuple(FullyConnected(**fc) for fc in record["fully_connected"])
     return Recipe(**values)
 

@@ -1,0 +1,108 @@
+"""What a run would be, before it is: parameters, memory, steps, and a time that a few steps tell.
+
+The steps are tried in this process on the first batches, with the whole network; several processes
+are not started, so for them the time is that of one process with the share that each would have.
+"""
+
+import dataclasses
+import time
+from typing import Protocol
+
+import torch
+
+from data_prep.shards import open_data_set
+from replica.allocator import keep_large_blocks
+from replica.costs import exchanged_values, training_memory
+from replica.devices import Devices, set_numerics
+from replica.evaluate import Counts
+from replica.feed import Batch, TrainFeed
+from replica.launch import Rank
+from replica.model import whole_shapes
+from replica.process import Run, RunState, begin
+from replica.progress import duration
+from replica.schedule import Settings
+
+STEPS_TRIED = 3
+
+
+class TrainStep(Protocol):
+    """`train_step_`."""
+
+    def __call__(self, state: RunState, batch: Batch, *, settings: Settings) -> Counts:
+        """One step, in place."""
+
+
+def dry_run(run: Run, step: TrainStep) -> str:
+    """The report as text."""
+    recipe, devices = run.recipe, run.devices
+    data = open_data_set(run.data_dir)
+    feed = TrainFeed(data, recipe, run.seed)
+    steps = recipe.epochs * feed.steps_per_epoch
+    steps = steps if run.steps is None else min(steps, run.steps)
+    shapes = whole_shapes(recipe, num_classes=run.num_classes)
+    parameters = sum(shape.numel() for shape in shapes.values())
+    images = -(-recipe.batch_size // devices.num_data_shares)
+    memory = training_memory(
+        recipe,
+        num_classes=run.num_classes,
+        images=images,
+        towers_here=recipe.towers // devices.split,
+        precision=run.numerics.precision,
+    )
+    lines = [
+        f"recipe {recipe.name}: {recipe.claim}",
+        f"data: {len(data.train):,} images to train on, {len(data.part(data.held_out)):,} to "
+        f"validate on, {run.num_classes:,} classes",
+        f"parameters: {parameters:,}"
+        + (f", {parameters // 2:,} in each of two towers" if devices.split == 2 else ""),
+        f"processes: {devices.num_processes} on {devices.kind}, each with {images} images of the "
+        f"{recipe.batch_size} of a batch",
+        f"memory a process: {_megabytes(memory.total)} = weights {_megabytes(memory.weights)} + "
+        f"velocities {_megabytes(memory.velocities)} + gradients {_megabytes(memory.gradients)} + "
+        f"activations {_megabytes(memory.activations)}; buffers of the libraries come on top",
+        f"checkpoint: {_megabytes(8 * parameters)} each, the newest {run.keep} and the best stay",
+        f"steps: {steps:,} ({recipe.epochs} epochs of {feed.steps_per_epoch:,})",
+    ]
+    if devices.split == 2:
+        sent = exchanged_values(recipe, num_classes=run.num_classes, images=images, tower=1)
+        value_bytes = {"float64": 8, "bf16": 2}.get(run.numerics.precision, 4)
+        lines.append(
+            f"exchange: a tower sends {_megabytes(value_bytes * sum(sent.values()))} a step"
+        )
+    a_step = _seconds_a_step(run, images, step)
+    lines.append(
+        f"time: {duration(a_step * steps)} without validation, from {STEPS_TRIED} steps of "
+        f"{a_step:.2f} s ({images / a_step:.0f} images/s) tried in one process"
+        + (
+            f"; {devices.num_processes} processes share the work and the cores, and exchange: not "
+            "tried"
+            if devices.num_processes > 1
+            else ""
+        )
+    )
+    return "\n".join(lines)
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 1e6:,.0f} MB"
+
+
+def _seconds_a_step(run: Run, images: int, step: TrainStep) -> float:
+    """Seconds of a training step with the whole network, the first one left out."""
+    keep_large_blocks()
+    set_numerics(run.numerics)
+    alone = dataclasses.replace(
+        run,
+        devices=Devices(run.devices.kind, 1, 1),
+        recipe=dataclasses.replace(run.recipe, batch_size=images),
+    )
+    state = begin(alone, Rank(0, alone.devices))
+    settings = state.settings(1)
+    began = time.perf_counter()
+    for batch in state.feed.batches(0, 1 + STEPS_TRIED):
+        step(state, batch, settings=settings)
+        if state.rank.device.type == "cuda":
+            torch.cuda.synchronize()
+        if batch.step == 0:
+            began = time.perf_counter()
+    return (time.perf_counter() - began) / STEPS_TRIED

@@ -1,0 +1,106 @@
+"""Who hangs: every process of a run counts what it does, and all watch each other's counts.
+
+A process that has ended is noticed by its parent or by `torchrun`. One that hangs (a stopped
+process, a disk that does not answer) makes its peers wait for it in an exchange without an end.
+Each process calls `beat` where it begins or ends something; a thread publishes the count in the
+run's key-value store. Where a count has stood still for too long, and no other process is further
+behind, the others name it and end.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch.distributed import Store
+
+# How often a process publishes its count and reads those of the others.
+INTERVAL_SECONDS = 1.0
+
+
+@dataclass
+class _Pulse:
+    count: int = 0
+    place: str = "starting"
+
+
+_pulse = _Pulse()
+
+
+def beat(place: str) -> None:
+    """Counts one more thing done; `place` says in a few words what comes next."""
+    _pulse.count += 1
+    _pulse.place = place
+
+
+@dataclass
+class _Seen:
+    """What is known of a process, and since when it has not changed (on our own clock)."""
+
+    count: int = -1
+    place: str = ""
+    name: str = ""
+    since: float = 0.0
+
+
+def find_hung(seen: dict[int, _Seen], *, now: float, timeout: float) -> int | None:
+    """The process that all others wait for, or None.
+
+    That is the one with the lowest count, once it has not changed for `timeout` seconds. The
+    others stand still only because they wait for it, so their counts are higher by what they did
+    before; of equal counts nobody can tell, and the first is named.
+    """
+    rank = min(seen, key=lambda r: (seen[r].count, r))
+    return rank if now - seen[rank].since > timeout else None
+
+
+def watch(
+    store: Store, *, rank: int, num_processes: int, timeout: float, on_hung: Callable[[str], None]
+) -> None:
+    """Starts the thread that publishes this process's count and looks at the others'.
+
+    Args:
+        store: reached by all processes, of nobody else's use.
+        rank: of this process.
+        num_processes: of the run.
+        timeout: seconds without a change after which a process hangs.
+        on_hung: called with one line that names the process; it does not return.
+    """
+    name = f"rank {rank} (pid {os.getpid()} on {socket.gethostname()})"
+    started = time.monotonic()
+    seen = {r: _Seen(since=started, name=f"rank {r}") for r in range(num_processes)}
+
+    def publish() -> None:
+        state = [_pulse.count, _pulse.place, name]
+        store.set(f"pulse {rank}", json.dumps(state))
+
+    def look() -> None:
+        now = time.monotonic()
+        for other, known in seen.items():
+            if not store.check([f"pulse {other}"]):
+                continue
+            count, place, other_name = json.loads(store.get(f"pulse {other}"))
+            if count != known.count:
+                seen[other] = _Seen(count, place, other_name, now)
+
+    def run() -> None:
+        while True:
+            try:
+                publish()
+                look()
+            except RuntimeError:
+                return  # The store has gone: the run ends, or whoever started it ends us.
+            hung = find_hung(seen, now=time.monotonic(), timeout=timeout)
+            if hung is not None and hung != rank:
+                known = seen[hung]
+                on_hung(
+                    f"{known.name} has not moved for {timeout:g} s ({known.place or 'starting'}): "
+                    "all processes are ended; continue with --resume, and give more time with "
+                    "--timeout if it was only slow"
+                )
+            time.sleep(INTERVAL_SECONDS)
+
+    threading.Thread(target=run, daemon=True, name="liveness").start()
