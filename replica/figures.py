@@ -16,19 +16,12 @@ from replica.checkpoint import last_whole_checkpoint
 
 KERNELS_PER_ROW = 16  # Figure 3 shows 96 kernels in six rows
 PIXELS_PER_WEIGHT = 4
+STEPS_SMOOTHED = 20
 
 
 def loss_curve(metrics: list[dict[str, Any]], path: Path, *, title: str) -> None:
     """Draws training loss a step, validation loss and errors an epoch, over steps."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError(
-            "the loss curve needs matplotlib: `pip install 'replica-alexnet[figures]'`"
-        ) from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     steps = [line for line in metrics if line["kind"] == "step"]
     validations = [line for line in metrics if line["kind"] == "val"]
     figure, (losses, errors) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
@@ -84,6 +77,64 @@ def kernel_picture(weights: torch.Tensor, *, towers: int) -> Image.Image:
     return picture
 
 
+def curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Draws several runs into one picture: training loss, validation loss, top-1 error.
+
+    Training losses are means over `STEPS_SMOOTHED` steps; a dotted line marks a change of the
+    learning rate, a triangle where a run was resumed.
+
+    Args:
+        runs: the lines of metrics.jsonl, by the name for the legend.
+        path: of the picture.
+    """
+    pyplot = _pyplot()
+    figure, panels = pyplot.subplots(1, 3, figsize=(15, 4), layout="constrained")
+    titles = ("training loss (nats)", "validation loss (nats)", "validation top-1 error (%)")
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set(xlabel="step", title=title)
+    for number, (name, lines) in enumerate(runs.items()):
+        color = f"C{number}"
+        steps = [line for line in lines if line["kind"] == "step" and line["loss"] is not None]
+        validations = [line for line in lines if line["kind"] == "val"]
+        losses = [line["loss"] for line in steps]
+        window = max(1, min(STEPS_SMOOTHED, len(losses) // 4))
+        smooth = np.convolve(losses, np.ones(window) / window, "valid") if losses else np.empty(0)
+        at = [line["step"] for line in steps][window - 1 :]
+        panels[0].plot(at, smooth, color=color, linewidth=1, label=name)
+        at = [line["step"] for line in validations]
+        panels[1].plot(at, [line["loss"] for line in validations], color=color, marker=".")
+        errors = [100 * line["top1_error"] for line in validations]
+        panels[2].plot(at, errors, color=color, marker=".")
+        for before, after in itertools.pairwise(steps):
+            if after["learning_rate"] != before["learning_rate"]:
+                for axes in panels:
+                    axes.axvline(before["step"], color=color, linewidth=0.8, linestyle=":")
+        for line in lines:
+            if line["kind"] == "resume" and len(smooth):
+                panels[0].plot(line["step"], min(smooth), color=color, marker="^", markersize=5)
+    panels[0].legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _pyplot() -> Any:
+    """matplotlib, drawing into files.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError(
+            "the curves need matplotlib: `pip install 'replica-alexnet[figures]'`"
+        ) from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
 def draw_run(run_dir: Path, out_dir: Path) -> list[Path]:
     """Draws the loss curve and conv1's kernels of a run; returns the files."""
     _, content, _ = last_whole_checkpoint(run_dir)
@@ -96,16 +147,46 @@ def draw_run(run_dir: Path, out_dir: Path) -> list[Path]:
     return [curve, kernels]
 
 
+def draw_curves(run_dirs: list[Path], picture: Path) -> None:
+    """Draws the curves of several runs.
+
+    Raises:
+        UserError: a directory holds no run, or the picture cannot be written there.
+    """
+    if not picture.parent.is_dir():
+        raise UserError(f"--picture {picture}: expected a file in a directory that exists")
+    runs = {}
+    for run_dir in run_dirs:
+        recipe = runlog.read_run_record(run_dir)["recipe"]["name"]
+        runs[f"{run_dir.name} ({recipe})"] = runlog.read_metrics(run_dir)
+    curves(runs, picture)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m replica.figures",
-        description="Draws a run's loss curve and the kernels of conv1.",
+        description="Draws a run's loss curve and the kernels of conv1; `curves RUN [RUN...]` "
+        "draws several runs into one picture.",
     )
     parser.add_argument("--run", type=Path, metavar="DIR", help="default: the newest run")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the run's own figures/")
+    chosen = parser.add_subparsers(dest="what", metavar="curves")
+    several = chosen.add_parser("curves", help="several runs in one picture")
+    several.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories")
+    several.add_argument(
+        "--picture",
+        type=Path,
+        default=Path("curves.png"),
+        metavar="FILE",
+        help="default: %(default)s",
+    )
     arguments = parser.parse_args(argv)
     try:
+        if arguments.what == "curves":
+            draw_curves(arguments.runs, arguments.picture)
+            print(f"wrote {arguments.picture}")
+            return 0
         run_dir = arguments.run or runlog.newest_run(purpose="draw")
         if arguments.run is None:
             print(f"run: {run_dir} (no --run given: the newest)")

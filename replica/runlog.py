@@ -181,8 +181,9 @@ class Metrics:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """All lines of metrics.jsonl."""
-    return [json.loads(line) for line in (run_dir / METRICS_FILE).read_text().splitlines()]
+    """All lines of metrics.jsonl, but for a last one that is still being written."""
+    lines = (run_dir / METRICS_FILE).read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]
 
 
 def command_line() -> list[str]:

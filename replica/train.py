@@ -1,5 +1,6 @@
 """Trains a network: `python -m replica.train --help`."""
 
+import dataclasses
 import json
 import math
 import os
@@ -7,7 +8,6 @@ import sys
 import threading
 import time
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -87,7 +87,9 @@ def train_step_(state: RunState, batch: Batch, *, settings: Settings) -> Counts:
     )
     state.step += 1
     state.losses = losses.detach()
-    return count(logits.detach().softmax(dim=1), labels)
+    counts = count(logits.detach().softmax(dim=1), labels)
+    # Not from the probabilities, which end at the smallest number that is not zero.
+    return dataclasses.replace(counts, loss=float(state.losses.double().sum()))
 
 
 def add_up(
@@ -170,7 +172,7 @@ def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
 # --- A run
 
 
-@dataclass
+@dataclasses.dataclass
 class Log:
     """Where rank 0 writes what happens; the other processes have none of it."""
 

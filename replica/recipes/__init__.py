@@ -6,7 +6,7 @@ machine decides (device, processes, precision, paths) is not in it. `--recipe NA
 """
 
 from replica.recipes.mini import MINI
-from replica.recipes.paper import PAPER
+from replica.recipes.paper import PAPER, PAPER_CONV6
 from replica.recipes.recipe import (
     ALIASES,
     Conv,
@@ -18,12 +18,13 @@ from replica.recipes.recipe import (
     with_changes,
 )
 
-RECIPES = {recipe.name: recipe for recipe in (PAPER, MINI)}
+RECIPES = {recipe.name: recipe for recipe in (PAPER, PAPER_CONV6, MINI)}
 
 __all__ = [
     "ALIASES",
     "MINI",
     "PAPER",
+    "PAPER_CONV6",
     "RECIPES",
     "Conv",
     "EpochChange",

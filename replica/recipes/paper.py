@@ -1,5 +1,7 @@
 """The recipe `paper`: the text, read literally; where it is silent or impossible, the source."""
 
+import dataclasses
+
 from replica import paper
 from replica.recipes.recipe import Conv, FullyConnected, Recipe
 
@@ -50,6 +52,21 @@ def paper_fully_connected(
     )
 
 
+# DEVIATION D14: 6 adds "a sixth convolutional layer over the last pooling layer" and no number of
+# it; these are the source's, but for the standard deviation, which 5 gives for every layer.
+CONV6 = Conv(
+    name="conv6",
+    num_kernels=256,
+    kernel_size=3,
+    stride=1,
+    padding=(1, 1),
+    reads_both_towers=True,
+    weight_standard_deviation=paper.WEIGHT_STANDARD_DEVIATION,
+    bias=1.0,
+    normalised=False,
+    pooled=False,
+)
+
 PAPER = Recipe(
     name="paper",
     claim="40.7 % top-1 and 18.2 % top-5 error, ten-crop, on ILSVRC-2012 validation (Table 2, "
@@ -85,4 +102,12 @@ PAPER = Recipe(
     plateau_improvement=0.001,
     max_drops=paper.NUM_DROPS,
     changes=(),
+)
+
+PAPER_CONV6 = dataclasses.replace(
+    PAPER,
+    name="paper-conv6",
+    claim="39.0 % top-1 and 16.6 % top-5 error, ten-crop, on ILSVRC-2012 validation, trained on "
+    "ImageNet Fall 2011 and fine-tuned on ILSVRC-2012 (Table 2, 1 CNN*)",
+    convs=(*PAPER.convs, CONV6),
 )

@@ -1,0 +1,192 @@
+"""Changes by hand reach a live run at its next step, are logged, and are repeated exactly."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import PROJECT_DIR, assert_user_error, run
+from runs import assert_same_state, last_checkpoint, lines_of, started, train, train_command
+
+from data_prep.shards import UserError
+from replica import control, runlog
+from replica.recipes import MINI
+
+# Epochs enough for any machine, and no drops: the run is stopped by hand.
+LONG = ("--epochs", "5000", "--set", "drop_rule=epochs", "--set", "drop_epochs=")
+
+
+def ask(run_dir, *options):
+    return run("-m", "replica.control", str(run_dir), *options)
+
+
+@pytest.fixture(scope="module", params=["2", pytest.param("1", marks=pytest.mark.slow)])
+def controlled(request, shards_dir, tmp_path_factory):
+    """A run of two towers (or one process) that was changed by hand several times and stopped."""
+    out = tmp_path_factory.mktemp("controlled") / "run"
+    command = train_command(shards_dir, out, "--gpus", request.param, *LONG)
+    process = started(command, out)
+    asked = [
+        ask(out, "--lr", "0.001", "--reason", "validation error stopped improving"),
+        ask(out, "--freeze", "conv1", "--rate", "fc8.bias=0.002", "--color-noise", "off"),
+        ask(out, "--checkpoint"),
+        ask(out, "--stop", "--reason", "enough"),
+    ]
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    return out, asked, stdout, stderr
+
+
+def test_each_request_is_answered_with_the_step_that_it_acts_from(controlled):
+    out, asked, stdout, stderr = controlled
+    assert all(answer.returncode == 0 for answer in asked), [answer.stderr for answer in asked]
+    log = control.read_log(out)
+    assert len(log) == 4
+    for line, answer in zip(log, asked, strict=True):
+        assert f"from step {line['step']}, epoch {line['epoch']}" in answer.stdout
+        assert f"by hand, from step {line['step']}" in stderr
+    assert "learning_rate=0.001" in asked[0].stdout
+    assert [log[0]["reason"], log[3]["reason"]] == [
+        "validation error stopped improving",
+        "enough",
+    ]
+    assert f"--resume --out {out}" in stdout
+    assert not list((out / control.REQUESTS_DIR).iterdir())
+
+
+def test_the_rate_changes_at_the_logged_step_and_not_before(controlled):
+    out = controlled[0]
+    step = control.read_log(out)[0]["step"]
+    rates = {line["step"]: line["learning_rate"] for line in lines_of(out, "step")}
+    assert step >= 2
+    for at, rate in rates.items():
+        assert rate == (0.001 if at >= step else MINI.learning_rate), at
+
+
+def test_a_checkpoint_was_saved_when_it_was_asked_for_and_the_run_stopped_where_it_says(controlled):
+    out = controlled[0]
+    *_, saved, stopped = control.read_log(out)
+    last = lines_of(out, "step")[-1]["step"]
+    # A request acts from the next step on; an action is done after the step before it.
+    assert last_checkpoint(out)["step"] == last == stopped["step"] - 1
+    assert saved["step"] <= stopped["step"]
+
+
+def test_the_frozen_layer_stood_still_with_its_velocity(controlled, shards_dir, tmp_path):
+    """A run that ends where the freezing began has the same conv1 as the end."""
+    out = controlled[0]
+    frozen_from = control.read_log(out)[1]["step"]
+    gpus = str(runlog.read_run_record(out)["devices"]["num_processes"])
+    options = ("--gpus", gpus, *LONG, "--steps", str(frozen_from - 1), "--replay", str(out))
+    result = train(shards_dir, tmp_path / "until", *options)
+    assert result.returncode == 0, result.stderr
+    before, after = last_checkpoint(tmp_path / "until"), last_checkpoint(out)
+    for kind in ("model", "velocities"):
+        assert torch.equal(before[kind]["conv1.weight"], after[kind]["conv1.weight"])
+        assert torch.equal(before[kind]["conv1.bias"], after[kind]["conv1.bias"])
+        assert not torch.equal(before[kind]["conv2.weight"], after[kind]["conv2.weight"])
+
+
+def test_a_replay_and_a_resumed_run_repeat_what_was_done_by_hand_bit_for_bit(
+    controlled, shards_dir, tmp_path
+):
+    out = controlled[0]
+    last = lines_of(out, "step")[-1]["step"]
+    gpus = str(runlog.read_run_record(out)["devices"]["num_processes"])
+    options = ("--gpus", gpus, *LONG, "--replay", str(out))
+    new = tmp_path / "replayed"
+    # Cut in the middle of the changes, and continued: the log goes on by itself.
+    cut = str(control.read_log(out)[1]["step"] - 1)
+    result = train(shards_dir, new, *options, "--steps", cut)
+    assert result.returncode == 0, result.stderr
+    assert f"changes by hand of {out}" in result.stdout
+    again = ("--gpus", gpus, *LONG, "--resume", "--steps", str(last))
+    assert train(shards_dir, new, *again).returncode == 0
+    # One was stopped and the other came to its end: that one validates once more.
+    ended = {**last_checkpoint(new), "val_errors": last_checkpoint(out)["val_errors"]}
+    assert_same_state(ended, last_checkpoint(out))
+    one, other = ([line["loss"] for line in lines_of(run_dir, "step")] for run_dir in (out, new))
+    assert one == other
+    assert all(line["replayed_from"] == str(out) for line in control.read_log(new))
+
+
+def test_without_the_replay_the_weights_are_others(controlled, shards_dir, tmp_path):
+    out = controlled[0]
+    last = str(lines_of(out, "step")[-1]["step"])
+    assert train(shards_dir, tmp_path / "plain", *LONG, "--steps", last).returncode == 0
+    one, other = last_checkpoint(out)["model"], last_checkpoint(tmp_path / "plain")["model"]
+    assert not torch.allclose(one["fc8.weight"], other["fc8.weight"], atol=1e-5)
+
+
+def test_a_request_whose_run_died_after_logging_it_is_not_logged_twice(tmp_path):
+    request = control.Request("1-1.json", {"conv1": 0.0}, [], "")
+    (tmp_path / control.REQUESTS_DIR).mkdir()
+    path = tmp_path / control.REQUESTS_DIR / request.name
+    path.write_text(json.dumps({"changes": request.changes, "actions": [], "reason": ""}))
+    for step in (7, 9):
+        control.log_requests(tmp_path, [request], step=step, epoch=1)
+    assert [line["step"] for line in control.read_log(tmp_path)] == [7]
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"changes": {"conv9": 0}, "actions": [], "reason": ""}', "null"]
+)
+def test_a_request_that_is_none_is_named_and_removed(content, tmp_path, capsys):
+    (tmp_path / control.REQUESTS_DIR).mkdir()
+    path = tmp_path / control.REQUESTS_DIR / "1-1.json"
+    path.write_text(content)
+    assert control.pending_requests(tmp_path, MINI) == []
+    assert f"passed over {path}" in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_a_damaged_log_is_refused_with_its_line(tmp_path):
+    (tmp_path / control.LOG_FILE).write_text('{"name": "a", "step": 3, "changes": {}}\nhello\n')
+    with pytest.raises(UserError, match=r"control.jsonl: line 2: expected a change"):
+        control.read_log(tmp_path)
+
+
+def test_wrong_requests_are_refused_and_leave_nothing(controlled, tmp_path):
+    out = controlled[0]
+    assert_user_error(ask(out), "expected something to change")
+    assert_user_error(ask(out, "--freeze", "conv9"), "conv9", "conv1, conv2")
+    assert_user_error(ask(out, "--rate", "conv1"), "--rate conv1", "conv1=0.0001")
+    assert_user_error(ask(out, "--color-noise", "loud"), "--color-noise loud", "off")
+    assert_user_error(ask(out, "--lr", "-1"), "learning_rate", "expected a number >= 0, got -1")
+    assert_user_error(ask(out, "--freeze", "conv1,conv1"), "conv1", "one value each")
+    assert_user_error(ask(out, "--lr", "0.1"), "no run is alive there", "--resume")
+    assert_user_error(ask(tmp_path, "--stop"), "expected the run.json of a run")
+    assert not list((out / control.REQUESTS_DIR).iterdir())
+
+
+def test_replaying_what_was_not_changed_by_hand_is_refused(shards_dir, tmp_path):
+    assert train(shards_dir, tmp_path / "plain", "--steps", "1").returncode == 0
+    result = train(shards_dir, tmp_path / "new", "--replay", str(tmp_path / "plain"))
+    assert_user_error(result, "--replay", "changed by hand, found none")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_does_not_read_its_requests_is_reported(shards_dir, tmp_path):
+    """The lock is held by a process that makes no steps."""
+    assert train(shards_dir, tmp_path / "run", "--steps", "1").returncode == 0
+    holder = (
+        "import sys, time; from pathlib import Path; from replica.runlog import locked_run\n"
+        "with locked_run(Path(sys.argv[1]), resume=True):\n"
+        "    print('held', flush=True); time.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path / "run")],
+        cwd=PROJECT_DIR,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "held\n"
+        result = ask(tmp_path / "run", "--lr", "0.1", "--wait", "1")
+        assert_user_error(result, "has not read the request", "nothing is changed", "--wait")
+        assert not list((tmp_path / "run" / control.REQUESTS_DIR).iterdir())
+    finally:
+        process.kill()
+        process.communicate()
