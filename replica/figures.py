@@ -77,14 +77,14 @@ def kernel_picture(weights: torch.Tensor, *, towers: int) -> Image.Image:
     return picture
 
 
-def curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def curves(runs: list[tuple[str, list[dict[str, Any]]]], path: Path) -> None:
     """Draws several runs into one picture: training loss, validation loss, top-1 error.
 
     Training losses are means over `STEPS_SMOOTHED` steps; a dotted line marks a change of the
     learning rate, a triangle where a run was resumed.
 
     Args:
-        runs: the lines of metrics.jsonl, by the name for the legend.
+        runs: each run's name for the legend, and the lines of its metrics.jsonl.
         path: of the picture.
     """
     pyplot = _pyplot()
@@ -92,7 +92,7 @@ def curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     titles = ("training loss (nats)", "validation loss (nats)", "validation top-1 error (%)")
     for axes, title in zip(panels, titles, strict=True):
         axes.set(xlabel="step", title=title)
-    for number, (name, lines) in enumerate(runs.items()):
+    for number, (name, lines) in enumerate(runs):
         color = f"C{number}"
         steps = [line for line in lines if line["kind"] == "step" and line["loss"] is not None]
         validations = [line for line in lines if line["kind"] == "val"]
@@ -155,10 +155,12 @@ def draw_curves(run_dirs: list[Path], picture: Path) -> None:
     """
     if not picture.parent.is_dir():
         raise UserError(f"--picture {picture}: expected a file in a directory that exists")
-    runs = {}
-    for run_dir in run_dirs:
+    runs = []
+    names = [run_dir.name for run_dir in run_dirs]
+    for run_dir, name in zip(run_dirs, names, strict=True):
         recipe = runlog.read_run_record(run_dir)["recipe"]["name"]
-        runs[f"{run_dir.name} ({recipe})"] = runlog.read_metrics(run_dir)
+        shown = name if names.count(name) == 1 else str(run_dir)
+        runs.append((f"{shown} ({recipe})", runlog.read_metrics(run_dir)))
     curves(runs, picture)
 
 

@@ -30,6 +30,8 @@ class DropoutKeys:
     rows: torch.Tensor
 
 
+# The words of the draws wrap around at 64 bits, which a compiled graph does not do everywhere.
+@torch.compiler.disable
 def dropout_mask(
     keys: DropoutKeys, *, layer: int, units: slice, keep: float, device: torch.device
 ) -> torch.Tensor:

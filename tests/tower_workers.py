@@ -56,3 +56,14 @@ def break_exchange(wrong: str, rank: Rank) -> None:
             return right_mask(other, **options)
 
         model_module.dropout_mask = mask
+
+
+def count_traffic(rank: Rank, argument: tuple[Run, str], stop) -> None:
+    """One training step; rank 0 writes the bytes that each process sent, by layer and direction."""
+    run, path = argument
+    state = begin(run, rank)
+    for batch in state.feed.batches(0, 1):
+        train_step_(state, batch, settings=state.settings(1))
+    sent = state.mesh.gather_objects(dict(state.model.placement.sent))
+    if rank.index == 0:
+        torch.save(sent, Path(path))
