@@ -15,6 +15,8 @@ BENCHMARKS = {
     "local_response_norm": "the operator on the CPU against a copy, PyTorch and other libraries",
     "local_response_norm_gpu": "the operator on a GPU against a copy of the bytes it must move",
     "allocator": "large tensors and a training step with the C library's memory kept, and stock",
+    "training": "whole training steps against PyTorch's own, and against no normalisation",
+    "towers": "what overlaps the exchange before conv3, as a timeline",
     "build_shards": "building shards of real pictures against decoding and resizing alone",
     "real_sets": "every real set in REPLICA_REAL_DATA, built and verified",
     "linear_baseline": "the error of a linear classifier on raw pixels of a data set",

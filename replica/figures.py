@@ -164,8 +164,8 @@ def draw_curves(run_dirs: list[Path], picture: Path) -> None:
     curves(runs, picture)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m replica.figures",
         description="Draws a run's loss curve and the kernels of conv1; `curves RUN [RUN...]` "
@@ -183,7 +183,12 @@ def main(argv: list[str] | None = None) -> int:
         metavar="FILE",
         help="default: %(default)s",
     )
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    arguments = parse_arguments(argv)
     try:
         if arguments.what == "curves":
             draw_curves(arguments.runs, arguments.picture)
