@@ -41,8 +41,9 @@ test-all: setup ## all tests
 test-gpu: setup ## the tests that need a GPU; where there is none, they fail
 	REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu
 
-bench-gpu: setup ## the operator's speed on a GPU; without one the rows say "not measured"
+bench-gpu: setup ## speed on a GPU, operator and training; without one the rows say "not measured"
 	$(BIN)/python -m benchmarks local_response_norm_gpu
+	$(BIN)/python -m benchmarks training_gpu
 
 fuzz: setup ## damaged files of every kind for the readers, a minute each
 	FUZZ_SECONDS=60 $(BIN)/python -m pytest tests/test_fuzz.py

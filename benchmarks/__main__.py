@@ -16,6 +16,7 @@ BENCHMARKS = {
     "local_response_norm_gpu": "the operator on a GPU against a copy of the bytes it must move",
     "allocator": "large tensors and a training step with the C library's memory kept, and stock",
     "training": "whole training steps against PyTorch's own, and against no normalisation",
+    "training_gpu": "whole training steps on a GPU, against torchvision's AlexNet and the roofline",
     "towers": "what overlaps the exchange before conv3, as a timeline",
     "build_shards": "building shards of real pictures against decoding and resizing alone",
     "real_sets": "every real set in REPLICA_REAL_DATA, built and verified",

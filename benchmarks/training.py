@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from benchmarks.measure import Row, say
 from replica import model as model_module
 from replica.allocator import SWITCH, keep_large_blocks
 from replica.costs import training_memory
-from replica.devices import Devices, Numerics, set_numerics
+from replica.devices import Devices, Numerics, parameter_dtype, set_numerics
 from replica.feed import Batch
 from replica.launch import Mesh, Rank, StopRequest, run_processes
 from replica.model import AlexNet
@@ -183,12 +183,20 @@ def _rank(rank: Rank, argument: tuple[Any, ...], stop: StopRequest) -> None:
         Path(path).write_text(json.dumps(seconds))
 
 
-def our_step(recipe: Recipe, numerics: Numerics, batch_size: int, rank: Rank) -> Callable[[], Any]:
-    """`train_step_` on random pixels, as a run calls it."""
+def our_step(
+    recipe: Recipe,
+    numerics: Numerics,
+    batch_size: int,
+    rank: Rank,
+    *,
+    batches: Iterator[Batch] | None = None,
+) -> Callable[[], Any]:
+    """`train_step_` as a run calls it, on random pixels that are on its device, or on `batches`."""
     model = AlexNet(recipe, num_classes=NUM_CLASSES, placement=rank.placement(recipe.towers))
-    generator = torch.Generator().manual_seed(1)
+    model.to(rank.device, parameter_dtype(numerics.precision))
+    torch.manual_seed(1)
     for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.01, generator=generator)
+        nn.init.normal_(parameter, std=0.01)
     velocities = {name: torch.zeros_like(w) for name, w in model.named_parameters()}
     run = Run(
         recipe=recipe,
@@ -206,14 +214,16 @@ def our_step(recipe: Recipe, numerics: Numerics, batch_size: int, rank: Rank) ->
     nothing: Any = None  # no data: the batch is made here
     state = RunState(run, rank, Mesh(rank), nothing, nothing, model, velocities, 0, [])
     settings = settings_at(recipe, velocities, step=1, steps_per_epoch=100, val_errors=[])
-    images, labels = _batch(recipe, batch_size)
-    batch = Batch(0, images, labels, torch.arange(batch_size), batch_size)
+    if batches is not None:
+        return lambda: train_step_(state, next(batches), settings=settings)
+    images, labels = (x.to(rank.device) for x in random_batch(recipe.crop_size, batch_size))
+    batch = Batch(0, images, labels, torch.arange(batch_size, device=rank.device), batch_size)
     return lambda: train_step_(state, batch, settings=settings)
 
 
-def _batch(recipe: Recipe, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def random_batch(side: int, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels as a feed gives them, channels last, and labels."""
     generator = torch.Generator().manual_seed(2)
-    side = recipe.crop_size
     images = 60 * torch.randn(batch_size, 3, side, side, generator=generator)
     images = images.contiguous(memory_format=torch.channels_last)
     return images, torch.arange(batch_size) % NUM_CLASSES
@@ -268,7 +278,7 @@ class PyTorchsAlexNet(nn.Sequential):
 def _pytorchs_step(recipe: Recipe, numerics: Numerics, batch_size: int) -> Callable[[], Any]:
     model = PyTorchsAlexNet(recipe)
     model.to(memory_format=numerics.torch_memory_format)  # type: ignore[call-overload]
-    images, labels = _batch(recipe, batch_size)
+    images, labels = random_batch(recipe.crop_size, batch_size)
     images = images.contiguous(memory_format=numerics.torch_memory_format)
     optimizer = torch.optim.SGD(
         model.parameters(),

@@ -9,6 +9,7 @@ has ended, however it ended; when one process fails, the parent ends the others.
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -185,8 +186,7 @@ def _run_supervised(
     timeout: float,
 ) -> None:
     failures = context.SimpleQueue()
-    # The parent's, so that it outlives any rank.
-    store = dist.TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
+    store = local_store()  # the parent's, so that it outlives any rank
     processes = [
         context.Process(
             target=_run_rank,
@@ -212,6 +212,16 @@ def _run_supervised(
             if process.pid is not None:
                 process.kill()
                 process.join()
+
+
+def local_store() -> dist.TCPStore:
+    """A key-value store that the processes of this machine reach, and no other machine."""
+    server = socket.create_server((LOOPBACK, 0))
+    # PyTorch's own socket would listen on every interface.
+    port, descriptor = server.getsockname()[1], server.detach()
+    return dist.TCPStore(
+        LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=descriptor
+    )
 
 
 def _watch(processes: list[Any], failures: Any) -> None:

@@ -1,10 +1,14 @@
 """The table of what --gpus means (docs: README, "Devices"), row by row."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import assert_user_error, run
 
 from data_prep.shards import UserError
+from replica import launch
 from replica.devices import check_precision, choose_devices
 
 
@@ -101,3 +105,18 @@ def test_the_command_refuses_what_the_table_refuses(shards_dir):
     assert "--precision tf32" in refused("--precision", "tf32", "--device", "cpu")
     if not torch.cuda.is_available():
         assert_user_error(run(*train, "--device", "cuda"), "--device cuda", "--device cpu")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_store_of_a_run_listens_to_this_machine_only():
+    store = launch.local_store()
+    listening = "0A"
+    places = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, place, _, state, *_ = line.split()
+            if state == listening and int(place.split(":")[1], 16) == store.port:
+                places.append(place.split(":")[0])
+    assert places == ["0100007F"]  # 127.0.0.1
+    store.set("key", "value")
+    assert store.get("key") == b"value"
