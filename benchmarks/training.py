@@ -93,7 +93,8 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         rows.append(Row(name, speed, "images/s", note=spread))
         for baseline in BASELINES.get(name, []):
             if baseline in speeds:
-                rows.append(Row(name, speed, "images/s", baseline, speed / speeds[baseline]))
+                ratio = speed / speeds[baseline]
+                rows.append(Row(f"{name} / {baseline}", speed, "images/s", baseline, ratio))
     return rows + _memory_rows(arguments, memory)
 
 

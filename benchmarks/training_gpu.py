@@ -96,8 +96,9 @@ def _rows(arguments: argparse.Namespace, prefix: str, precision: str, batch_size
     for name, step in steps.items():
         seconds = _seconds_a_step(step, arguments.steps, rank.device)
         speed = speeds[name] = batch_size / seconds
-        rows.append(Row(prefix + name, speed, "images/s"))
-        if name.startswith("replica"):
+        if not name.startswith("replica"):
+            rows.append(Row(prefix + name, speed, "images/s"))
+        else:
             theirs = "torchvision's AlexNet"
             hours = paper.NUM_EPOCHS * TRAIN_IMAGES_2012 / speed / 3600
             note = f"90 epochs of ImageNet would take {hours:.2f} h"

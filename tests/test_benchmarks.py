@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from conftest import assert_user_error, run
 
 from benchmarks.__main__ import BENCHMARKS
@@ -71,6 +72,42 @@ def test_other_libraries_are_compared_or_named():
 def test_a_wrong_shape_is_refused():
     result = run("-m", "benchmarks", "local_response_norm", "--shape", "1,2,3")
     assert_user_error(result, "--shape 1,2,3: expected four positive numbers")
+
+
+def test_training_is_measured_beside_pytorchs_and_with_its_memory():
+    options = ("--recipe", "mini", "--batch-size", "4", "--rounds", "1", "--steps", "1")
+    rows = rows_from("training", *options, "--only", "bf16, channels last")
+    ours, without = "replica: bf16, channels last", "replica without LRN: bf16, channels last"
+    towers = f"{ours}, two processes of a tower and a thread each"
+    assert {ours, without, towers, "PyTorch: its LRN, bf16, channels last"} <= rows.keys()
+    for one, other in ((ours, without), (towers, ours)):
+        ratio = rows[one]["value"] / rows[other]["value"]
+        assert rows[f"{one} / {other}"]["ratio"] == pytest.approx(ratio)
+    assert rows[f"peak: {ours}"]["baseline"] == f"arithmetic: {ours}"
+    assert all(row["value"] > 0 for row in rows.values())
+
+
+def test_the_exchange_is_timed_and_its_timeline_drawn(tmp_path):
+    picture = tmp_path / "timeline.png"
+    options = ("--recipe", "mini", "--batch-size", "8", "--steps", "2", "--picture", str(picture))
+    rows = rows_from("towers", *options)
+    assert len(rows) == 6
+    assert all(row["value"] > 0 for row in rows.values())
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_torchvisions_network_has_its_parameters():
+    from benchmarks.training_gpu import torchvisions_alexnet
+
+    with torch.device("meta"):
+        assert sum(p.numel() for p in torchvisions_alexnet().parameters()) == 61_100_840
+
+
+def test_the_script_for_a_gpu_can_be_tried_on_a_cpu():
+    options = ("--device", "cpu", "--recipe", "mini", "--batch-size", "4", "--steps", "1")
+    rows = rows_from("training_gpu", *options)
+    assert rows["bf16, batch 4: torchvision's AlexNet"]["value"] > 0
+    assert rows["float32, batch 4: replica, compiled"]["ratio"] > 0
 
 
 def test_without_a_gpu_its_rows_say_not_measured():

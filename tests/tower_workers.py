@@ -48,6 +48,17 @@ def break_exchange(wrong: str, rank: Rank) -> None:
             return right(ctx, gradient * factor)
 
         towers._ReadBoth.backward = staticmethod(backward)
+    if wrong == "conv3 gradient doubled":
+        right_convolution = towers._ConvolveBoth.backward
+
+        def backward_of_convolution(ctx, gradient):
+            of_x, *others = right_convolution(ctx, gradient)
+            return 2.0 * of_x, *others
+
+        towers._ConvolveBoth.backward = staticmethod(backward_of_convolution)
+    if wrong == "conv3 halves swapped" and rank.index == 1:
+        right_halves = towers._halves
+        towers._halves = lambda weight, tower: right_halves(weight, 1 - tower)
     if wrong == "another dropout seed" and rank.index == 1:
         right_mask = model_module.dropout_mask
 
