@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.measure import Row, say
+from benchmarks.measure import Row, interleaved, say
 from replica import model as model_module
 from replica.allocator import SWITCH, keep_large_blocks
 from replica.costs import training_memory
 from replica.devices import Devices, Numerics, parameter_dtype, set_numerics
 from replica.feed import Batch
+from replica.info import layer_table
 from replica.launch import Mesh, Rank, StopRequest, run_processes
 from replica.model import AlexNet
 from replica.process import Run, RunState
@@ -34,6 +36,7 @@ from replica.schedule import settings_at
 from replica.train import train_step_
 
 NUM_CLASSES = 1000
+MATRIX_SIDE = 2048
 STOCK = "PyTorch: its LRN, float32, NCHW, stock allocator"
 PEERS = "PyTorch: its LRN, {}, channels last"
 OURS = "replica: {}, channels last"
@@ -95,7 +98,23 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
             if baseline in speeds:
                 ratio = speed / speeds[baseline]
                 rows.append(Row(f"{name} / {baseline}", speed, "images/s", baseline, ratio))
-    return rows + _memory_rows(arguments, memory)
+    return rows + _memory_rows(arguments, memory) + _limit_rows(arguments)
+
+
+def _limit_rows(arguments: argparse.Namespace) -> list[Row]:
+    """What the processor's arithmetic allows: its speed in large matrix products, in this run."""
+    # Backward computes two products a layer, but for the gradient of the images.
+    table = layer_table(RECIPES[arguments.recipe])
+    operations = 2 * (3 * sum(layer.macs for layer in table) - table[0].macs)
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(MATRIX_SIDE, MATRIX_SIDE).to(dtype) for _ in "ab")
+        seconds = interleaved({"product": partial(torch.mm, a, b)}, rounds=15, seconds=20.0)
+        speed = 2 * MATRIX_SIDE**3 / seconds["product"]
+        name = f"limit: {str(dtype).removeprefix('torch.')} matrix products"
+        note = f"allows {speed / operations:.0f} images/s at {operations / 1e9:.2f} GFLOP an image"
+        rows.append(Row(name, speed / 1e9, "GFLOP/s", note=note))
+    return rows
 
 
 def _memory_rows(arguments: argparse.Namespace, memory: dict[str, list[float]]) -> list[Row]:

@@ -105,7 +105,9 @@ def _rows(arguments: argparse.Namespace, prefix: str, precision: str, batch_size
             if arguments.recipe == "paper" and _is_h200(rank.device):
                 share = speed * OPERATIONS_AN_IMAGE / ROOFLINE[precision]
                 note += f"; {share:.1%} of the roofline"
-            rows.append(Row(prefix + name, speed, "images/s", theirs, speed / speeds[theirs], note))
+            rows.append(
+                Row(prefix + name, speed, "images/s", prefix + theirs, speed / speeds[theirs], note)
+            )
     return rows
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 
 from data_prep.shards import Part
 
@@ -68,6 +67,8 @@ class Counts:
 
 def confidence_interval(error: float, num_images: int) -> tuple[float, float]:
     """The 95 % interval of an error rate (Wilson): what a repetition on new images may give."""
+    from scipy.stats import binomtest  # takes half a second to import, in every process
+
     errors = round(error * num_images)
     interval = binomtest(errors, num_images).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)

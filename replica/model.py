@@ -30,8 +30,6 @@ class DropoutKeys:
     rows: torch.Tensor
 
 
-# The words of the draws wrap around at 64 bits, which a compiled graph does not do everywhere.
-@torch.compiler.disable
 def dropout_mask(
     keys: DropoutKeys, *, layer: int, units: slice, keep: float, device: torch.device
 ) -> torch.Tensor:
@@ -69,6 +67,7 @@ class AlexNet(nn.Module):
         self.recipe = recipe
         self.num_classes = num_classes
         self.placement = placement or OneDevice(recipe.towers)
+        self.dropout_mask = dropout_mask
         channels = 3
         side = recipe.crop_size
         for conv in recipe.convs:
@@ -164,7 +163,7 @@ class AlexNet(nn.Module):
         if dropout is None:
             return x * keep
         own = self.placement.own(layer.num_units)
-        return x * dropout_mask(dropout, layer=number, units=own, keep=keep, device=x.device)
+        return x * self.dropout_mask(dropout, layer=number, units=own, keep=keep, device=x.device)
 
 
 class _Parameters(nn.Module):

@@ -136,9 +136,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     run(
         "--keep",
         type=int,
-        default=NUM_KEPT,
         metavar="K",
-        help="newest checkpoints to keep, besides the best (default: %(default)s)",
+        help=f"newest checkpoints to keep, besides the best (default: {NUM_KEPT})",
     )
     run("--out", type=Path, metavar="DIR", help="run directory (default: runs/<time>)")
     run("--resume", action="store_true", help="continue the run in --out, or the newest one")
@@ -262,7 +261,7 @@ def prepare_run(arguments: argparse.Namespace) -> Run:
         checkpoint_steps=arguments.checkpoint_steps,
         resume_from=None,
         command=runlog.command_line(),
-        keep=arguments.keep,
+        keep=arguments.keep or NUM_KEPT,
         loader_threads=arguments.loader_threads,
         init=_beginning_of(arguments, recipe, num_classes, data),
         tensorboard=_wants_tensorboard(arguments),
@@ -385,6 +384,8 @@ def _prepare_resumed_run(arguments: argparse.Namespace, told: Torchrun | None) -
         print(f"resuming {path} at step {began['step']}, epoch {began['epoch']}")
     else:
         print(f"resuming {run_dir} from the beginning: it has no checkpoint yet")
+    if told is None:
+        _take_over_devices(arguments, record["devices"])
     initialised = record["initialised_from"]
     run = Run(
         recipe=recipe,
@@ -395,11 +396,11 @@ def _prepare_resumed_run(arguments: argparse.Namespace, told: Torchrun | None) -
         numerics=_numerics_of(arguments, record["numerics"]),
         seed=began["seed"],
         steps=arguments.steps,
-        checkpoint_steps=arguments.checkpoint_steps,
+        checkpoint_steps=arguments.checkpoint_steps or record["checkpoint_steps"],
         resume_from=path,
         command=runlog.command_line(),
         is_resumed=True,
-        keep=arguments.keep,
+        keep=arguments.keep or record["keep"],
         loader_threads=arguments.loader_threads,
         init=initialised
         and Beginning(
@@ -413,6 +414,17 @@ def _prepare_resumed_run(arguments: argparse.Namespace, told: Torchrun | None) -
         raise UserError(f"{run.init.path}: is not the file that the run in {run_dir} began with")
     check_numerics(run.numerics, run.devices)
     return run
+
+
+def _take_over_devices(arguments: argparse.Namespace, recorded: dict[str, Any]) -> None:
+    """Places a resumed run as it was, where nothing else is asked for: only so is it bit-equal."""
+    if arguments.device == "auto" and recorded["kind"] == "cpu":
+        arguments.device = "cpu"
+    if arguments.gpus is None:
+        arguments.gpus = recorded["num_processes"]
+        if arguments.split is None and arguments.gpus > 1:
+            arguments.split = recorded["split"]
+        print(f"devices: as many as the run began with, {arguments.gpus} (no --gpus given)")
 
 
 def say_operators(say: Callable[[str], None] = print) -> None:
@@ -469,8 +481,5 @@ def _devices_of(arguments: argparse.Namespace, recipe: Recipe, told: Torchrun | 
 
 
 def how_to_continue(run: Run) -> str:
-    """The command that continues a run, with what must be said again."""
-    words = ["python", "-m", "replica.train", "--resume", "--out", str(run.run_dir)]
-    if run.devices.num_processes > 1:
-        words += ["--gpus", str(run.devices.num_processes)]
-    return shlex.join(words)
+    """The command that continues a run."""
+    return shlex.join(["python", "-m", "replica.train", "--resume", "--out", str(run.run_dir)])

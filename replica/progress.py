@@ -68,8 +68,5 @@ class StepProgress:
 
 def duration(seconds: float) -> str:
     """Days, hours, minutes and seconds as `2d 03:04:05`, leading zeros left out."""
-    return (
-        tqdm.format_interval(seconds % 86400)
-        if seconds < 86400
-        else (f"{int(seconds // 86400)}d {tqdm.format_interval(seconds % 86400)}")
-    )
+    days, rest = divmod(int(seconds), 86400)
+    return (f"{days}d " if days else "") + tqdm.format_interval(rest)

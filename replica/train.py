@@ -205,10 +205,7 @@ def run_rank(rank: Rank, run: Run, stop: StopRequest) -> None:
             log.board.close()
         print(f"saved {path}")
         if stopped:
-            print(
-                f"stopped at step {state.step}; continue with `{how_to_continue(run)}` and the "
-                "options of this run"
-            )
+            print(f"stopped at step {state.step}; continue with `{how_to_continue(run)}`")
 
 
 def _open_log(state: RunState, record: dict[str, object]) -> Log:
@@ -240,11 +237,12 @@ def _train(state: RunState, log: Log | None, stop: StopRequest) -> bool:
     )
     began = time.perf_counter()
     for batch in batches:
+        feeding = time.perf_counter() - began
         # An epoch may have ended whose validation error is not known yet.
-        is_due = len(state.val_errors) < state.epochs_done
-        if is_due and _validate_and_record(state, log, stop):
-            return True
-        fed = time.perf_counter()
+        if len(state.val_errors) < state.epochs_done:
+            if _validate_and_record(state, log, stop):
+                return True
+            began = time.perf_counter() - feeding  # the step's own time
         beat(f"step {state.step + 1}")
         epoch, settings = state.epoch, state.settings(state.step + 1)
         counts = train_step_(state, batch, settings=settings)
@@ -259,7 +257,7 @@ def _train(state: RunState, log: Log | None, stop: StopRequest) -> bool:
             measured = measures(counts, rate=settings.learning_rate, seconds=now - began)
             log.metrics.write("step", step=state.step, epoch=epoch, **measured)
             log.progress.step(
-                epoch, measured, images=counts.num_images, seconds=now - began, feeding=fed - began
+                epoch, measured, images=counts.num_images, seconds=now - began, feeding=feeding
             )
             if log.board is not None:
                 log.board.scalars("train", state.step, measured)

@@ -66,7 +66,7 @@ def processes_of(out, parent):
 @linux
 @pytest.mark.parametrize(
     ("gpus", "seed"),
-    [("2", 1), *(pytest.param(g, s, marks=pytest.mark.slow) for g in "12" for s in (2, 3, 4))],
+    [("2", 1), *(pytest.param(g, 2, marks=pytest.mark.slow) for g in "12")],
 )
 def test_a_kill_of_any_process_at_any_moment_changes_nothing(
     gpus, seed, uninterrupted, shards_dir, tmp_path

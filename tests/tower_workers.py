@@ -66,7 +66,7 @@ def break_exchange(wrong: str, rank: Rank) -> None:
             other = model_module.DropoutKeys(keys.seed + 1, keys.step, keys.rows)
             return right_mask(other, **options)
 
-        model_module.dropout_mask = mask
+        model_module.dropout_mask = mask  # a network takes it when it is made
 
 
 def count_traffic(rank: Rank, argument: tuple[Run, str], stop) -> None:
