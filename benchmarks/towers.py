@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.measure import Row, say
 from benchmarks.training import our_step
@@ -32,6 +32,9 @@ SPANS = {
     "conv3, own half, backward": ("#63b35d", "backward: computes the own half"),
     "conv3, waiting for the gradient": ("#e0b13b", "backward: waits for the gradient"),
 }
+
+
+STEP = "step"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,8 +87,10 @@ def _rank(rank: Rank, options: tuple[Any, ...], stop: StopRequest) -> None:
     step()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(steps):
-            step()
-    spans: dict[str, list[list[float]]] = {name: [] for name in SPANS}
+            dist.barrier()  # both begin together, so that one clock serves for both
+            with record_function(STEP):
+                step()
+    spans: dict[str, list[list[float]]] = {name: [] for name in (*SPANS, STEP)}
     for event in profiler.events():
         if event.name in spans:
             spans[event.name].append([event.time_range.start / 1e6, event.time_range.end / 1e6])
@@ -105,7 +110,10 @@ def _rank(rank: Rank, options: tuple[Any, ...], stop: StopRequest) -> None:
 
 
 def draw(ranks: list[dict[str, Any]], picture: Path) -> None:
-    """The last step's spans: a row a process, forward and backward side by side."""
+    """The last step's spans: a row a process, forward and backward side by side.
+
+    A process whose peer is late waits for it, exchange or not.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -117,8 +125,7 @@ def draw(ranks: list[dict[str, Any]], picture: Path) -> None:
         panels, ("conv3, forward", "conv3, backward"), (names[:2], names[2:]), strict=True
     ):
         for number, rank in enumerate(ranks):
-            # Each process counts from its own beginning of the computation.
-            start = rank["spans"][shown[0]][-1][0]
+            start = rank["spans"][STEP][-1][0]
             for name in shown:
                 begin, end = rank["spans"][name][-1]
                 color, label = SPANS[name]
@@ -130,14 +137,21 @@ def draw(ranks: list[dict[str, Any]], picture: Path) -> None:
                     label=label if number == 0 else None,
                 )
             alone = 1e3 * statistics.median(rank["alone"])
+            began = 1e3 * (rank["spans"][shown[0]][-1][0] - start)
             axes.barh(
                 number - 0.42,
                 alone,
+                left=began,
                 height=0.08,
                 color="black",
                 label="the exchange alone" if number == 0 else None,
             )
-        axes.set(yticks=[0, 1], yticklabels=["tower 0", "tower 1"], xlabel="ms", title=title)
-        axes.legend(fontsize=7)
+        axes.set(
+            yticks=[0, 1],
+            yticklabels=["tower 0", "tower 1"],
+            xlabel="ms since the step began",
+            title=title,
+        )
+        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=3)
     figure.savefig(picture, dpi=110)
     pyplot.close(figure)

@@ -72,7 +72,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
 def _rows(arguments: argparse.Namespace, prefix: str, precision: str, batch_size: int) -> list[Row]:
     rank = Rank(0, Devices(arguments.device, 1, 1))
     recipe = dataclasses.replace(RECIPES[arguments.recipe], batch_size=batch_size)
-    numerics = Numerics(precision=precision)
+    numerics = Numerics(precision=precision, deterministic=False)
     set_numerics(numerics)
     steps: dict[str, Callable[[], Any]] = {
         "torchvision's AlexNet": _torchvisions_step(numerics, batch_size, rank.device)

@@ -165,7 +165,8 @@ def run(arguments: argparse.Namespace) -> None:
         towers=towers,
     )
     check_precision(arguments.precision, kind=devices.kind)
-    set_numerics(Numerics(precision=arguments.precision))
+    is_deterministic = devices.kind == "cpu"
+    set_numerics(Numerics(precision=arguments.precision, deterministic=is_deterministic))
     say_operators(say)
     say(f"memory: {allocator.reason}")
     counts = test_checkpoint(

@@ -387,7 +387,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         if told is not None and told.num_processes > 1:
             return _run_under_torchrun(run, told, arguments.timeout, arguments.replay)
-        with runlog.locked_run(run.run_dir, resume=run.is_resumed):
+        with runlog.locked_run(run.run_dir, resume=run.is_resumed or _is_restarted(told)):
             _prepare_log_of_changes(run, arguments.replay)
             return run_processes(run_rank, run, run.devices, timeout=arguments.timeout)
     except UserError as error:
@@ -413,13 +413,18 @@ def _run_under_torchrun(run: Run, told: Torchrun, timeout: float, replay: Path |
     rank = Rank(told.rank, run.devices, told.local_rank)
     if told.rank != 0:
         return run_as_told(run_rank, run, rank, timeout=timeout)
-    with runlog.locked_run(run.run_dir, resume=run.is_resumed or told.restarts > 0):
+    with runlog.locked_run(run.run_dir, resume=run.is_resumed or _is_restarted(told)):
         _prepare_log_of_changes(run, replay)
         return run_as_told(run_rank, run, rank, timeout=timeout)
 
 
+def _is_restarted(told: Torchrun | None) -> bool:
+    """Whether torchrun started this run before, perhaps not for long enough to leave a record."""
+    return told is not None and told.restarts > 0
+
+
 def _prepare_log_of_changes(run: Run, replay: Path | None) -> None:
-    if replay is not None:
+    if replay is not None and not run.is_resumed:
         control.copy_log(replay, run.run_dir, run.recipe)
 
 

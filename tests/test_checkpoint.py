@@ -236,6 +236,12 @@ def test_a_record_of_another_version_is_refused():
         ("num_classes=1", "num_classes: expected at least 2"),
         ("drop_rule=sometimes", "drop_rule: expected plateau or epochs"),
         ("crop_size=300", "crop_size: expected 1 to 256 pixels, got 300"),
+        ("changes=conv1=0", r"expected changes such as 67:conv1=0.00001,67:color_noise=0"),
+        ("changes=5:conv9=0", "changes: conv9: expected learning_rate, bias_learning_rate"),
+        ("changes=5:conv1=-1", "changes: conv1: expected a number >= 0, got -1"),
+        ("changes=0:conv1=0", "changes: expected epochs from 1, got 0:conv1=0"),
+        ("bias_learning_rate=-1", "bias_learning_rate: expected a number >= 0"),
+        ("bias_learning_rate=fast", "expected a number or none for bias_learning_rate"),
     ],
 )
 def test_a_wrong_change_of_a_recipe_is_refused(change, message):
@@ -246,8 +252,13 @@ def test_a_wrong_change_of_a_recipe_is_refused(change, message):
 def test_changes_take_the_type_of_their_field():
     changed = with_changes(
         MINI,
-        ["num_classes=12", "drop_epochs=3,5", "random_flips=false", "lrn_k=1", "drop_rule=plateau"],
+        [
+            *("num_classes=12", "drop_epochs=3,5", "random_flips=false", "lrn_k=1"),
+            *("drop_rule=plateau", "changes=67:conv1=0.00001, 67:color_noise=0"),
+        ],
     )
+    assert [str(change) for change in changed.changes] == ["67:conv1=1e-05", "67:color_noise=0"]
+    assert from_record(to_record(changed)) == changed
     assert (changed.num_classes, changed.drop_epochs, changed.random_flips) == (12, (3, 5), False)
     assert changed.lrn_k == 1.0
     assert with_changes(changed, ["num_classes=none"]).num_classes is None
