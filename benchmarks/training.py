@@ -41,6 +41,7 @@ STOCK = "PyTorch: its LRN, float32, NCHW, stock allocator"
 PEERS = "PyTorch: its LRN, {}, channels last"
 OURS = "replica: {}, channels last"
 WITHOUT = "replica without LRN: {}, channels last"
+STOCK_MEMORY = "replica: {}, channels last, stock allocator"
 TOWERS = "replica: {}, channels last, two processes of a tower and a thread each"
 # What a candidate is: whose step, and its options.
 CANDIDATES: dict[str, dict[str, Any]] = {
@@ -52,6 +53,7 @@ for _precision in ("float32", "bf16"):
     CANDIDATES[PEERS.format(_precision)] = {"side": "PyTorch", "precision": _precision}
     CANDIDATES[WITHOUT.format(_precision)] = {"precision": _precision, "lrn": False}
     CANDIDATES[OURS.format(_precision)] = {"precision": _precision}
+    CANDIDATES[STOCK_MEMORY.format(_precision)] = {"precision": _precision, "malloc": "stock"}
     CANDIDATES[TOWERS.format(_precision)] = {"precision": _precision, "processes": 2}
 BASELINES = {
     OURS.format("float32"): [PEERS.format("float32"), WITHOUT.format("float32")],
@@ -98,11 +100,11 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
             if baseline in speeds:
                 ratio = speed / speeds[baseline]
                 rows.append(Row(f"{name} / {baseline}", speed, "images/s", baseline, ratio))
-    return rows + _memory_rows(arguments, memory) + _limit_rows(arguments)
+    return rows + _memory_rows(arguments, memory) + _product_rows(arguments)
 
 
-def _limit_rows(arguments: argparse.Namespace) -> list[Row]:
-    """What the processor's arithmetic allows: its speed in large matrix products, in this run."""
+def _product_rows(arguments: argparse.Namespace) -> list[Row]:
+    """For comparison, the processor's speed in PyTorch's large matrix products."""
     # Backward computes two products a layer, but for the gradient of the images.
     table = layer_table(RECIPES[arguments.recipe])
     operations = 2 * (3 * sum(layer.macs for layer in table) - table[0].macs)
@@ -111,8 +113,8 @@ def _limit_rows(arguments: argparse.Namespace) -> list[Row]:
         a, b = (torch.randn(MATRIX_SIDE, MATRIX_SIDE).to(dtype) for _ in "ab")
         seconds = interleaved({"product": partial(torch.mm, a, b)}, rounds=15, seconds=20.0)
         speed = 2 * MATRIX_SIDE**3 / seconds["product"]
-        name = f"limit: {str(dtype).removeprefix('torch.')} matrix products"
-        note = f"allows {speed / operations:.0f} images/s at {operations / 1e9:.2f} GFLOP an image"
+        name = f"matrix products: {str(dtype).removeprefix('torch.')}"
+        note = f"{speed / operations:.0f} images/s at {operations / 1e9:.2f} GFLOP an image"
         rows.append(Row(name, speed / 1e9, "GFLOP/s", note=note))
     return rows
 
