@@ -388,6 +388,7 @@ def run_as_told(worker: Worker, argument: Any, rank: Rank, *, timeout: float) ->
     threading.Thread(target=_end_with_starter, args=(os.getppid(),), daemon=True).start()
     stop = threading.Event()
     received: list[int] = []
+    opened: list[str] = []
 
     def open_store() -> dist.Store:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -401,8 +402,6 @@ def run_as_told(worker: Worker, argument: Any, rank: Rank, *, timeout: float) ->
         opened.append(host)
         store = dist.TCPStore(host, port, is_master=is_master, wait_for_workers=False)
         return dist.PrefixStore(f"replica {attempt}", store)
-
-    opened: list[str] = []
 
     def fail(is_user_error: bool, message: str) -> None:
         # Every process meets a user's mistake; one line is enough.

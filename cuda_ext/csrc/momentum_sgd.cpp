@@ -39,11 +39,9 @@ void run(
   auto* v = static_cast<T*>(velocity.mutable_data_ptr());
   const auto* g = static_cast<const T*>(gradient.const_data_ptr());
   constexpr int64_t kValuesPerThread = 16384;  // less is not worth a thread
-  torch::stable::parallel_for(
-      0, weight.numel(), kValuesPerThread, [&](int64_t begin, int64_t end) {
-        update(
-            w + begin, v + begin, g + begin, end - begin, learning_rate, momentum, weight_decay);
-      });
+  torch::stable::parallel_for(0, weight.numel(), kValuesPerThread, [&](int64_t begin, int64_t end) {
+    update(w + begin, v + begin, g + begin, end - begin, learning_rate, momentum, weight_decay);
+  });
 }
 
 void check_alike(const Tensor& weight, const Tensor& other, const char* name) {
@@ -79,6 +77,4 @@ void momentum_sgd(
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(replica, CPU, m) {
-  m.impl("momentum_sgd_", TORCH_BOX(&momentum_sgd));
-}
+STABLE_TORCH_LIBRARY_IMPL(replica, CPU, m) { m.impl("momentum_sgd_", TORCH_BOX(&momentum_sgd)); }
