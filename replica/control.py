@@ -17,6 +17,7 @@ from typing import Any
 
 from data_prep.shards import UserError, write_whole
 from replica import runlog
+from replica.command_line import OneLineParser
 from replica.recipes import Recipe, from_record
 from replica.recipes.recipe import target_problem
 from replica.schedule import HandChange
@@ -173,7 +174,7 @@ def copy_log(source: Path, run_dir: Path, recipe: Recipe) -> int:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m replica.control",
         description="Changes a live run: the request acts on its next step, on all processes, and "
         "is logged in control.jsonl with the step and the reason.",

@@ -5,7 +5,6 @@ trains the two towers in two processes, tests with ten crops. Then it compares t
 chance and with the range that this demo is expected to reach.
 """
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from replica.command_line import OneLineParser
 from replica.figures import draw_run
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
@@ -76,7 +76,7 @@ def run_demo(out: Path, train_arguments: list[str]) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the demo and returns its exit status: 1 where the error rate is outside the range."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m replica.demo",
         description="Draws, builds, trains on two CPU processes, tests with ten crops, and judges.",
         epilog="Further options go to replica.train, such as --seed 1 or --lr 0.",

@@ -13,6 +13,7 @@ from PIL import Image
 from data_prep.shards import UserError
 from replica import runlog
 from replica.checkpoint import last_whole_checkpoint
+from replica.command_line import OneLineParser
 
 KERNELS_PER_ROW = 16  # Figure 3 shows 96 kernels in six rows
 PIXELS_PER_WEIGHT = 4
@@ -166,7 +167,7 @@ def draw_curves(run_dirs: list[Path], picture: Path) -> None:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m replica.figures",
         description="Draws a run's loss curve and the kernels of conv1; `curves RUN [RUN...]` "
         "draws several runs into one picture.",

@@ -1,6 +1,5 @@
 """The layer table of a recipe beside the paper's figures: `python -m replica.info --help`."""
 
-import argparse
 import json
 import math
 import sys
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 
 from data_prep.shards import UserError
 from replica import paper
+from replica.command_line import OneLineParser
 from replica.model import output_side, whole_shapes
 from replica.recipes import Recipe, find_recipe, with_changes
 
@@ -189,7 +189,7 @@ def as_json(recipe: Recipe, layers: list[Layer]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m replica.info",
         description="The layers of a recipe's network: shapes, parameters, neurons, multiply-adds.",
     )

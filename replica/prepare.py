@@ -23,6 +23,7 @@ from replica.checkpoint import (
     last_whole_checkpoint,
     load_checkpoint,
 )
+from replica.command_line import OneLineParser
 from replica.devices import (
     COMPILE_MODES,
     MEMORY_FORMATS,
@@ -46,7 +47,7 @@ DEFAULT_TIMEOUT_SECONDS = 600.0
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m replica.train",
         description="Trains a network on shards; writes a run directory. Ctrl-C and SIGTERM save "
         "a checkpoint after the step and end with status 130 and 143.",

@@ -17,6 +17,7 @@ from replica import paper, runlog
 from replica.allocator import keep_large_blocks
 from replica.augment import center_crop, ten_crops
 from replica.checkpoint import check_fits_classes, last_whole_checkpoint, load_checkpoint
+from replica.command_line import OneLineParser
 from replica.devices import (
     PRECISIONS,
     Numerics,
@@ -36,7 +37,7 @@ tqdm.set_lock(threading.RLock())
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m replica.test",
         description="Top-1 and top-5 error of a checkpoint on the held-out part of its data.",
     )

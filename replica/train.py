@@ -375,7 +375,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     told = torchrun()
     try:
-        with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        with Path(os.devnull).open("w") as nowhere:
             # Of many processes with the same arguments one says what it found.
             is_silent = told is not None and told.rank != 0
             with redirect_stdout(nowhere if is_silent else sys.stdout):

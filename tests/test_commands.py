@@ -1,5 +1,6 @@
 """The commands as a user types them: train, resume, test, and what they say to wrong input."""
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -271,6 +272,29 @@ def test_unknown_recipes_and_fields_are_refused(shards_dir, tmp_path):
     assert_user_error(run(*base, "--lr", "fast"), "expected a number for learning_rate, got 'fast'")
     assert_user_error(run(*base, "--classes", "5"), "num_classes 5", "has 10 classes")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["train", "--timeout", "1"], "--timeout: expected at least 5 seconds, got 1"),
+        (["train", "--steps", "0"], "--steps: expected at least 1, got 0"),
+        (["train", "--new-head"], "--new-head and --new-layers: expected --init beside them"),
+        (["train", "--resume", "--dry-run"], "expected a new run, got --resume"),
+        (["train", "--split", "3"], "argument --split: invalid choice: 3"),
+        (["control"], "the following arguments are required: RUN"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_in_one_line(options, message, capsys):
+    command, *rest = options
+    module = importlib.import_module(f"replica.{command}")
+    with pytest.raises(SystemExit) as ended:
+        module.main(rest)
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"replica.{command}: ")
+    assert message in lines[0]
 
 
 def test_an_output_directory_in_use_is_refused(two_towers, shards_dir, tmp_path):
