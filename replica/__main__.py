@@ -7,7 +7,7 @@ COMMANDS = {
     "python -m replica.control": "changes a live run by hand: rates, frozen layers, colour noise",
     "python -m replica.test": "top-1 and top-5 error, ten-crop or central crop",
     "python -m replica.info": "the layer table of a recipe beside the paper's own figures",
-    "python -m replica.figures": "pictures of a run: loss curve and conv1's kernels",
+    "python -m replica.figures": "pictures of runs: loss curves and conv1's kernels",
     "python -m replica.demo": "the whole path on the embedded data set (`make demo`)",
     "python -m cuda_ext": "what is built of the operators, and what is live",
 }

@@ -66,12 +66,6 @@ def num_drops(recipe: Recipe, *, epoch: int, val_errors: list[float]) -> int:
     return drops
 
 
-def learning_rate(recipe: Recipe, *, epoch: int, val_errors: list[float]) -> float:
-    """The recipe's common rate in an epoch, nothing set by hand; see `num_drops`."""
-    drops = num_drops(recipe, epoch=epoch, val_errors=val_errors)
-    return recipe.learning_rate * recipe.drop_factor**drops
-
-
 @dataclass
 class _Rate:
     """A rate that was set when there had been `drops` drops, and has dropped with the others since.

@@ -9,7 +9,7 @@ import cuda_ext
 from cuda_ext import reference
 from replica.optimizer import sgd_step_
 from replica.recipes import PAPER, EpochChange
-from replica.schedule import HandChange, learning_rate, num_drops, settings_at
+from replica.schedule import HandChange, num_drops, settings_at
 
 RATES = [0.1] * 4 + [0.01] * 4  # a drop in the middle
 
@@ -191,6 +191,13 @@ def test_a_rate_of_zero_freezes_weight_and_velocity():
 
 EPOCHS = dataclasses.replace(PAPER, drop_rule="epochs")
 PLATEAU = dataclasses.replace(PAPER, plateau_patience=3, plateau_improvement=0.01)
+
+
+def learning_rate(recipe, *, epoch, val_errors):
+    """The common rate at the first step of an epoch."""
+    step = 10 * epoch - 9
+    state = settings_at(recipe, NAMES, step=step, steps_per_epoch=10, val_errors=val_errors)
+    return state.learning_rate
 
 
 @pytest.mark.parametrize(
