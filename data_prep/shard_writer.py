@@ -7,8 +7,10 @@ import contextlib
 import csv
 import hashlib
 import io
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.color_statistics import ColorStatistics, PixelSums
+from data_prep.direct_io import DirectFile, page_aligned
 from data_prep.shards import (
     FORMAT_NAME,
     FORMAT_VERSION,
@@ -37,9 +40,12 @@ JPEG_SUBSAMPLING = "4:4:4"
 IMAGES_AT_ONCE = 16  # written together: 3 MB at 256 x 256
 
 
+MOMENT_SHAPE = (3, 3)  # of a shard's rgb_second_moment, uint64
 _HDF5_OPTIONS: dict[str, Any] = {
     "libver": ("earliest", "v110"),
-    "alignment_threshold": PAGE_BYTES,
+    # On pages of their own, in the order in which they are made: the images, and all the sums, so
+    # that what comes before the sums can be hashed before they are known.
+    "alignment_threshold": 8 * math.prod(MOMENT_SHAPE),
     "alignment_interval": PAGE_BYTES,
 }
 
@@ -180,6 +186,8 @@ class RawShardWriter:
 
     HDF5 lays the file out, and the pixels go to their places in it. Where pictures turn out to be
     bad, the file has room for too many images, and is laid out once more.
+
+    A thread hashes and writes while the next pictures are decoded.
     """
 
     def __init__(
@@ -189,19 +197,26 @@ class RawShardWriter:
         self._planned, self._planned_labels = pictures, labels
         self._pictures: list[str] = []
         self._labels: list[int] = []
-        # One block for all of the shard, filled and written over and over.
-        self._block = np.empty((IMAGES_AT_ONCE, size, size, 3), np.uint8)
-        self._num_pending = self._written = 0
         self._image_bytes = size * size * 3
+        # One block is filled while the other one is written.
+        self._block, self._other_block = (
+            page_aligned(IMAGES_AT_ONCE * self._image_bytes).reshape(-1, size, size, 3)
+            for _ in range(2)
+        )
+        self._num_pending = self._num_flushed = 0
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+        self._digest = hashlib.sha256()
         with self._errors():
             self._file, self._offsets = self._lay_out(part_of(path), pictures, labels)
+            self._digest.update(self._file.read(self._offsets["images"], 0))
 
     def _errors(self) -> contextlib.AbstractContextManager[None]:
         return disk_errors(self._path, len(self._planned) * self._image_bytes)
 
     def _lay_out(
         self, path: Path, pictures: list[str], labels: list[int]
-    ) -> tuple[int, dict[str, int]]:
+    ) -> tuple[DirectFile, dict[str, int]]:
         """Makes the file with everything but images and sums, and says where those belong."""
         offsets = {}
         sparse = _SparseFile()
@@ -215,21 +230,20 @@ class RawShardWriter:
             for name, shape, dtype in (
                 ("images", (len(pictures), *square), h5py.h5t.NATIVE_UINT8),
                 ("pixel_sum", square, h5py.h5t.STD_U64LE),
-                ("rgb_second_moment", (3, 3), h5py.h5t.STD_U64LE),
+                ("rgb_second_moment", MOMENT_SHAPE, h5py.h5t.STD_U64LE),
             ):
                 space = h5py.h5s.create_simple(shape)
                 dataset = h5py.h5d.create(file.id, name.encode(), dtype, space, layout)
                 offsets[name] = dataset.get_offset()
             _fill_labels(file, labels, pictures, self._classes)
         # A killed build may have left a file; its bytes must not show through.
-        target = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        target = DirectFile(path, sparse.size)
         try:
-            os.ftruncate(target, sparse.size)
             for page, data in sparse.pages.items():
                 end = min(PAGE_BYTES, sparse.size - page * PAGE_BYTES)
-                _write_at(target, memoryview(data)[:end], page * PAGE_BYTES)
+                target.write(memoryview(data)[:end], page * PAGE_BYTES)
         except OSError:
-            os.close(target)
+            target.close()
             raise
         return target, offsets
 
@@ -243,72 +257,80 @@ class RawShardWriter:
             self._flush()
 
     def _flush(self) -> None:
+        """Hands the block over to the thread, once it has written the other one."""
+        self._wait_for_thread()
         if not self._num_pending:
             return
-        with self._errors():
-            _write_at(
-                self._file,
-                self._block[: self._num_pending].data,
-                self._offsets["images"] + self._written * self._image_bytes,
-            )
-        self._written += self._num_pending
+        offset = self._offsets["images"] + self._num_flushed * self._image_bytes
+        block = self._block[: self._num_pending].data
+        self._writing = self._thread.submit(self._hash_and_write, block, offset)
+        self._block, self._other_block = self._other_block, self._block
+        self._num_flushed += self._num_pending
         self._num_pending = 0
+
+    def _hash_and_write(self, block: memoryview, offset: int) -> None:
+        self._digest.update(block)
+        self._file.write(block, offset)
+
+    def _wait_for_thread(self) -> None:
+        if self._writing is not None:
+            with self._errors():
+                self._writing.result()
 
     def abandon(self) -> None:
         """Removes the unfinished file."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        self._thread.shutdown()
+        self._file.close()
         part_of(self._path).unlink(missing_ok=True)
 
     def finish(self, sums: PixelSums) -> dict[str, Any]:
         """Writes the rest, gives the file its name, and returns its manifest entry."""
         self._flush()
+        self._wait_for_thread()
+        self._thread.shutdown()
         temporary = part_of(self._path)
         with self._errors():
-            if len(self._pictures) < len(self._planned):
+            is_whole = len(self._pictures) == len(self._planned)
+            if not is_whole:
                 self._shrink(temporary)
             for name in ("pixel_sum", "rgb_second_moment"):
                 values = np.ascontiguousarray(getattr(sums, name), "<u8")
-                _write_at(self._file, values.data, self._offsets[name])
-            os.fsync(self._file)
+                self._file.write(values.data, self._offsets[name])
+            self._file.sync()
+            num_bytes = temporary.stat().st_size
+            if is_whole:
+                hashed = self._offsets["images"] + len(self._pictures) * self._image_bytes
+                self._digest.update(self._file.read(num_bytes - hashed, hashed))
+                sha256 = self._digest.hexdigest()
+            else:
+                sha256 = sha256_of_file(temporary)
             entry = {
                 "file": self._path.name,
                 "num_images": len(self._pictures),
-                "num_bytes": temporary.stat().st_size,
-                "sha256": sha256_of_file(temporary),
+                "num_bytes": num_bytes,
+                "sha256": sha256,
                 "structure": structure_entry(temporary),
             }
-            if hasattr(os, "posix_fadvise"):
-                # A quarter of a terabyte would push all other files out of memory; and a shard
-                # that goes into pages just freed is written in half the time on a virtual machine.
-                os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(self._file)
-            self._file = -1
+            # A quarter of a terabyte would push all other files out of memory; and a shard that
+            # goes into pages just freed is written in half the time on a virtual machine.
+            self._file.forget()
+            self._file.close()
             temporary.replace(self._path)
         return entry
 
     def _shrink(self, temporary: Path) -> None:
         """Lays the file out for fewer images, and moves them over."""
         larger, larger_offset = self._file, self._offsets["images"]
-        self._file = -1
         temporary.unlink()  # its bytes stay until it is closed
         try:
             self._file, self._offsets = self._lay_out(temporary, self._pictures, self._labels)
             block_bytes = IMAGES_AT_ONCE * self._image_bytes
             total = len(self._pictures) * self._image_bytes
             for first in range(0, total, block_bytes):
-                block = os.pread(larger, min(block_bytes, total - first), larger_offset + first)
-                _write_at(self._file, memoryview(block), self._offsets["images"] + first)
+                block = larger.read(min(block_bytes, total - first), larger_offset + first)
+                self._file.write(memoryview(block), self._offsets["images"] + first)
         finally:
-            os.close(larger)
-
-
-def _write_at(file: int, data: memoryview, offset: int) -> None:
-    data = data.cast("B")
-    while len(data):
-        count = os.pwrite(file, data, offset)
-        data, offset = data[count:], offset + count
+            larger.close()
 
 
 class JpegShardWriter:

@@ -57,6 +57,19 @@ def test_a_wide_picture_of_the_right_height_is_only_cut():
     assert np.array_equal(image, pixels[:, 19 : 19 + 64])
 
 
+@pytest.mark.parametrize("name", pictures.FILTERS)
+def test_rescaling_in_two_steps_gives_the_bytes_of_one(name):
+    generator = np.random.default_rng(4)
+    for width, height in ((150, 99), (99, 150), (64, 130), (130, 64), (20, 31), (97, 97), (3, 70)):
+        picture = Image.fromarray(generator.integers(0, 256, (height, width, 3), np.uint8))
+        scale = 64 / min(width, height)
+        size = (round(width * scale), round(height * scale))
+        whole = np.asarray(picture.resize(size, Image.Resampling[name.upper()]))
+        left, top = ((side - 64 + 1) // 2 for side in size)
+        image = decode_picture(encoded(picture), PictureFormat(64, resampling=name)).image
+        assert np.array_equal(image, whole[top : top + 64, left : left + 64]), (width, height)
+
+
 @pytest.mark.parametrize(("width", "height"), [(512, 256), (128, 256), (300, 300)])
 def test_padding_keeps_the_whole_picture_and_fills_with_black(width, height):
     padded = PictureFormat(256, fit="pad")
