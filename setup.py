@@ -101,7 +101,20 @@ def extensions() -> list[Extension]:
             ],
             language="c++",
             py_limited_api=True,
-        )
+        ),
+        # Uses PyTorch's C++ classes: for this version only, and where they have changed for none.
+        Extension(
+            "cuda_ext._memory",
+            optional=True,
+            sources=[str(CSRC / "large_blocks.cpp")],
+            include_dirs=[str(torch_dir / "include")],
+            library_dirs=[str(torch_dir / "lib")],
+            libraries=["c10"],
+            define_macros=[("REPLICA_TORCH_VERSION", f'"{torch.__version__}"')],
+            extra_compile_args=["-std=c++20", "-O2"],
+            language="c++",
+            py_limited_api=True,
+        ),
     ]
     problem = toolchain.cuda_problem(torch.version.cuda)
     if problem:

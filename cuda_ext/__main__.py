@@ -9,7 +9,12 @@ import sys
 import torch
 
 from cuda_ext import toolchain
-from cuda_ext.library import compiled_cuda_state, compiled_state, implementations
+from cuda_ext.library import (
+    compiled_cuda_state,
+    compiled_state,
+    implementations,
+    memory_state,
+)
 
 
 def main() -> None:
@@ -18,7 +23,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     try:
-        libraries = {"cpu": compiled_state(), "cuda": compiled_cuda_state()}
+        libraries = {
+            "cpu": compiled_state(),
+            "cuda": compiled_cuda_state(),
+            "memory": memory_state(),
+        }
     except ValueError as error:
         print(f"cuda_ext: {error}", file=sys.stderr)
         sys.exit(2)

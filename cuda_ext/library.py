@@ -1,4 +1,4 @@
-"""Loads the compiled operators, and says which implementation is live."""
+"""Loads the compiled libraries, and says which implementation of an operator is live."""
 
 import ctypes
 import os
@@ -13,6 +13,7 @@ from cuda_ext import toolchain
 
 CPU_LIBRARY = "_cpu.abi3.so"
 CUDA_LIBRARY = "_cuda.abi3.so"
+MEMORY_LIBRARY = "_memory.abi3.so"
 REBUILD = "run `make clean setup`"
 INSTRUCTION_SETS = ("any processor", "AVX2", "AVX-512", "AVX-512 with bfloat16")
 
@@ -63,6 +64,42 @@ def compiled_cuda_state() -> CompiledState:
     if torch.version.cuda is None and not SWITCH_PROBLEM:
         return CompiledState(False, "this PyTorch has no CUDA")
     return _load(CUDA_LIBRARY)
+
+
+@cache
+def memory_state() -> CompiledState:
+    """Loads the library that keeps large blocks once, and says what came of it.
+
+    It serves the PyTorch that it was built with, and no other.
+
+    Raises:
+        ValueError: REPLICA_EXT has an unknown value.
+    """
+    state = _load(MEMORY_LIBRARY)
+    if state.is_live and state.built_for != f"with PyTorch {torch.__version__}":
+        reason = f"{MEMORY_LIBRARY} was built {state.built_for}, this is {torch.__version__}"
+        return CompiledState(False, f"{reason}: {REBUILD}")
+    return state
+
+
+def keep_large_blocks() -> CompiledState:
+    """Takes the memory of large CPU tensors from a region that this process keeps.
+
+    For the rest of the process; a second call changes nothing.
+
+    Returns:
+        Whether it does now, or why not.
+
+    Raises:
+        ValueError: REPLICA_EXT has an unknown value.
+    """
+    state = memory_state()
+    if not state.is_live:
+        return state
+    keep = ctypes.CDLL(state.reason).replica_keep_large_blocks
+    keep.restype = ctypes.c_char_p
+    problem = keep()
+    return CompiledState(False, problem.decode()) if problem else state
 
 
 def _load(name: str) -> CompiledState:

@@ -83,7 +83,12 @@ def draw_color_shifts(
 
 
 def cut(
-    images: list[np.ndarray], crops: Crops, *, mean_image: np.ndarray, crop_size: int
+    images: list[np.ndarray],
+    crops: Crops,
+    *,
+    mean_image: np.ndarray,
+    crop_size: int,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Cuts, subtracts the mean image at each pixel's own place (paper 2), and reflects.
 
@@ -94,17 +99,19 @@ def cut(
         crops: one place an image.
         mean_image: float32 (H, W, C).
         crop_size: in pixels.
+        out: where to write the result; new memory by default.
 
     Returns:
         float32 (N, crop_size, crop_size, C).
     """
-    result = np.empty((len(images), crop_size, crop_size, 3), np.float32)
+    if out is None:
+        out = np.empty((len(images), crop_size, crop_size, 3), np.float32)
     for i, image in enumerate(images):
         rows = slice(crops.tops[i], crops.tops[i] + crop_size)
         columns = slice(crops.lefts[i], crops.lefts[i] + crop_size)
-        out = result[i, :, ::-1] if crops.flips[i] else result[i]
-        np.subtract(image[rows, columns], mean_image[rows, columns], out=out)
-    return result
+        crop = out[i, :, ::-1] if crops.flips[i] else out[i]
+        np.subtract(image[rows, columns], mean_image[rows, columns], out=crop)
+    return out
 
 
 def add_color_shifts_(crops_NHWC: np.ndarray, shifts: np.ndarray) -> None:

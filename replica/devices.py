@@ -164,7 +164,11 @@ def set_numerics(numerics: Numerics) -> dict[str, str | bool]:
     torch.backends.cudnn.deterministic = True
     # Read by cuBLAS when it is first used; without it deterministic sums are refused.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(numerics.deterministic)
+    if numerics.compile == "off":
+        # The same switch as below, which would import the compiler to tell it, too.
+        torch.set_deterministic_debug_mode("error" if numerics.deterministic else "default")
+    else:
+        torch.use_deterministic_algorithms(numerics.deterministic)
     # Else each new tensor is filled with NaN first; nothing here reads what it has not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return {**asdict(numerics), "allow_tf32": allow_tf32, "cudnn_deterministic": True}

@@ -103,8 +103,14 @@ class TrainFeed:
         )
         if not recipe.random_flips:
             crops.flips[:] = False
+        # PyTorch's memory, which is kept from batch to batch.
+        images_NHWC = torch.empty(len(images), recipe.crop_size, recipe.crop_size, 3)
         crops_NHWC = cut(
-            images, crops, mean_image=statistics.mean_image, crop_size=recipe.crop_size
+            images,
+            crops,
+            mean_image=statistics.mean_image,
+            crop_size=recipe.crop_size,
+            out=images_NHWC.numpy(),
         )
         if color_noise:
             shifts = draw_color_shifts(
@@ -118,7 +124,7 @@ class TrainFeed:
             add_color_shifts_(crops_NHWC, shifts)
         return Batch(
             step,
-            torch.from_numpy(crops_NHWC).permute(0, 3, 1, 2),
+            images_NHWC.permute(0, 3, 1, 2),
             torch.from_numpy(self.data.train.labels[indices].astype(np.int64)),
             torch.from_numpy(rows),
             len(whole),

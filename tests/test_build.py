@@ -162,6 +162,24 @@ def test_a_binary_that_is_not_ours_is_reported_and_the_reference_serves(package,
     assert state["live"]["local_response_norm"].startswith("plain PyTorch (_cpu.abi3.so")
 
 
+def test_a_memory_library_of_another_pytorch_is_reported_and_not_used(package):
+    built = PROJECT_DIR / "cuda_ext" / "_memory.abi3.so"
+    if not built.exists():
+        pytest.skip("no compiled libraries here")
+    version = torch.__version__.encode()
+    other = b"1" + version[1:]
+    binary = package / "cuda_ext" / built.name
+    binary.write_bytes(
+        built.read_bytes().replace(b"with PyTorch " + version, b"with PyTorch " + other)
+    )
+    state = report(package)["libraries"]["memory"]
+    assert not state["is_live"]
+    assert state["reason"] == (
+        f"_memory.abi3.so was built with PyTorch {other.decode()}, this is {torch.__version__}: "
+        "run `make clean setup`"
+    )
+
+
 def test_the_report_says_for_what_the_library_was_built():
     libraries = json.loads(run("-m", "cuda_ext", "--json").stdout)["libraries"]
     if libraries["cpu"]["is_live"]:
