@@ -9,12 +9,13 @@ from pathlib import Path
 
 from benchmarks.measure import machine, say, text_of
 from data_prep.shards import UserError
+from replica.command_line import OneLineParser
 
 # Name of the module, and what it says in one line.
 BENCHMARKS = {
     "local_response_norm": "the operator on the CPU against a copy, PyTorch and other libraries",
     "local_response_norm_gpu": "the operator on a GPU against a copy of the bytes it must move",
-    "allocator": "large tensors and a training step with the C library's memory kept, and stock",
+    "allocator": "large tensors and a training step with their memory kept, and stock",
     "training": "whole training steps against PyTorch's own, and against no normalisation",
     "training_gpu": "whole training steps on a GPU, against torchvision's AlexNet and the roofline",
     "towers": "what overlaps the exchange before conv3, as a timeline",
@@ -27,7 +28,7 @@ BENCHMARKS = {
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The options of the benchmark that is named first; without a name they have none."""
     names = "\n".join(f"  {name:<25}{about}" for name, about in BENCHMARKS.items())
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m benchmarks",
         description="Lists the benchmarks, or runs one and prints its rows.",
         epilog=f"benchmarks:\n{names}\n\npython -m benchmarks NAME --help shows one's options",

@@ -1,4 +1,4 @@
-"""What keeping the C library's memory changes: `clone` of a large tensor, and a training step.
+"""What keeping the memory of large tensors changes: `clone` of a large tensor, and a training step.
 
 Each side runs in a process of its own, several times in turn; the step is forward, backward and
 update of the whole `paper` network on random pictures.

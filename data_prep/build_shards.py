@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import fcntl
 import hashlib
+import os
 import re
 import shutil
 import sys
@@ -395,10 +396,15 @@ def build(
     Raises:
         UserError: the disk refuses, the input changed, or with `strict` a picture cannot be read.
     """
-    missing = [task for task in tasks if not _is_kept(task, manifest)]
+    sizes = _sizes(output)
+    missing = [task for task in tasks if not _is_listed(task, manifest, sizes)]
+    if not missing:
+        # To be mended, or only to be joined: now each shard is looked into.
+        missing = [task for task in tasks if not _is_whole(task, manifest)]
     kept = sum(len(task.pictures) for task in tasks) - sum(len(task.pictures) for task in missing)
     for task in tasks:
-        part_of(task.path).unlink(missing_ok=True)
+        if part_of(task.path).name in sizes:
+            part_of(task.path).unlink(missing_ok=True)
     if kept and missing:
         print(f"continuing: {kept} pictures are built already")
     if not missing:
@@ -416,10 +422,28 @@ def build(
             write_manifest(output, manifest, manifest_name)
 
 
-def _is_kept(task: ShardTask, manifest: dict[str, Any]) -> bool:
+def _sizes(directory: Path) -> dict[str, int]:
+    """The bytes of each file of a directory, by its name."""
+    sizes = {}
+    with os.scandir(directory) as listing:
+        for file in listing:
+            # Another machine of a job array may rename its own meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                sizes[file.name] = file.stat().st_size
+    return sizes
+
+
+def _is_listed(task: ShardTask, manifest: dict[str, Any], sizes: dict[str, int]) -> bool:
+    """Whether the manifest has a shard, and the directory a file of its size."""
     entry = manifest["parts"][task.part]["shards"][task.number]
     if entry is None:
         return False
+    return not entry["num_images"] or sizes.get(task.path.name) == entry["num_bytes"]
+
+
+def _is_whole(task: ShardTask, manifest: dict[str, Any]) -> bool:
+    """Whether a shard that is listed can be the one that the manifest names."""
+    entry = manifest["parts"][task.part]["shards"][task.number]
     return not entry["num_images"] or shard_problem(task.path, entry) is None
 
 

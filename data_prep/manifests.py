@@ -91,12 +91,18 @@ def complete(manifest: dict[str, Any], output: Path) -> None:
     """Writes the statistics and the labels of the finished shards, then the whole manifest.
 
     Raises:
-        UserError: no picture of a part could be read.
+        UserError: no picture of a part could be read, or a shard was damaged meanwhile.
     """
     for part in PARTS:
-        listed = manifest["parts"][part]["shards"]
-        if listed and not shard_entries(manifest, part):
+        listed, entries = manifest["parts"][part]["shards"], shard_entries(manifest, part)
+        if listed and not entries:
             raise UserError(f"{output}: none of the {part} pictures could be read")
+        for entry in entries:
+            problem = shard_problem(output / entry["file"], entry)
+            if problem:
+                raise UserError(
+                    f"{output}: {problem}: run the same command again; it builds that shard anew"
+                )
     shards = shards_of(output, manifest, "train")
     total = shards[0].sums()
     for shard in shards[1:]:

@@ -30,10 +30,20 @@ SOURCES: dict[str, ModuleType] = {
 
 
 def recognise(tree: Tree, path: Path) -> tuple[str, Tree]:
-    """The first source whose layout is in a tree, or in the one folder at its top."""
+    """The first source whose layout is in a tree, or in the one folder at its top.
+
+    Raises:
+        UserError: there is none, or only a piece of an official set.
+    """
     for candidate in (tree, *only_folder(tree)):
         for name, module in SOURCES.items():
             if module.is_here(candidate):
+                if module is class_tars and path.name.startswith("ILSVRC"):
+                    raise UserError(
+                        f"--input {path}: expected the directory that holds the validation "
+                        "pictures and the devkit, too, got the training pictures alone: give that "
+                        "directory, or --source class-tars to cut each class in half"
+                    )
                 print(f"source: {name} (found at {candidate.title})")
                 return name, candidate
     seen = visible_names(tree, "")

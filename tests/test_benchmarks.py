@@ -27,9 +27,9 @@ def test_without_a_name_they_are_listed():
 
 
 def test_an_unknown_name_is_refused():
-    result = run("-m", "benchmarks", "speed")
-    assert result.returncode == 2
-    assert "invalid choice: 'speed'" in result.stderr
+    assert_user_error(run("-m", "benchmarks", "speed"), "invalid choice: 'speed'")
+    result = run("-m", "benchmarks", "training", "--rounds", "many")
+    assert_user_error(result, "benchmarks training: argument --rounds: invalid int value: 'many'")
 
 
 def test_rows_compare_with_their_baseline():

@@ -15,7 +15,7 @@ import pytest
 from archives import files_below, tar_bytes
 from conftest import PROJECT_DIR, assert_user_error, is_running, run
 
-from data_prep.shards import UserError, open_data_set, read_manifest
+from data_prep.shards import UserError, open_data_set, read_manifest, write_manifest
 from data_prep.sources import toy
 
 BUILD, VERIFY = "data_prep/build_shards.py", "data_prep/verify_shards.py"
@@ -276,6 +276,35 @@ def test_pictures_that_came_or_went_between_two_runs_are_another_data_set(pictur
     folder = source / "ILSVRC/Data/CLS-LOC/train" / toy.WNIDS[0]
     sorted(folder.iterdir())[0].unlink()
     assert_user_error(run(*arguments), "holds another data set (differs in pictures_sha256)")
+
+
+def test_a_shard_damaged_between_two_runs_is_named_and_can_be_built_again(
+    pictures, whole, tmp_path
+):
+    out = tmp_path / "out"
+    shutil.copytree(whole["raw"], out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    damaged, lost = manifest["parts"]["train"]["shards"][:2]
+    # As a killed build leaves it.
+    manifest["parts"]["train"]["shards"][1] = None
+    manifest["complete"] = False
+    for key in ("statistics", "labels"):
+        (out / manifest.pop(key)["file"]).unlink()
+    write_manifest(out, manifest)
+    (out / lost["file"]).unlink()
+    path = out / damaged["file"]
+    data = bytearray(path.read_bytes())
+    data[damaged["structure"]["large_data"][0][0] - 1] ^= 1
+    path.write_bytes(data)
+    arguments = command(pictures, out, "--storage", "raw")[1:]
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == (
+        f"build_shards: {out}: {path.name} is not the shard that the manifest names (SHA-256 of "
+        "its structure): run the same command again; it builds that shard anew"
+    )
+    assert run(*arguments).returncode == 0
+    assert_same(out, whole["raw"])
 
 
 def test_a_manifest_from_which_shards_were_taken_is_refused(pictures, whole, tmp_path):

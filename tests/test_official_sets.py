@@ -279,6 +279,14 @@ def test_class_tars_in_one_large_tar_are_read_in_place(tmp_path):
         assert told_labels(inside.parts[part]) == [item.label for item in inside.parts[part]]
 
 
+def test_the_training_tar_of_an_official_set_alone_is_not_cut_in_half_unasked(tmp_path):
+    directory = write_class_tars(tmp_path / "fall", 3)
+    alone = tmp_path / "ILSVRC2012_img_train.tar"
+    alone.write_bytes(tar_bytes(files_below(directory)))
+    with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar: expected the directory that"):
+        recognise(open_tree(alone), alone)
+
+
 def test_21843_classes_fit_into_a_shard(tmp_path):
     """HDF5's attributes end at 64 kB; wnids and names are data sets."""
     wnids = tuple(wnid_of(i) for i in range(21_843))
