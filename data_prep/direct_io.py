@@ -20,7 +20,7 @@ _DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 def page_aligned(num_bytes: int) -> np.ndarray:
-    """Uninitialised memory, uint8 (num_bytes,), from which a disk can take its data."""
+    """New memory, uint8 (num_bytes,), from which a disk can take its data."""
     return np.frombuffer(mmap.mmap(-1, num_bytes), np.uint8)
 
 
@@ -32,7 +32,6 @@ class DirectFile:
     """
 
     def __init__(self, path: Path, num_bytes: int):
-        self._path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         self._direct = -1
         try:
