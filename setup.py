@@ -1,4 +1,4 @@
-"""Builds the operators' libraries: for the CPU always, for CUDA where PyTorch has it.
+"""Builds the operators' libraries, for the CPU and where PyTorch has it for CUDA; an allocator.
 
 `pip install --no-build-isolation -e .`: the build needs the PyTorch that will load the libraries.
 Without a compiler the project installs without them, and the operators run in plain PyTorch.
