@@ -194,7 +194,7 @@ class RawShardWriter:
         self, path: Path, *, pictures: list[str], labels: list[int], classes: Classes, size: int
     ):
         self._path, self._classes, self._size = path, classes, size
-        self._planned, self._planned_labels = pictures, labels
+        self._planned = pictures
         self._pictures: list[str] = []
         self._labels: list[int] = []
         self._image_bytes = size * size * 3
