@@ -26,6 +26,7 @@ from cuda_ext import local_response_norm, toolchain
 from data_prep.shards import UserError
 from replica import paper
 from replica.allocator import keep_large_blocks
+from replica.devices import compiler_problem
 
 SHAPES = ("16,96,55,55", "128,96,55,55", "128,256,27,27")
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels last": torch.channels_last}
@@ -140,7 +141,11 @@ def _as_in_training(x: torch.Tensor, layout: str, arguments: argparse.Namespace)
     peers: Candidates = {}
     if not arguments.no_peers:
         functions["PyTorch"] = _torchs
-        functions["torch.compile"] = torch.compile(_torchs, dynamic=False)
+        problem = compiler_problem(torch.__file__)
+        if problem:
+            skipped.append(Row("torch.compile", None, "ms", note=f"skipped: {problem}"))
+        else:
+            functions["torch.compile"] = torch.compile(_torchs, dynamic=False)
         for name, find in PEERS.items():
             try:
                 peers.update(find(x, gradient, layout))

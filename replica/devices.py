@@ -13,6 +13,8 @@ from data_prep.shards import UserError
 PRECISIONS = ("float32", "float64", "bf16", "tf32")
 MEMORY_FORMATS = ("channels_last", "contiguous")
 COMPILE_MODES = ("off", "default", "cuda-graphs")
+# What `--compile` compiles; its help says so, and a test counts.
+COMPILED = "the network of a training step, as one graph forward and one backward"
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,8 @@ def check_numerics(numerics: Numerics, devices: Devices) -> None:
     """Refuses what the devices do not have.
 
     Raises:
-        UserError: TF32 or CUDA graphs without CUDA, or a compiled network that is cut in two.
+        UserError: TF32 or CUDA graphs without CUDA, a compiled network that is cut in two, or no
+            compiler that works here.
     """
     check_precision(numerics.precision, kind=devices.kind)
     if numerics.compile != "off" and devices.split == 2:
@@ -152,6 +155,24 @@ def check_numerics(numerics: Numerics, devices: Devices) -> None:
         raise UserError(
             "--compile cuda-graphs: expected a CUDA device, got the CPU: use --compile default"
         )
+    problem = compiler_problem(torch.__file__)
+    if numerics.compile != "off" and devices.kind == "cpu" and problem:
+        raise UserError(f"--compile {numerics.compile}: {problem}: or leave --compile out")
+
+
+def compiler_problem(torch_file: str) -> str | None:
+    """Why `torch.compile` cannot make code for the CPU, or None.
+
+    Args:
+        torch_file: `torch.__file__`.
+    """
+    if " " in torch_file:
+        # Seen with 2.13: its command for the linker has the directory without quotes.
+        return (
+            f"PyTorch's compiler fails where PyTorch's own path has a space, got {torch_file}: "
+            "install it in another place"
+        )
+    return None
 
 
 def set_numerics(numerics: Numerics) -> dict[str, str | bool]:

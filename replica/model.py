@@ -21,12 +21,12 @@ class DropoutKeys:
 
     Attributes:
         seed: of the run.
-        step: int64 (), counted from 0. A tensor: a compiled network serves every step.
+        step: counted from 0.
         rows: int64 (N,), the rows that this process has of the whole batch.
     """
 
     seed: int
-    step: torch.Tensor
+    step: int
     rows: torch.Tensor
 
 
@@ -40,8 +40,8 @@ def dropout_mask(
     first_word, last_word = units.start // 4, (units.stop + 3) // 4
     words = torch.arange(first_word, last_word, device=device)[None, :]
     rows = keys.rows.to(device)[:, None]
-    step = keys.step.to(device).expand_as(rows)
-    draws = philox(key_of(keys.seed, "dropout"), (step, torch.full_like(rows, layer), rows, words))
+    step, number = torch.full_like(rows, keys.step), torch.full_like(rows, layer)
+    draws = philox(key_of(keys.seed, "dropout"), (step, number, rows, words))
     in_order = torch.stack(draws, dim=-1).flatten(1)
     offset = units.start - 4 * first_word
     length = units.stop - units.start
@@ -67,7 +67,6 @@ class AlexNet(nn.Module):
         self.recipe = recipe
         self.num_classes = num_classes
         self.placement = placement or OneDevice(recipe.towers)
-        self.dropout_mask = dropout_mask
         channels = 3
         side = recipe.crop_size
         for conv in recipe.convs:
@@ -103,13 +102,34 @@ class AlexNet(nn.Module):
         )
         return (*hidden, with_classes)
 
-    def forward(self, x: torch.Tensor, *, dropout: DropoutKeys | None = None) -> torch.Tensor:
+    def dropout_masks(self, keys: DropoutKeys) -> dict[str, torch.Tensor]:
+        """Which outputs of each layer with dropout stay in a training step (paper 4.2).
+
+        Returns:
+            Layer -> bool (N, units that this process holds), on the device of the network.
+        """
+        device = next(self.parameters()).device
+        return {
+            layer.name: dropout_mask(
+                keys,
+                layer=number,
+                units=self.placement.own(layer.num_units),
+                keep=self.recipe.dropout_keep,
+                device=device,
+            )
+            for number, layer in enumerate(self.recipe.fully_connected)
+            if layer.dropout
+        }
+
+    def forward(
+        self, x: torch.Tensor, *, masks: dict[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
         """Computes the logits.
 
         Args:
             x: (N, 3, crop_size, crop_size), pixels 0..255 minus the mean image.
-            dropout: the step whose masks apply; None at test time, where outputs are multiplied by
-                the probability of staying instead (paper 4.2).
+            masks: which outputs stay, of `dropout_masks`; None at test time, where outputs are
+                multiplied by the probability of staying instead (paper 4.2).
 
         Returns:
             (N, K), the same in every process of a pair.
@@ -143,27 +163,18 @@ class AlexNet(nn.Module):
             if conv.pooled:
                 # DEVIATION D8: of equal maxima the first gets the gradient, in the source all do.
                 x = F.max_pool2d(x, recipe.pool_window, recipe.pool_stride)
-        for number, layer in enumerate(self._fully_connected()):
+        for layer in self._fully_connected():
             x = placement.read_both(x, layer=layer.name).flatten(1)
             x = F.linear(x, *self._parameters_of(layer))
             if layer.name != recipe.fully_connected[-1].name:
                 x = F.relu(x)
             if layer.dropout:
-                x = self._drop(x, layer, number, dropout)
+                x = x * (recipe.dropout_keep if masks is None else masks[layer.name])
         return placement.join_logits(x, num_classes=self.num_classes)
 
     def _parameters_of(self, layer: Conv | FullyConnected) -> tuple[torch.Tensor, torch.Tensor]:
         name = layer.name
         return self.get_parameter(f"{name}.weight"), self.get_parameter(f"{name}.bias")
-
-    def _drop(
-        self, x: torch.Tensor, layer: FullyConnected, number: int, dropout: DropoutKeys | None
-    ) -> torch.Tensor:
-        keep = self.recipe.dropout_keep
-        if dropout is None:
-            return x * keep
-        own = self.placement.own(layer.num_units)
-        return x * self.dropout_mask(dropout, layer=number, units=own, keep=keep, device=x.device)
 
 
 class _Parameters(nn.Module):

@@ -26,6 +26,7 @@ from replica.checkpoint import (
 from replica.command_line import OneLineParser
 from replica.devices import (
     COMPILE_MODES,
+    COMPILED,
     MEMORY_FORMATS,
     PRECISIONS,
     Devices,
@@ -105,7 +106,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     where(
         "--compile",
         choices=COMPILE_MODES,
-        help=f"torch.compile, also with CUDA graphs (default: {Numerics.compile})",
+        help=f"torch.compile for {COMPILED}, each compiled anew for the smaller last batch of an "
+        f"epoch; also with CUDA graphs (default: {Numerics.compile})",
     )
     where(
         "--deterministic",

@@ -18,7 +18,7 @@ from replica.devices import Devices, Numerics, parameter_dtype, set_numerics
 from replica.feed import TrainFeed
 from replica.launch import Mesh, Rank
 from replica.liveness import beat
-from replica.model import AlexNet, dropout_mask, initialise_, whole_shapes
+from replica.model import AlexNet, initialise_, whole_shapes
 from replica.recipes import Recipe, to_record
 from replica.schedule import HandChange, Settings, settings_at
 
@@ -92,9 +92,8 @@ class RunState:
         mode = self.run.numerics.compile
         if mode == "off":
             return self.model
-        # The words of the draws wrap around at 64 bits, which a compiled graph does not do
-        # everywhere: they stay outside of it.
-        self.model.dropout_mask = torch.compiler.disable(dropout_mask)
+        # Masks come from outside: the words of the draws wrap around at 64 bits, which a compiled
+        # graph does not do everywhere.
         return torch.compile(
             self.model, dynamic=False, mode="reduce-overhead" if mode == "cuda-graphs" else None
         )

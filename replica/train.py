@@ -63,13 +63,13 @@ def train_step_(state: RunState, batch: Batch, *, settings: Settings) -> Counts:
     images = batch.images.to(device, dtype, non_blocking=True)
     images = images.contiguous(memory_format=run.numerics.torch_memory_format)
     labels = batch.labels.to(device, non_blocking=True)
-    dropout = DropoutKeys(run.seed, torch.tensor(batch.step, device=device), batch.rows.to(device))
+    masks = state.model.dropout_masks(DropoutKeys(run.seed, batch.step, batch.rows))
     # A frozen tensor has no gradient: neither it nor its velocity moves.
     trained = {name: w for name, w in state.weights.items() if settings.rates[name]}
     names, weights = list(trained), list(trained.values())
 
     with compute_precision(run.numerics.precision, kind=device.type):
-        logits = state.forward(images, dropout=dropout).to(dtype)
+        logits = state.forward(images, masks=masks).to(dtype)
     losses = F.cross_entropy(logits, labels, reduction="none")
     loss = losses.sum() / batch.batch_size
     gradients = list(torch.autograd.grad(loss, weights)) if weights else []

@@ -31,9 +31,9 @@ def kept_bytes(recipe, images, num_classes):
 
     x = torch.randn(images, 3, recipe.crop_size, recipe.crop_size)
     x = x.contiguous(memory_format=torch.channels_last)
-    keys = DropoutKeys(1, torch.tensor(0), torch.arange(images))
+    masks = model.dropout_masks(DropoutKeys(1, 0, torch.arange(images)))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        logits = model(x, dropout=keys)
+        logits = model(x, masks=masks)
     assert logits.requires_grad
     return sum(size for size, _ in kept.values())
 

@@ -184,8 +184,8 @@ def test_std_001_at_the_width_of_mini_does_not_leave_ln_classes(tmp_path):
         decays = [recipe.weight_decay if w.dim() > 1 else 0.0 for w in weights]
         losses = []
         for batch in feed.batches(0, num_steps):
-            keys = DropoutKeys(1, torch.tensor(batch.step), batch.rows)
-            logits = model(batch.images, dropout=keys)
+            masks = model.dropout_masks(DropoutKeys(1, batch.step, batch.rows))
+            logits = model(batch.images, masks=masks)
             loss = F.cross_entropy(logits, batch.labels)
             gradients = list(torch.autograd.grad(loss, weights))
             sgd_step_(
@@ -216,7 +216,7 @@ def test_std_001_at_the_width_of_mini_does_not_leave_ln_classes(tmp_path):
 
 
 def mask(rows, units, *, step=3, layer=0, seed=9, keep=0.5):
-    keys = DropoutKeys(seed, torch.tensor(step), torch.tensor(rows))
+    keys = DropoutKeys(seed, step, torch.tensor(rows))
     return dropout_mask(keys, layer=layer, units=units, keep=keep, device=torch.device("cpu"))
 
 
@@ -255,7 +255,7 @@ def test_dropout_zeroes_without_scaling_in_training_and_halves_at_test():
                 parameter.copy_(torch.eye(*parameter.shape))
     x = torch.zeros(4, 3, 224, 224)
     with torch.no_grad():
-        trained = model(x, dropout=DropoutKeys(1, torch.tensor(0), torch.arange(4)))
+        trained = model(x, masks=model.dropout_masks(DropoutKeys(1, 0, torch.arange(4))))
         tested = model(x)
     assert set(trained.unique().tolist()) == {0.0, 1.0}
     assert (tested == 0.25).all()  # after fc6 and after fc7
