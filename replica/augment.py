@@ -45,10 +45,10 @@ def draw_crops(
     return Crops(down * places // UINT32_RANGE, right * places // UINT32_RANGE, flip % 2 == 1)
 
 
-def center_crops(num_images: int, *, image_size: int, crop_size: int) -> Crops:
-    """The central place, not reflected, for every image."""
-    start = np.full(num_images, (image_size - crop_size) // 2)
-    return Crops(start, start, np.zeros(num_images, bool))
+def in_the_center(crops: Crops, *, image_size: int, crop_size: int) -> Crops:
+    """The central place for every image; reflections stay as they were drawn."""
+    start = np.full_like(crops.tops, (image_size - crop_size) // 2)
+    return Crops(start, start, crops.flips)
 
 
 def draw_color_shifts(

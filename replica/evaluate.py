@@ -110,7 +110,8 @@ def evaluate(
         rows: which of them.
         prepare: uint8 (H, W, C) to float32 (H, W, C): the network's own preprocessing.
         views: (H, W, C) to (V, h, w, C): the crops of one image.
-        predict: float32 (N, C, h, w), channels last in memory, to logits (N, K).
+        predict: float32 (N, C, h, w), channels last in memory, to logits (N, K), float32 or
+            float64.
         images_per_batch: how many images go through the network at a time, each with all its views.
         on_progress: told the number of images after each batch.
     """
@@ -121,7 +122,7 @@ def evaluate(
         num_views = views_NVHWC.shape[1]
         crops = torch.from_numpy(views_NVHWC).flatten(0, 1).permute(0, 3, 1, 2)
         with torch.inference_mode():
-            probabilities = predict(crops).float().softmax(dim=1).cpu()
+            probabilities = predict(crops).softmax(dim=1).cpu()
         mean_NK = probabilities.view(len(batch), num_views, -1).mean(dim=1)
         counts += count(mean_NK, torch.from_numpy(part.labels[batch].astype(np.int64)))
         on_progress(len(batch))

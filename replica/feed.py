@@ -16,10 +16,10 @@ import torch
 from data_prep.shards import DataSet
 from replica.augment import (
     add_color_shifts_,
-    center_crops,
     cut,
     draw_color_shifts,
     draw_crops,
+    in_the_center,
 )
 from replica.draws import permutation
 from replica.recipes import Recipe
@@ -90,17 +90,15 @@ class TrainFeed:
         indices = whole[rows]
         images = [self.data.train.image(int(i)) for i in indices]
         image_size = statistics.mean_image.shape[0]
-        crops = (
-            draw_crops(
-                indices,
-                epoch=epoch,
-                seed=self.seed,
-                image_size=image_size,
-                crop_size=recipe.crop_size,
-            )
-            if recipe.random_crops
-            else center_crops(len(images), image_size=image_size, crop_size=recipe.crop_size)
+        crops = draw_crops(
+            indices,
+            epoch=epoch,
+            seed=self.seed,
+            image_size=image_size,
+            crop_size=recipe.crop_size,
         )
+        if not recipe.random_crops:
+            crops = in_the_center(crops, image_size=image_size, crop_size=recipe.crop_size)
         if not recipe.random_flips:
             crops.flips[:] = False
         # PyTorch's memory, which is kept from batch to batch.

@@ -118,7 +118,7 @@ def test_checkpoint(
 
     def predict(crops: torch.Tensor) -> torch.Tensor:
         with compute_precision(precision, kind=device.type):
-            return model(crops.to(device, dtype))
+            return model(crops.to(device, dtype)).to(dtype)
 
     def views(image: np.ndarray) -> np.ndarray:
         cut = ten_crops if ten_crop else center_crop

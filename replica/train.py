@@ -137,7 +137,8 @@ def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
     def predict(crops: torch.Tensor) -> torch.Tensor:
         crops = crops.to(device, dtype)
         with compute_precision(run.numerics.precision, kind=device.type):
-            return state.model(crops.contiguous(memory_format=run.numerics.torch_memory_format))
+            crops = crops.contiguous(memory_format=run.numerics.torch_memory_format)
+            return state.model(crops).to(dtype)
 
     progress = tqdm(
         total=len(rows),

@@ -34,6 +34,17 @@ def shards_dir(toy_dir, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory) -> Path:
+    """Ten classes, 10 train and 20 val pictures of 104 pixels, in shards of four."""
+    directory = tmp_path_factory.mktemp("tiny")
+    toy.draw(directory / "toy", size=toy.ToySize(3, 1, 2), num_workers=1)
+    arguments = ["--source", "kaggle", "--input", str(directory / "toy"), "--size", "104"]
+    arguments += ["--output", str(directory / "shards"), "--images-per-shard", "4"]
+    assert build_shards([*arguments, "--workers", "1"]) == 0
+    return directory / "shards"
+
+
+@pytest.fixture(scope="session")
 def data(shards_dir) -> DataSet:
     return open_data_set(shards_dir)
 

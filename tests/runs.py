@@ -1,14 +1,19 @@
 """Training runs as the tests start them, look at them, and compare them."""
 
+import dataclasses
+import math
 import subprocess
 import sys
 import time
 
+import numpy as np
+import oracles
 import torch
 from conftest import PROJECT_DIR, is_running, run
 
 from replica import runlog
-from replica.checkpoint import checkpoints_of
+from replica.checkpoint import FORMAT_NAME, FORMAT_VERSION, checkpoints_of
+from replica.recipes import MINI, to_record
 
 
 def train_command(shards_dir, out, *options):
@@ -20,6 +25,99 @@ def train_command(shards_dir, out, *options):
 
 def train(shards_dir, out, *options, **environment):
     return run(*train_command(shards_dir, out, *options), **environment)
+
+
+# Of the runs that the oracle repeats, on the fixture `tiny_shards`: batches of six and of four.
+CROP_SIZE, BATCH_SIZE, STEPS = 96, 6, 6
+# The widths of `mini`; crops of 96 pixels end in maps of 2 x 2: 23, 11, 11, 5, 5, 2.
+KERNELS = {"conv1": 16, "conv2": 32, "conv3": 48, "conv4": 48, "conv5": 32}
+UNITS = {"fc6": 256, "fc7": 256, "fc8": 10}
+MAPS_SIDE = 2
+
+
+def mini_shapes_and_deviations():
+    """Shapes and deviations by hand: those of `mini` keep the gain of `paper`.
+
+    Fan-ins of one unit differ from the paper's as the numbers of channels do.
+    """
+    shapes, deviations = {}, {}
+    narrow = wide = 3
+    for layer in oracles.LAYERS:
+        width = {**KERNELS, **UNITS}[layer]
+        inputs = narrow // 2 if layer in ("conv2", "conv4", "conv5") else narrow
+        if layer == "fc6":
+            inputs *= MAPS_SIDE**2
+        window = (oracles.KERNEL_SIZE[layer],) * 2 if layer in KERNELS else ()
+        shapes[f"{layer}.weight"] = (width, inputs, *window)
+        shapes[f"{layer}.bias"] = (width,)
+        deviations[layer] = oracles.STANDARD_DEVIATION * math.sqrt(wide / narrow)
+        narrow, wide = width, {**oracles.NUM_KERNELS, **oracles.NUM_UNITS}[layer]
+    return shapes, deviations
+
+
+def train_tiny(out, *options, shards=None, seed=None):
+    """A run of three epochs as a user starts it, or goes on with it; each step is saved.
+
+    Returns:
+        Step -> checkpoint.
+    """
+    command = ["-m", "replica.train", "--out", str(out), "--checkpoint-steps", "1", "--keep", "99"]
+    command += ["--device", "cpu", "--no-tensorboard"]
+    if shards is None:
+        command += ["--resume"]
+    else:
+        command += ["--data", str(shards), "--recipe", "mini", "--seed", str(seed)]
+        command += ["--set", f"crop_size={CROP_SIZE}", "--batch-size", str(BATCH_SIZE)]
+        command += ["--epochs", "3"]
+    result = run(*command, *options)
+    assert result.returncode == 0, result.stderr
+    return {
+        int(path.stem.split("-")[1]): torch.load(path, weights_only=True)
+        for path in checkpoints_of(out)
+    }
+
+
+def large_weights(shapes, *, seed):
+    """Weights so large that normalization, biases and dropout matter, and images are told apart.
+
+    Activations are near 100, where alpha times the sum of five squares is near k.
+    """
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, shape in shapes.items():
+        deviation = 2.0 / np.sqrt(np.prod(shape[1:])) if name.endswith("weight") else 5.0
+        if name == "conv1.weight":
+            deviation *= 0.5
+        if name.startswith(("fc7", "fc8")):
+            deviation *= 0.3
+        weights[name] = rng.normal(0, deviation, shape).astype(np.float32).astype(np.float64)
+    return weights
+
+
+def write_checkpoint(path, weights, data, *, mean_image=None, num_classes=10):
+    """A checkpoint of `mini` with these weights, as if it had been trained on a data set."""
+    statistics = data.statistics
+    model = {name: torch.from_numpy(weight) for name, weight in weights.items()}
+    content = {
+        "format": FORMAT_NAME,
+        "version": FORMAT_VERSION,
+        "model": model,
+        "velocities": {name: torch.zeros_like(tensor) for name, tensor in model.items()},
+        "step": 0,
+        "epoch": 1,
+        "val_errors": [],
+        "best_step": None,
+        "recipe": to_record(dataclasses.replace(MINI, crop_size=CROP_SIZE)),
+        "num_classes": num_classes,
+        "seed": 1,
+        "wnids": data.wnids,
+        "class_names": data.class_names,
+        "mean_image": torch.from_numpy(statistics.mean_image if mean_image is None else mean_image),
+        "eigenvalues": torch.from_numpy(statistics.eigenvalues.copy()),
+        "eigenvectors": torch.from_numpy(statistics.eigenvectors.copy()),
+    }
+    torch.save(content, path)
+    return path
 
 
 def lines_of(run_dir, kind):

@@ -1,0 +1,129 @@
+"""The network against the oracle: logits and every gradient, for each placement (paper 3, 4.2)."""
+
+import dataclasses
+
+import numpy as np
+import oracles
+import pytest
+import torch
+import torch.nn.functional as F
+from network_workers import NARROW, SEED, STEP, compute, inputs_of
+
+from replica.devices import Devices
+from replica.launch import run_processes
+from replica.model import AlexNet, DropoutKeys, initialise_
+from replica.recipes import PAPER
+
+
+def relative(got, expected):
+    """The distance of two arrays in units of the second."""
+    assert got.shape == expected.shape
+    return np.linalg.norm(got - expected) / np.linalg.norm(expected)
+
+
+def expected_of(weights, images, labels):
+    weights = {name: weight.double().numpy() for name, weight in weights.items()}
+    widths = [len(weights[f"{layer}.bias"]) for layer in oracles.DROPPED]
+    masks = oracles.dropout_masks(widths, seed=SEED, step=STEP, rows=np.arange(len(images)))
+    _, logits, gradients = oracles.losses_and_gradients(
+        weights, images.double().numpy(), labels.numpy(), masks
+    )
+    tested, _ = oracles.network(weights, images.double().numpy())
+    return {"logits": logits, "tested": tested, **gradients}
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    """`paper` with few kernels and a small crop, weights large: what the oracle says of it."""
+    weights, images, labels = inputs_of(NARROW)
+    return expected_of(weights, images, labels)
+
+
+def test_the_oracles_gradients_are_its_finite_differences():
+    weights, images, labels = inputs_of(NARROW)
+    weights = {name: weight.numpy() for name, weight in weights.items()}
+    masks = [np.ones((len(images), len(weights[f"{fc}.bias"])), bool) for fc in oracles.DROPPED]
+    arguments = (images.numpy(), labels.numpy(), masks)
+    gradients = oracles.losses_and_gradients(weights, *arguments)[2]
+    rng = np.random.default_rng(0)
+    assert gradients.keys() == weights.keys() == set(oracles.PARAMETERS)
+    for name, weight in weights.items():
+        direction = rng.normal(size=weight.shape)
+        ends = []
+        step = 1e-7 * np.linalg.norm(weight) / np.linalg.norm(direction)
+        for sign in (1, -1):
+            moved = {**weights, name: weight + sign * step * direction}
+            ends.append(oracles.losses_and_gradients(moved, *arguments)[0].mean())
+        slope = (ends[0] - ends[1]) / (2 * step)
+        assert slope == pytest.approx((gradients[name] * direction).sum(), rel=1e-4), name
+
+
+def test_normalization_biases_and_dropout_matter_on_the_narrow_network(narrow, monkeypatch):
+    """Else the comparison below would prove nothing of them."""
+    weights, images, labels = inputs_of(NARROW)
+    for name, value in (("k", 1.0), ("alpha", 2e-5), ("beta", 0.5), ("n", 3)):
+        monkeypatch.setitem(oracles.LRN, name, value)
+        assert relative(expected_of(weights, images, labels)["logits"], narrow["logits"]) > 0.01
+        monkeypatch.undo()
+    for layer in oracles.LAYERS:
+        other = {**weights, f"{layer}.bias": 0 * weights[f"{layer}.bias"]}
+        assert relative(expected_of(other, images, labels)["logits"], narrow["logits"]) > 0.003
+    for mask in oracles.dropout_masks([20, 12], seed=SEED, step=STEP, rows=np.arange(6)):
+        assert 0.3 < mask.mean() < 0.7
+
+
+@pytest.mark.parametrize("placement", ["one device", "two towers", "two copies"])
+def test_logits_and_gradients_are_those_of_the_oracle(placement, narrow, tmp_path):
+    processes = 1 if placement == "one device" else 2
+    devices = Devices("cpu", processes, 2 if placement == "two towers" else 1)
+    path = tmp_path / "computed.pt"
+    assert run_processes(compute, str(path), devices, timeout=120) == 0
+    computed = torch.load(path, weights_only=True)
+    assert computed.keys() == narrow.keys()
+    for name, expected in narrow.items():
+        assert relative(computed[name].numpy(), expected) < 1e-9, name
+
+
+def test_the_recipe_is_the_papers_at_full_size():
+    """The narrow network differs from `paper` in these numbers alone."""
+    for layer in PAPER.convs:
+        assert layer.num_kernels == oracles.NUM_KERNELS[layer.name]
+    for layer in PAPER.fully_connected:
+        assert layer.num_units == oracles.NUM_UNITS[layer.name]
+    assert PAPER.crop_size == oracles.CROP_SIZE
+    widths = [layer.name for layer in (*NARROW.convs, *NARROW.fully_connected)]
+    assert widths == list(oracles.LAYERS)
+    same = dataclasses.replace(
+        NARROW,
+        convs=PAPER.convs,
+        fully_connected=PAPER.fully_connected,
+        crop_size=PAPER.crop_size,
+        num_classes=PAPER.num_classes,
+    )
+    assert same == PAPER
+
+
+@pytest.mark.slow
+def test_the_real_network_is_that_of_the_oracle():
+    """`paper` at full size, as it is initialized, and in float32 within its own rounding."""
+    model = AlexNet(PAPER, num_classes=1000)
+    initialise_(model, seed=4)
+    rng = np.random.default_rng(1)
+    images = torch.from_numpy(rng.normal(0, 60, (2, 3, 224, 224)).round().astype(np.float32))
+    labels = torch.tensor([3, 997])
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    expected = expected_of(weights, images, labels)
+    # Sums of up to 9,216 rounded products in a row: some hundred units in the last place at most.
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 200 * 2.0**-24)):
+        model.to(dtype)
+        logits = model(
+            images.to(dtype), masks=model.dropout_masks(DropoutKeys(SEED, STEP, torch.arange(2)))
+        )
+        F.cross_entropy(logits, labels).backward()
+        assert relative(logits.detach().numpy(), expected["logits"]) < tolerance
+        with torch.no_grad():
+            tested = model(images.to(dtype))
+        assert relative(tested.numpy(), expected["tested"]) < tolerance
+        for name, weight in model.named_parameters():
+            assert relative(weight.grad.numpy(), expected[name]) < tolerance, name
+        model.zero_grad()

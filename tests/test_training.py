@@ -1,0 +1,143 @@
+"""Runs of `python -m replica.train` against the oracle, step by step (paper 4.1, 4.2, 5)."""
+
+import numpy as np
+import oracles
+import pytest
+from runs import (
+    BATCH_SIZE,
+    CROP_SIZE,
+    STEPS,
+    large_weights,
+    lines_of,
+    mini_shapes_and_deviations,
+    train_tiny,
+    write_checkpoint,
+)
+
+from data_prep.shards import open_data_set
+
+# Name -> seed, seed of large weights (None: drawn as in 5), options, fields, and what the oracle
+# is told.
+RUNS = {
+    # The rate drops, a layer is frozen and color noise ends, each at an epoch of its own; no flips.
+    "one device": (
+        5,
+        None,
+        ("--gpus", "1", "--lr", "0.02"),
+        (
+            "random_flips=false",
+            "drop_rule=epochs",
+            "drop_epochs=2,3",
+            "changes=2:conv4=0,3:color_noise=0",
+        ),
+        {
+            "learning_rate": 0.02,
+            "drop_epochs": (2, 3),
+            "frozen": ("conv4", 2),
+            "noise_off": 3,
+            "flips": False,
+        },
+    ),
+    "two towers": (
+        6,
+        9,
+        ("--gpus", "2", "--lr", "0.0001"),
+        ("drop_rule=plateau", "plateau_patience=1", "plateau_improvement=0.02"),
+        {"learning_rate": 0.0001, "plateau_patience": 1, "plateau_improvement": 0.02},
+    ),
+    # Central crops, and flips all the same.
+    "two copies": (
+        6,
+        4,
+        ("--gpus", "2", "--split", "1", "--lr", "0.0001", "--loader-threads", "2"),
+        (
+            "random_crops=false",
+            "drop_rule=plateau",
+            "plateau_patience=1",
+            "plateau_improvement=0.02",
+        ),
+        {
+            "learning_rate": 0.0001,
+            "plateau_patience": 1,
+            "plateau_improvement": 0.02,
+            "crops": False,
+        },
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_shards, tmp_path_factory):
+    """Each run, made once: its directory, its checkpoints, and what the oracle says of it."""
+    known = {}
+
+    def of(name):
+        if name in known:
+            return known[name]
+        seed, seed_of_large, options, changes, told = RUNS[name]
+        out = tmp_path_factory.mktemp("oracle") / "run"
+        shapes, deviations = mini_shapes_and_deviations()
+        weights = oracles.initial_weights(shapes, deviations, seed=seed)
+        if seed_of_large is not None:
+            weights = large_weights(shapes, seed=seed_of_large)
+            data = open_data_set(tiny_shards)
+            start = write_checkpoint(out.with_name("start.pt"), weights, data)
+            options = (*options, "--init", str(start))
+        sets = [word for change in changes for word in ("--set", change)]
+        options = (*options, *sets, "--precision", "float64")
+        checkpoints = train_tiny(out, *options, shards=tiny_shards, seed=seed)
+        told = {**told, "seed": seed, "crop_size": CROP_SIZE, "batch_size": BATCH_SIZE}
+        expected = oracles.train(oracles.read_data(tiny_shards), weights, {**told, "steps": STEPS})
+        known[name] = out, checkpoints, list(expected)
+        return known[name]
+
+    return of
+
+
+def assert_same_measures(line, expected):
+    for name in ("loss", "top1_error", "top5_error"):
+        assert line[name] == pytest.approx(expected[name], rel=1e-9, abs=1e-12), name
+
+
+def assert_same_tensors(got, expected):
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        distance = np.linalg.norm(got[name].numpy() - value)
+        assert distance <= 1e-9 * np.linalg.norm(value), name
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_step_of_a_run_is_the_oracles(name, runs):
+    out, checkpoints, expected = runs(name)
+    steps, vals = lines_of(out, "step"), lines_of(out, "val")
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6] == list(checkpoints)
+    assert [line["epoch"] for line in steps] == [1, 1, 2, 2, 3, 3]
+    for line, right in zip(steps, expected, strict=True):
+        assert_same_measures(line, right)
+        assert line["learning_rate"] == pytest.approx(right["learning_rate"], rel=1e-12)
+        checkpoint = checkpoints[line["step"]]
+        assert_same_tensors(checkpoint["model"], right["weights"])
+        assert_same_tensors(checkpoint["velocities"], right["velocities"])
+    assert [(line["step"], line["epoch"]) for line in vals] == [(2, 1), (4, 2), (6, 3)]
+    for line, right in zip(vals, expected[1::2], strict=True):
+        assert_same_measures(line, right["val"])
+
+
+@pytest.mark.parametrize(("name", "best_step"), [("two towers", 6), ("two copies", 4)])
+def test_the_best_checkpoint_is_that_of_the_lowest_validation_error(name, best_step, runs):
+    out, checkpoints, expected = runs(name)
+    errors = [step["val"]["top1_error"] for step in expected[1::2]]
+    assert 2 * (errors.index(min(errors)) + 1) == best_step
+    assert checkpoints[6]["val_errors"] == pytest.approx(errors)
+    assert checkpoints[6]["best_step"] == best_step
+    assert (out / "best.pt").readlink().name == f"checkpoint-{best_step:08d}.pt"
+
+
+@pytest.mark.parametrize(("name", "drops"), [("two towers", 1), ("two copies", 0)])
+def test_top5_errors_would_have_dropped_the_rate_at_another_time(name, drops, runs):
+    """Else the runs would not show which error the plateau rule reads."""
+    expected = runs(name)[2]
+    for kind, number in (("top1_error", drops), ("top5_error", 1 - drops)):
+        errors = [step["val"][kind] for step in expected[1:4:2]]
+        rate = oracles.rates_at(3, errors, RUNS[name][-1])
+        assert rate == pytest.approx(0.0001 * 0.1**number), kind
