@@ -99,12 +99,16 @@ class Mesh:
             self.data_group = mesh.get_group("data")
         self.num_data_shares = rank.devices.num_data_shares
 
-    def sum_over_data_(self, tensors: list[torch.Tensor]) -> None:
-        """Adds up gradients over the shares of the batch, in place."""
-        if self.num_data_shares > 1:
-            for tensor in tensors:
-                liveness.beat("sum of gradients over the shares")
-                dist.all_reduce(tensor, group=self.data_group)
+    def sum_over_data(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Adds up gradients over the shares of the batch."""
+        if self.num_data_shares == 1:
+            return tensors
+        # Values are added as they lie in memory, and a share without images has another layout.
+        tensors = [tensor.contiguous() for tensor in tensors]
+        for tensor in tensors:
+            liveness.beat("sum of gradients over the shares")
+            dist.all_reduce(tensor, group=self.data_group)
+        return tensors
 
     def sum_over_all_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Adds up over all processes, in place, and returns the tensor."""

@@ -73,7 +73,7 @@ def train_step_(state: RunState, batch: Batch, *, settings: Settings) -> Counts:
     losses = F.cross_entropy(logits, labels, reduction="none")
     loss = losses.sum() / batch.batch_size
     gradients = list(torch.autograd.grad(loss, weights)) if weights else []
-    state.mesh.sum_over_data_(gradients)
+    gradients = state.mesh.sum_over_data(gradients)
     sgd_step_(
         weights,
         [state.velocities[name] for name in names],

@@ -1,4 +1,4 @@
-"""What the processes of test_network.py run; spawned processes import this module."""
+"""What the processes of some tests run; spawned processes import this module."""
 
 import dataclasses
 from pathlib import Path
@@ -11,7 +11,9 @@ from runs import large_weights
 
 from replica.launch import Mesh, Rank
 from replica.model import AlexNet, DropoutKeys, whole_shapes
+from replica.process import Run, begin
 from replica.recipes import PAPER
+from replica.train import train_step_
 
 SEED, STEP = 11, 5
 NUM_CLASSES = 7  # odd: the towers' halves of the logits differ
@@ -57,7 +59,7 @@ def compute(rank: Rank, path: str, stop) -> None:
     logits = model(images[rows], masks=model.dropout_masks(DropoutKeys(SEED, STEP, rows)))
     loss = F.cross_entropy(logits, labels[rows], reduction="sum") / NUM_IMAGES
     gradients = list(torch.autograd.grad(loss, list(model.parameters())))
-    mesh.sum_over_data_(gradients)
+    gradients = mesh.sum_over_data(gradients)
     with torch.no_grad():
         tested = model(images[rows])
     computed = {"logits": logits.detach(), "tested": tested}
@@ -80,3 +82,14 @@ def _whole(parts, rank):
         else parts[0][name]
         for name in parts[0]
     }
+
+
+def count_traffic(rank: Rank, argument: tuple[Run, str], stop) -> None:
+    """One training step; rank 0 writes the bytes that each process sent, by layer and direction."""
+    run, path = argument
+    state = begin(run, rank)
+    for batch in state.feed.batches(0, 1):
+        train_step_(state, batch, settings=state.settings(1))
+    sent = state.mesh.gather_objects(dict(state.model.placement.sent))
+    if rank.index == 0:
+        torch.save(sent, Path(path))

@@ -4,11 +4,10 @@ import dataclasses
 
 import pytest
 import torch
-from test_towers import RECIPE, cpu
-from tower_workers import count_traffic
+from network_workers import count_traffic
 
 from replica.costs import exchanged_values, training_memory
-from replica.devices import Numerics
+from replica.devices import Devices, Numerics
 from replica.launch import run_processes
 from replica.model import AlexNet, DropoutKeys
 from replica.process import Run
@@ -65,9 +64,9 @@ def test_the_papers_towers_send_what_the_source_sends():
 
 
 def test_two_processes_send_what_the_wiring_says_and_nothing_else(shards_dir, tmp_path):
-    devices = cpu(2)
+    devices = Devices("cpu", 2, 2)
     run = Run(
-        recipe=dataclasses.replace(RECIPE, batch_size=7),
+        recipe=dataclasses.replace(MINI, batch_size=7, num_classes=11),
         num_classes=11,
         data_dir=shards_dir,
         run_dir=tmp_path,
@@ -82,6 +81,6 @@ def test_two_processes_send_what_the_wiring_says_and_nothing_else(shards_dir, tm
     path = tmp_path / "traffic.pt"
     assert run_processes(count_traffic, (run, str(path)), devices, timeout=300) == 0
     for tower, sent in enumerate(torch.load(path, weights_only=False)):
-        values = exchanged_values(RECIPE, num_classes=11, images=7, tower=tower)
+        values = exchanged_values(MINI, num_classes=11, images=7, tower=tower)
         assert dict(sent) == {key: 4 * count for key, count in values.items()}
     assert {layer for layer, _ in values} == {"conv3", "fc6", "fc7", "fc8", "loss"}

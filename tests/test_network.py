@@ -13,6 +13,7 @@ from replica.devices import Devices
 from replica.launch import run_processes
 from replica.model import AlexNet, DropoutKeys, initialise_
 from replica.recipes import PAPER
+from replica.towers import tower_slice
 
 
 def relative(got, expected):
@@ -101,6 +102,13 @@ def test_the_recipe_is_the_papers_at_full_size():
         num_classes=PAPER.num_classes,
     )
     assert same == PAPER
+
+
+def test_halves_cover_a_layer_once_and_the_first_has_the_smaller_half():
+    for width in (1, 2, 7, 1000, 21843):
+        first, second = (tower_slice(width, tower=t, towers=2) for t in (0, 1))
+        assert (first.start, second.stop) == (0, width)
+        assert first.stop == second.start == width // 2
 
 
 @pytest.mark.slow

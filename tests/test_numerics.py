@@ -175,7 +175,7 @@ def test_compiled_is_what_the_help_says(tiny_shards, tmp_path, monkeypatch, caps
     state = begin(one_step, Rank(0, one_step.devices))
     for batch in state.feed.batches(0, STEPS):
         train_step_(state, batch, settings=state.settings(batch.step + 1))
-    assert sorted(graphs) == ["backward", "backward", "forward", "forward"]  # batches of 6 and 4
+    assert sorted(graphs) == ["backward", "backward", "forward", "forward"]  # batches of 7 and 3
     assert calls == ["forward", "backward"] * STEPS
     with pytest.raises(SystemExit):
         parse_arguments(["--help"])

@@ -1,5 +1,7 @@
 """Runs of `python -m replica.train` against the oracle, step by step (paper 4.1, 4.2, 5)."""
 
+import json
+
 import numpy as np
 import oracles
 import pytest
@@ -38,18 +40,22 @@ RUNS = {
             "flips": False,
         },
     ),
+    # An odd number of classes: the towers' halves of the logits differ.
     "two towers": (
         6,
-        9,
-        ("--gpus", "2", "--lr", "0.0001"),
+        15,
+        ("--gpus", "2", "--lr", "0.0001", "--classes", "11"),
         ("drop_rule=plateau", "plateau_patience=1", "plateau_improvement=0.02"),
         {"learning_rate": 0.0001, "plateau_patience": 1, "plateau_improvement": 0.02},
     ),
-    # Central crops, and flips all the same.
+    # Central crops, flips all the same; batches of nine and of one: the second share of one is empty.
     "two copies": (
         6,
-        4,
-        ("--gpus", "2", "--split", "1", "--lr", "0.0001", "--loader-threads", "2"),
+        22,
+        (
+            *("--gpus", "2", "--split", "1", "--loader-threads", "2"),
+            *("--lr", "0.0001", "--batch-size", "9"),
+        ),
         (
             "random_crops=false",
             "drop_rule=plateau",
@@ -61,9 +67,19 @@ RUNS = {
             "plateau_patience": 1,
             "plateau_improvement": 0.02,
             "crops": False,
+            "batch_size": 9,
         },
     ),
+    "two pairs": (3, 2, ("--gpus", "4"), ("drop_epochs=2",), {"drop_epochs": (2,)}),
+    "four copies": (
+        3,
+        2,
+        ("--gpus", "4", "--split", "1"),
+        ("drop_epochs=2",),
+        {"drop_epochs": (2,)},
+    ),
 }
+SLOW = ("two pairs", "four copies")
 
 
 @pytest.fixture(scope="module")
@@ -76,18 +92,21 @@ def runs(tiny_shards, tmp_path_factory):
             return known[name]
         seed, seed_of_large, options, changes, told = RUNS[name]
         out = tmp_path_factory.mktemp("oracle") / "run"
-        shapes, deviations = mini_shapes_and_deviations()
+        shapes, deviations = mini_shapes_and_deviations(11 if "--classes" in options else 10)
         weights = oracles.initial_weights(shapes, deviations, seed=seed)
         if seed_of_large is not None:
             weights = large_weights(shapes, seed=seed_of_large)
             data = open_data_set(tiny_shards)
-            start = write_checkpoint(out.with_name("start.pt"), weights, data)
+            num_classes = len(weights["fc8.bias"])
+            start = out.with_name("start.pt")
+            write_checkpoint(start, weights, data, num_classes=num_classes)
             options = (*options, "--init", str(start))
         sets = [word for change in changes for word in ("--set", change)]
         options = (*options, *sets, "--precision", "float64")
         checkpoints = train_tiny(out, *options, shards=tiny_shards, seed=seed)
-        told = {**told, "seed": seed, "crop_size": CROP_SIZE, "batch_size": BATCH_SIZE}
-        expected = oracles.train(oracles.read_data(tiny_shards), weights, {**told, "steps": STEPS})
+        told = {"learning_rate": 0.005, "batch_size": BATCH_SIZE, **told}
+        told |= {"seed": seed, "steps": STEPS, "crop_size": CROP_SIZE}
+        expected = oracles.train(oracles.read_data(tiny_shards), weights, told)
         known[name] = out, checkpoints, list(expected)
         return known[name]
 
@@ -106,7 +125,9 @@ def assert_same_tensors(got, expected):
         assert distance <= 1e-9 * np.linalg.norm(value), name
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in RUNS]
+)
 def test_every_step_of_a_run_is_the_oracles(name, runs):
     out, checkpoints, expected = runs(name)
     steps, vals = lines_of(out, "step"), lines_of(out, "val")
@@ -121,6 +142,18 @@ def test_every_step_of_a_run_is_the_oracles(name, runs):
     assert [(line["step"], line["epoch"]) for line in vals] == [(2, 1), (4, 2), (6, 3)]
     for line, right in zip(vals, expected[1::2], strict=True):
         assert_same_measures(line, right["val"])
+
+
+def test_a_checkpoint_holds_what_a_test_needs(runs, tiny_shards):
+    checkpoint = runs("two towers")[1][3]
+    data = oracles.read_data(tiny_shards)
+    for name in ("mean_image", "eigenvalues", "eigenvectors"):
+        assert np.array_equal(checkpoint[name].numpy(), data[name]), name
+    manifest = json.loads((tiny_shards / "manifest.json").read_text())
+    assert checkpoint["wnids"] == manifest["wnids"]
+    assert checkpoint["class_names"] == manifest["class_names"]
+    assert (checkpoint["step"], checkpoint["epoch"], checkpoint["num_classes"]) == (3, 2, 11)
+    assert (checkpoint["recipe"]["name"], checkpoint["seed"]) == ("mini", 6)
 
 
 @pytest.mark.parametrize(("name", "best_step"), [("two towers", 6), ("two copies", 4)])
