@@ -481,16 +481,15 @@ class Shard:
 class Part:
     """The train, val or test images of a data set, addressed by row in the stored order.
 
-    Files are opened and mapped at the first read in each process.
+    Files are opened and mapped at the first read in each process; threads may read at once.
     """
 
     shards: list[Shard]
-    _maps: dict[int, np.ndarray | JpegImages] = field(default_factory=dict)
-    _process: int = -1
+    _maps: dict[tuple[int, int], np.ndarray | JpegImages] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         # What another process gets, it maps anew: a map would be sent as all of its pixels.
-        return {**self.__dict__, "_maps": {}, "_process": -1}
+        return {**self.__dict__, "_maps": {}}
 
     @cached_property
     def _first_rows(self) -> np.ndarray:
@@ -507,11 +506,12 @@ class Part:
     def image(self, row: int) -> np.ndarray:
         """One image: uint8 (H, W, C), read-only; a view of the file, if it holds raw pixels."""
         number, place = self._place(row)
-        if self._process != os.getpid():
-            self._maps, self._process = {}, os.getpid()
-        if number not in self._maps:
-            self._maps[number] = self.shards[number].images()
-        return self._maps[number][place]
+        key = (os.getpid(), number)  # a fork maps anew
+        images = self._maps.get(key)
+        if images is None:
+            # Two threads may both map a shard; either map serves both.
+            images = self._maps[key] = self.shards[number].images()
+        return images[place]
 
     def picture(self, row: int) -> str:
         """Where one image came from; reads the names of its whole shard."""

@@ -4,10 +4,12 @@ import json
 import multiprocessing
 import os
 import pickle
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 
@@ -18,7 +20,7 @@ from conftest import PROJECT_DIR, assert_user_error, is_running, run
 
 from data_prep.build_shards import main as build_shards
 from data_prep.shard_writer import structure_entry
-from data_prep.shards import UserError, open_data_set
+from data_prep.shards import Part, UserError, open_data_set
 from data_prep.sources import kaggle
 from data_prep.trees import Folder
 
@@ -373,3 +375,33 @@ def test_a_directory_with_another_data_set_or_other_files_is_refused(toy_dir, co
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     result = run(*arguments, "--output", str(tmp_path / "mine"))
     assert_user_error(result, "in use", "thesis.tex")
+
+
+def test_threads_may_read_a_part_for_the_first_time_at_once(data):
+    """Threads that pause at any line of `image`: what one has mapped another does not lose."""
+    rng = random.Random(5)
+    errors = []
+
+    def pause(frame, event, _):
+        if frame.f_code is Part.image.__code__:
+            time.sleep(rng.random() / 1000)
+            return pause
+        return None
+
+    def read(part, row):
+        sys.settrace(pause)
+        try:
+            assert part.image(row).shape == (256, 256, 3)
+        except Exception as error:
+            errors.append(error)
+        finally:
+            sys.settrace(None)
+
+    for _ in range(20):
+        part = Part(data.train.shards)
+        threads = [threading.Thread(target=read, args=(part, 7 * i)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not errors

@@ -1,0 +1,85 @@
+"""`python -m replica.test` against the oracle: error rates exactly, probabilities to 1e-9."""
+
+import json
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from runs import CROP_SIZE, large_weights, mini_shapes_and_deviations, write_checkpoint
+
+from data_prep.shards import open_data_set
+from replica import evaluate, test
+
+TIED = (3, 4, 5)  # classes with the same logit for every image
+SEED_OF_WEIGHTS = 7
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """A network that tells images and their crops apart, and three classes not at all."""
+    weights = large_weights(mini_shapes_and_deviations()[0], seed=SEED_OF_WEIGHTS)
+    weights["fc8.weight"][list(TIED)] = 0.0
+    weights["fc8.bias"][list(TIED)] = 1.0
+    return weights
+
+
+@pytest.fixture(scope="module")
+def mean_image(tiny_shards):
+    """Not the data's own, and not the same everywhere: the checkpoint decides."""
+    own = oracles.read_data(tiny_shards)["mean_image"]
+    return np.random.default_rng(1).uniform(0, 255, own.shape).astype(np.float32)
+
+
+def errors(scores, labels):
+    return tuple(1 - oracles.correct(scores, labels, k) / len(labels) for k in (1, 5))
+
+
+@pytest.mark.parametrize("ten", [False, True], ids=["center", "ten crops"])
+def test_the_test_command_is_the_oracle(ten, weights, mean_image, tiny_shards, tmp_path, capsys):
+    data = open_data_set(tiny_shards)
+    checkpoint = write_checkpoint(tmp_path / "one.pt", weights, data, mean_image=mean_image)
+    seen = []
+
+    def recording(probabilities, labels, count=evaluate.count):
+        seen.append(probabilities)
+        return count(probabilities, labels)
+
+    arguments = ["--checkpoint", str(checkpoint), "--data", str(tiny_shards), "--json"]
+    arguments += ["--device", "cpu", "--precision", "float64", *(["--ten-crop"] if ten else [])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "count", recording)
+        assert test.main(arguments) == 0
+    result = json.loads(capsys.readouterr().out)
+    expected = {**oracles.read_data(tiny_shards), "mean_image": mean_image}
+    scores, labels = oracles.evaluate(weights, expected, crop_size=CROP_SIZE, ten=ten)
+    np.testing.assert_allclose(torch.cat(seen).numpy(), scores, rtol=1e-9, atol=1e-9)
+    assert result["num_images"] == len(labels) == 20
+    got = (result["top1_error"], result["top5_error"])
+    assert got == pytest.approx(errors(scores, labels), abs=1e-12)
+    losses = -np.log(scores[np.arange(len(labels)), labels])
+    assert result["loss"] == pytest.approx(losses.mean(), rel=1e-9)
+
+
+def test_wrong_ways_to_test_have_other_error_rates(weights, mean_image, tiny_shards):
+    """Else the comparison above would not tell them apart."""
+    data = {**oracles.read_data(tiny_shards), "mean_image": mean_image}
+    right, labels = oracles.evaluate(weights, data, crop_size=CROP_SIZE, ten=True)
+    crops = oracles.views_of(data, data["val"][0], crop_size=CROP_SIZE, ten=True)
+    logits, _ = oracles.network(weights, crops.reshape(-1, *crops.shape[2:]))
+    own_mean = oracles.read_data(tiny_shards)
+    wrong = {
+        "mean of logits": logits.reshape(len(labels), 10, -1).mean(axis=1),
+        "central crop": oracles.evaluate(weights, data, crop_size=CROP_SIZE)[0],
+        "five crops": oracles.probabilities(logits).reshape(20, 10, -1)[:, :5].mean(axis=1),
+        "mean image of the data": oracles.evaluate(
+            weights, own_mean, crop_size=CROP_SIZE, ten=True
+        )[0],
+        "no mean image": oracles.evaluate(
+            weights, {**data, "mean_image": 0 * mean_image}, crop_size=CROP_SIZE, ten=True
+        )[0],
+        "ties to the first": right - 1e-12 * np.arange(10),
+    }
+    for name, scores in wrong.items():
+        assert errors(scores, labels) != pytest.approx(errors(right, labels)), name
+    assert errors(right, np.roll(labels, 1)) != pytest.approx(errors(right, labels))
