@@ -48,7 +48,7 @@ RUNS = {
         ("drop_rule=plateau", "plateau_patience=1", "plateau_improvement=0.02"),
         {"learning_rate": 0.0001, "plateau_patience": 1, "plateau_improvement": 0.02},
     ),
-    # Central crops, flips all the same; batches of nine and of one: the second share of one is empty.
+    # Central crops, flips all the same; batches of nine and of one, with an empty second share.
     "two copies": (
         6,
         22,
