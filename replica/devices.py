@@ -157,7 +157,7 @@ def check_numerics(numerics: Numerics, devices: Devices) -> None:
         )
     problem = compiler_problem(torch.__file__)
     if numerics.compile != "off" and devices.kind == "cpu" and problem:
-        raise UserError(f"--compile {numerics.compile}: {problem}: or leave --compile out")
+        raise UserError(f"--compile {numerics.compile}: {problem}, or leave --compile out")
 
 
 def compiler_problem(torch_file: str) -> str | None:

@@ -461,8 +461,9 @@ def train(data, weights, options, velocities=None, first_step=1):
         data: of `read_data`.
         weights: the first ones; of a run that goes on, with its velocities and its next step.
         options: seed, crop_size, batch_size, steps, learning_rate; drop_epochs, or the plateau
-            rule's plateau_patience and plateau_improvement; frozen, (layer, from epoch);
-            noise_off, the epoch from which color noise is 0; crops and flips, whether random.
+            rule's plateau_patience and plateau_improvement; frozen, (layer, from epoch); own_rate,
+            (tensor, from epoch, rate there); noise_off, the epoch from which color noise is 0;
+            crops and flips, whether random.
 
     Yields:
         After each step: a dict of loss, top1_error, top5_error, learning_rate, weights and
@@ -493,6 +494,9 @@ def train(data, weights, options, velocities=None, first_step=1):
         rates = dict.fromkeys(weights, common)
         if epoch >= since:
             rates |= {name: 0.0 for name in weights if name.split(".")[0] == layer}
+        tensor, since, rate = options.get("own_rate", ("", 0, 0.0))
+        if tensor and epoch >= since:  # it drops with the others from then on
+            rates[tensor] = rate * common / rates_at(since, errors, options)
         update(weights, velocities, gradients, rates)
         done = {
             **measures(probabilities(logits), labels, losses),

@@ -209,10 +209,11 @@ def test_more_shared_memory_than_asked_for_is_an_error(altered, occurrence):
 @pytest.mark.parametrize(
     ("direction", "is_rows", "n", "shape"),
     [
-        ("forward", False, 5, (2, 2**11, 2**19 + 3)),
-        ("forward", False, 3, (2, 2**11, 2**19 + 3)),
+        # The last image begins beyond, and all of its channels are near each other in memory.
+        ("forward", False, 5, (2**14 + 3, 2**9, 2**8 + 1)),
+        ("backward", False, 5, (2**14 + 3, 2**9, 2**8 + 1)),
+        ("forward", False, 3, (2**14 + 3, 2**9, 2**8 + 1)),
         ("forward", True, 5, (2**14 + 3, 2**12, 32)),
-        ("backward", False, 5, (2, 2**11, 2**19 + 3)),
         ("backward", True, 5, (2**14 + 3, 2**12, 32)),
     ],
 )

@@ -1,4 +1,5 @@
 import numpy as np
+import oracles
 import pytest
 import torch
 
@@ -25,6 +26,11 @@ KNOWN_ANSWERS = [
 def test_philox_gives_the_known_answers(make, counter, key, expected):
     words = philox(key, tuple(make([word]) for word in counter))
     assert tuple(int(word[0]) for word in words) == expected
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
+def test_so_does_the_oracles(counter, key, expected):
+    assert tuple(int(word) for word in oracles.philox(*key, counter)) == expected
 
 
 def test_any_part_of_a_tensor_gets_the_same_numbers():

@@ -83,3 +83,21 @@ def test_wrong_ways_to_test_have_other_error_rates(weights, mean_image, tiny_sha
     for name, scores in wrong.items():
         assert errors(scores, labels) != pytest.approx(errors(right, labels)), name
     assert errors(right, np.roll(labels, 1)) != pytest.approx(errors(right, labels))
+
+
+def test_a_missing_image_is_an_error_with_both_numbers():
+    with pytest.raises(
+        RuntimeError, match="error rates need all 50000 images; the data gave 49920"
+    ):
+        evaluate.Counts(49920, 1, 1, 1).check(50_000)
+
+
+def test_the_interval_is_wilsons_of_95_percent():
+    """By the formula, with the quantile 1.96 of the normal distribution."""
+    for wrong, total in ((0, 30), (11, 30), (9127, 50_000)):
+        share, z = wrong / total, 1.959963984540054
+        middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
+        reach = z / (1 + z**2 / total)
+        reach *= (share * (1 - share) / total + z**2 / (4 * total**2)) ** 0.5
+        got = evaluate.confidence_interval(share, total)
+        assert got == pytest.approx((middle - reach, middle + reach), abs=1e-12)

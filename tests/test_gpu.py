@@ -108,28 +108,3 @@ def test_training_runs_on_a_gpu_and_two_runs_give_the_same_losses(precision, sha
         lines = [line for line in runlog.read_metrics(out) if line["kind"] == "step"]
         losses.append([line["loss"] for line in lines])
     assert losses[0] == losses[1]
-
-
-@pytest.mark.parametrize(
-    ("options", "distance"),
-    [
-        (("--precision", "tf32"), 0.06),
-        (("--precision", "bf16"), 0.06),
-        (("--memory-format", "contiguous"), 0.02),
-        (("--compile", "default"), 0.02),
-        (("--compile", "cuda-graphs"), 0.02),
-        (("--deterministic", "on"), 0.02),
-    ],
-    ids=str,
-)
-def test_each_way_to_compute_follows_the_curve_of_float32(options, distance, shards_dir, tmp_path):
-    curves = []
-    for name, more in (("float32", ()), ("other", options)):
-        command = ("-m", "replica.train", "--data", str(shards_dir), "--recipe", "mini")
-        length = ("--device", "cuda", "--batch-size", "16", "--epochs", "6", "--steps", "24")
-        result = run(*command, *length, "--out", str(tmp_path / name), *more)
-        assert result.returncode == 0, result.stderr
-        lines = runlog.read_metrics(tmp_path / name)
-        curves.append([line["loss"] for line in lines if line["kind"] == "step"])
-    differences = [abs(a - b) for a, b in zip(*curves, strict=True)]
-    assert sum(differences) / len(differences) <= distance

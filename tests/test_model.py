@@ -161,6 +161,13 @@ def test_mini_keeps_the_gain_of_every_layer_of_the_paper():
     assert gain_keeping((4,), (16,)) == (2 * paper.WEIGHT_STANDARD_DEVIATION,)
 
 
+def test_mini_has_the_settings_that_reproduce_names():
+    assert [conv.num_kernels for conv in MINI.convs] == [16, 32, 48, 48, 32]
+    assert [layer.num_units for layer in MINI.fully_connected] == [256, 256, 10]
+    assert (MINI.batch_size, MINI.learning_rate, MINI.epochs) == (32, 0.005, 32)
+    assert (MINI.drop_rule, MINI.drop_epochs) == ("epochs", (28,))
+
+
 @pytest.mark.slow
 def test_std_001_at_the_width_of_mini_does_not_leave_ln_classes(tmp_path):
     """The reason for `mini`'s standard deviations: with the paper's own nothing is learned."""

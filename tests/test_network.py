@@ -40,6 +40,18 @@ def narrow():
     return expected_of(weights, images, labels)
 
 
+@pytest.mark.parametrize("placement", ["one device", "two towers", "two copies"])
+def test_logits_and_gradients_are_those_of_the_oracle(placement, narrow, tmp_path):
+    processes = 1 if placement == "one device" else 2
+    devices = Devices("cpu", processes, 2 if placement == "two towers" else 1)
+    path = tmp_path / "computed.pt"
+    assert run_processes(compute, str(path), devices, timeout=120) == 0
+    computed = torch.load(path, weights_only=True)
+    assert computed.keys() == narrow.keys()
+    for name, expected in narrow.items():
+        assert relative(computed[name].numpy(), expected) < 1e-9, name
+
+
 def test_the_oracles_gradients_are_its_finite_differences():
     weights, images, labels = inputs_of(NARROW)
     weights = {name: weight.numpy() for name, weight in weights.items()}
@@ -73,25 +85,37 @@ def test_normalization_biases_and_dropout_matter_on_the_narrow_network(narrow, m
         assert 0.3 < mask.mean() < 0.7
 
 
-@pytest.mark.parametrize("placement", ["one device", "two towers", "two copies"])
-def test_logits_and_gradients_are_those_of_the_oracle(placement, narrow, tmp_path):
-    processes = 1 if placement == "one device" else 2
-    devices = Devices("cpu", processes, 2 if placement == "two towers" else 1)
-    path = tmp_path / "computed.pt"
-    assert run_processes(compute, str(path), devices, timeout=120) == 0
-    computed = torch.load(path, weights_only=True)
-    assert computed.keys() == narrow.keys()
-    for name, expected in narrow.items():
-        assert relative(computed[name].numpy(), expected) < 1e-9, name
-
-
-def test_the_recipe_is_the_papers_at_full_size():
-    """The narrow network differs from `paper` in these numbers alone."""
+def test_the_recipe_has_the_numbers_of_the_text_and_of_the_facts():
+    """Each number of `paper`; comparisons of the network and of runs say what is done with them."""
     for layer in PAPER.convs:
         assert layer.num_kernels == oracles.NUM_KERNELS[layer.name]
     for layer in PAPER.fully_connected:
         assert layer.num_units == oracles.NUM_UNITS[layer.name]
-    assert PAPER.crop_size == oracles.CROP_SIZE
+    for layer in (*PAPER.convs, *PAPER.fully_connected):
+        assert layer.weight_standard_deviation == oracles.STANDARD_DEVIATION
+        assert layer.bias == float(layer.name in oracles.ONE_BIASES)
+    for got, expected in (
+        (PAPER.crop_size, oracles.CROP_SIZE),
+        (PAPER.color_noise, oracles.COLOR_NOISE),
+        (PAPER.batch_size, oracles.BATCH_SIZE),
+        (PAPER.momentum, oracles.MOMENTUM),
+        (PAPER.weight_decay, oracles.WEIGHT_DECAY),
+        (PAPER.learning_rate, oracles.LEARNING_RATE),
+        (PAPER.bias_learning_rate, None),
+        (PAPER.drop_factor, oracles.DROP_FACTOR),
+        (PAPER.max_drops, oracles.NUM_DROPS),
+        (PAPER.drop_epochs, oracles.RECORDED_DROPS),
+        (PAPER.epochs, oracles.NUM_EPOCHS),
+        # REPRODUCE.md, D3 and D4.
+        (PAPER.decay_biases, False),
+        ((PAPER.drop_rule, PAPER.plateau_patience), ("plateau", 5)),
+        (PAPER.plateau_improvement, 0.001),
+        ((PAPER.random_crops, PAPER.random_flips, PAPER.changes), (True, True, ())),
+    ):
+        assert got == expected
+
+
+def test_the_narrow_network_differs_from_paper_in_widths_and_image_alone():
     widths = [layer.name for layer in (*NARROW.convs, *NARROW.fully_connected)]
     assert widths == list(oracles.LAYERS)
     same = dataclasses.replace(

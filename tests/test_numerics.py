@@ -43,9 +43,10 @@ SEED, SEED_OF_WEIGHTS, RATE = 4, 9, 1e-4
 # maximum, so errors grow on the way back: 1.2 units were seen in fc8, then 16, 15, 14, 17, 16, 27
 # and 27. A wrong formula is further away: a momentum of 0.8 moves fc8 by more than ten units of
 # bfloat16, a convolution that stays as it is is off by 256.
-FLOAT32, BFLOAT16 = 2.0**-24, 2.0**-8
+FLOAT32, BFLOAT16, TF32 = 2.0**-24, 2.0**-8, 2.0**-11
 UNITS_BFLOAT16 = {"fc8": 3, "fc7": 40, "fc6": 40, "conv5": 40, "conv4": 50, "conv3": 50}
 UNITS_BFLOAT16 |= {"conv2": 60, "conv1": 80}
+UNITS_TF32 = UNITS_BFLOAT16  # cuts and maxima change in the same way, each by less
 UNITS_FLOAT32 = dict.fromkeys(oracles.LAYERS, 64)
 WAYS = {
     "float32": (("--precision", "float32"), UNITS_FLOAT32, FLOAT32),
@@ -54,6 +55,16 @@ WAYS = {
     "bf16": (("--precision", "bf16"), UNITS_BFLOAT16, BFLOAT16),
     "bf16, two towers": (("--precision", "bf16", "--gpus", "2"), UNITS_BFLOAT16, BFLOAT16),
     "compiled": (("--compile", "default"), UNITS_FLOAT32, FLOAT32),
+}
+GPU = ("--device", "cuda")
+GPU_WAYS = {
+    "GPU, float32": (GPU, UNITS_FLOAT32, FLOAT32),
+    "GPU, tf32": ((*GPU, "--precision", "tf32"), UNITS_TF32, TF32),
+    "GPU, bf16": ((*GPU, "--precision", "bf16"), UNITS_BFLOAT16, BFLOAT16),
+    "GPU, contiguous": ((*GPU, "--memory-format", "contiguous"), UNITS_FLOAT32, FLOAT32),
+    "GPU, deterministic": ((*GPU, "--deterministic", "on"), UNITS_FLOAT32, FLOAT32),
+    "GPU, compiled": ((*GPU, "--compile", "default"), UNITS_FLOAT32, FLOAT32),
+    "GPU, CUDA graphs": ((*GPU, "--compile", "cuda-graphs"), UNITS_FLOAT32, FLOAT32),
 }
 
 
@@ -69,7 +80,8 @@ def ways(tiny_shards, tmp_path_factory):
     def of(name):
         if name not in known:
             out = tmp_path_factory.mktemp("numerics") / "run"
-            options = (*WAYS[name][0], "--steps", "2", "--lr", str(RATE), "--init", str(start))
+            chosen = {**WAYS, **GPU_WAYS}[name][0]
+            options = (*chosen, "--steps", "2", "--lr", str(RATE), "--init", str(start))
             known[name] = out, train_tiny(out, *options, shards=tiny_shards, seed=SEED)
         return known[name]
 
@@ -87,7 +99,17 @@ def numpy_of(tensors):
 def test_a_step_from_the_same_weights_is_the_oracles_within_its_precision(name, ways, tiny_shards):
     if name == "compiled" and compiler_problem(torch.__file__):
         pytest.skip(compiler_problem(torch.__file__))
-    checkpoints = ways(name)[1]
+    assert_oracles_step(ways(name)[1], tiny_shards, *WAYS[name][1:])
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("name", GPU_WAYS)
+def test_so_is_each_way_on_a_gpu(name, ways, tiny_shards):
+    assert_oracles_step(ways(name)[1], tiny_shards, *GPU_WAYS[name][1:])
+
+
+def assert_oracles_step(checkpoints, tiny_shards, allowed, unit):
     before, after = checkpoints[1], checkpoints[2]
     told = {"seed": SEED, "crop_size": CROP_SIZE, "batch_size": BATCH_SIZE, "steps": 2}
     told |= {"learning_rate": RATE, "drop_epochs": (28,)}
@@ -100,7 +122,6 @@ def test_a_step_from_the_same_weights_is_the_oracles_within_its_precision(name, 
     )
     velocities = numpy_of(after["velocities"])
     assert velocities.keys() == expected["velocities"].keys()
-    _, allowed, unit = WAYS[name]
     too_far = {}
     for tensor, right in expected["velocities"].items():
         # The velocity is what is added to the weight in this step.

@@ -1,6 +1,7 @@
 """The house: imports point down, names say what they hold, documents tell the truth."""
 
 import ast
+import json
 import re
 import shlex
 import sys
@@ -151,6 +152,14 @@ def test_the_papers_numbers_are_written_in_one_place():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
                 assert node.value not in (paper.LRN_ALPHA, paper.WEIGHT_DECAY, 4096), path
+
+
+def test_the_speed_in_the_readme_is_that_of_the_record():
+    text = (PROJECT_DIR / "README.md").read_text()
+    (figure,) = re.findall(r"Two CPU cores made (\d+) images a second", text)
+    record = json.loads((PROJECT_DIR / "benchmarks" / "results" / "training.json").read_text())
+    speeds = {row["name"]: row["value"] for row in record["rows"]}
+    assert int(figure) == round(speeds["replica: float32, channels last"])
 
 
 def test_versions_agree():

@@ -21,7 +21,7 @@ from data_prep.shards import open_data_set
 # Name -> seed, seed of large weights (None: drawn as in 5), options, fields, and what the oracle
 # is told.
 RUNS = {
-    # The rate drops, a layer is frozen and color noise ends, each at an epoch of its own; no flips.
+    # The rate drops, a layer is frozen, another has its own rate, color noise ends; no flips.
     "one device": (
         5,
         None,
@@ -30,12 +30,13 @@ RUNS = {
             "random_flips=false",
             "drop_rule=epochs",
             "drop_epochs=2,3",
-            "changes=2:conv4=0,3:color_noise=0",
+            "changes=2:conv4=0,2:fc6.weight=0.007,3:color_noise=0",
         ),
         {
             "learning_rate": 0.02,
             "drop_epochs": (2, 3),
             "frozen": ("conv4", 2),
+            "own_rate": ("fc6.weight", 2, 0.007),
             "noise_off": 3,
             "flips": False,
         },
