@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-all test-gpu bench-gpu fuzz lint format demo lock clean
+.PHONY: help setup test test-slow test-all test-gpu bench-gpu fuzz mutants mutants-sample mutants-map
+.PHONY: lint format demo lock clean
 CPP := cuda_ext/csrc/* benchmarks/*.cpp tests/*.cpp tests/*.h
 
 help: ## list the targets
@@ -47,6 +48,15 @@ bench-gpu: setup ## speed on a GPU, operator and training; without one the rows 
 
 fuzz: setup ## damaged files of every kind for the readers, a minute each
 	FUZZ_SECONDS=60 $(BIN)/python -m pytest tests/test_fuzz.py
+
+mutants: setup ## see whether the tests notice each mistake of tests/mutants/table.toml
+	$(BIN)/python tests/mutants/run.py
+
+mutants-sample: setup ## the same for ten of them, chosen by the revision
+	$(BIN)/python tests/mutants/run.py --sample 10
+
+mutants-map: setup ## measure anew which test module runs which function
+	$(BIN)/python tests/mutants/run.py --map
 
 lint: setup ## ruff, mypy, clang-format, codespell
 	$(BIN)/ruff check .

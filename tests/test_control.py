@@ -47,6 +47,7 @@ def test_each_request_is_answered_with_the_step_that_it_acts_from(controlled):
         assert f"from step {line['step']}, epoch {line['epoch']}" in answer.stdout
         assert f"by hand, from step {line['step']}" in stderr
     assert "learning_rate=0.001" in asked[0].stdout
+    assert log[1]["changes"] == {"fc8.bias": 0.002, "conv1": 0.0, "color_noise": 0.0}
     assert [log[0]["reason"], log[3]["reason"]] == [
         "validation error stopped improving",
         "enough",

@@ -54,6 +54,13 @@ def test_jpeg_shards_hold_nearly_the_same_pixels_in_much_less_room(shards_dir, j
     assert sizes[1] < sizes[0] / 2
 
 
+def test_the_sums_of_jpeg_shards_are_those_of_the_pixels_that_readers_get(jpeg_dir):
+    data = open_data_set(jpeg_dir)
+    for shard in data.train.shards:
+        images = np.stack([shard.images()[row] for row in range(shard.num_images)])
+        assert np.array_equal(shard.sums().pixel_sum, images.sum(axis=0, dtype=np.uint64))
+
+
 def test_quality_85_takes_less_room_than_95(toy_dir, jpeg_dir, tmp_path):
     arguments = ["--input", str(toy_dir), "--output", str(tmp_path / "out"), "--storage", "jpeg"]
     assert build_shards([*arguments, "--quality", "85", "--images-per-shard", "40"]) == 0

@@ -282,6 +282,14 @@ def test_a_changed_plan_in_the_manifest_is_refused(copy):
         open_data_set(copy)
 
 
+def test_a_build_that_has_not_finished_is_refused(copy):
+    path = copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "complete": False}))
+    with pytest.raises(UserError, match=r"the build has not finished: run `python data_prep/build"):
+        open_data_set(copy)
+
+
 def test_a_file_that_is_no_hdf5_is_refused(copy):
     path = copy / "val-00000.h5"
     path.write_bytes(b"x" * path.stat().st_size)
