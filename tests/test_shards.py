@@ -1,5 +1,6 @@
 """The file format: what is written, what is refused, what an interruption leaves behind."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ from conftest import PROJECT_DIR, assert_user_error, is_running, run
 
 from data_prep.build_shards import main as build_shards
 from data_prep.shard_writer import structure_entry
-from data_prep.shards import Part, UserError, open_data_set
+from data_prep.shards import Part, UserError, open_data_set, write_whole
 from data_prep.sources import kaggle
 from data_prep.trees import Folder
 
@@ -383,6 +384,20 @@ def test_a_directory_with_another_data_set_or_other_files_is_refused(toy_dir, co
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     result = run(*arguments, "--output", str(tmp_path / "mine"))
     assert_user_error(result, "in use", "thesis.tex")
+
+
+def test_what_cannot_be_written_whole_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot write .*file.*No space left on device: make room"):
+        write_whole(path, b"newer")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_threads_may_read_a_part_for_the_first_time_at_once(data):

@@ -7,13 +7,15 @@
 
 The tests that cover the changed function run, the one that saw the mistake last time first, then
 module by module, the fastest first, up to the first failure. Only tests that `make test` runs
-count. A run that was stopped goes on where it was, as long as no file has changed. Exit status 0:
-all were noticed; 1: some were not; 2: the table does not fit the code.
+count. A verdict stands until the product, the test module that noticed, or the mutant changes, so a
+run that was stopped goes on where it was. Exit status 0: all were noticed; 1: some were not; 2: the
+table does not fit the code.
 """
 
 import argparse
 import ast
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -249,14 +251,23 @@ class Copy:
                     shutil.copy2(library, self.directory / "cuda_ext" / library.name)
 
 
-def state_of_the_files() -> str:
-    """A digest of everything that the verdicts depend on."""
+@functools.cache
+def digest_of_the_files() -> str:
+    """Of the product, and of what test modules share."""
     digest = hashlib.sha256()
     for folder in (*PRODUCT, "tests"):
         for path in sorted((PROJECT_DIR / folder).rglob("*")):
-            if path.suffix in (".py", ".cpp", ".cuh", ".inl", ".h", ".toml") and path.is_file():
+            is_code = path.suffix in (".py", ".cpp", ".cuh", ".inl", ".h")
+            if is_code and path.parent != HERE and not path.name.startswith("test_"):
                 digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def state_of(mutant: Mutant, killer: str) -> str:
+    """A digest of everything that a verdict depends on."""
+    module = (PROJECT_DIR / killer.split("::")[0]).read_text()
+    texts = (digest_of_the_files(), module, mutant.file, mutant.old, mutant.new)
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
 def revision() -> str:
@@ -281,12 +292,16 @@ def run_all(mutants: list[Mutant], arguments: argparse.Namespace) -> int:
     coverage = read_map()
     record = read_record()
     earlier = {name: entry["killed_by"] for name, entry in record["mutants"].items()}
-    is_whole, state = len(mutants) == len(read_table()), state_of_the_files()
+    is_whole = len(mutants) == len(read_table())
     results = {}
-    if is_whole and record.get("state") == state:
-        names = {mutant.name for mutant in mutants}
-        results = {n: e for n, e in record["mutants"].items() if n in names and e["killed_by"]}
-        print(f"{len(results)} of {len(mutants)} were noticed before, and no file has changed")
+    if is_whole:
+        for mutant in mutants:
+            entry = record["mutants"].get(mutant.name, {})
+            if entry.get("killed_by") and entry.get("state") == state_of(
+                mutant, entry["killed_by"]
+            ):
+                results[mutant.name] = entry
+        print(f"{len(results)} of {len(mutants)} verdicts stand: nothing has changed for them")
     left = [mutant for mutant in mutants if mutant.name not in results]
     began, tried = time.monotonic(), 0
     with tempfile.TemporaryDirectory(prefix="mutants-") as directory:
@@ -307,7 +322,11 @@ def run_all(mutants: list[Mutant], arguments: argparse.Namespace) -> int:
                 for future in as_completed([pool.submit(attempt, mutant) for mutant in left]):
                     mutant, killer, seconds = future.result()
                     tried += 1
-                    results[mutant.name] = {"killed_by": killer, "seconds": round(seconds, 1)}
+                    results[mutant.name] = {
+                        "killed_by": killer,
+                        "seconds": round(seconds, 1),
+                        "state": killer and state_of(mutant, killer),
+                    }
                     survivors = [name for name, entry in results.items() if not entry["killed_by"]]
                     minutes = (time.monotonic() - began) / tried * (len(left) - tried) / 60
                     verdict = f"noticed by {killer}" if killer else f"SURVIVES: {mutant.breaks}"
@@ -317,7 +336,7 @@ def run_all(mutants: list[Mutant], arguments: argparse.Namespace) -> int:
                         flush=True,
                     )
                     if is_whole:
-                        write_record(results, state)
+                        write_record(results)
             except KeyboardInterrupt:
                 pool.shutdown(cancel_futures=True)
                 print("stopped; the same command goes on from here")
@@ -335,12 +354,11 @@ def run_all(mutants: list[Mutant], arguments: argparse.Namespace) -> int:
     return 1 if survivors else 0
 
 
-def write_record(results: dict, state: str) -> None:
+def write_record(results: dict) -> None:
     """The record, sorted, so that two runs can be compared."""
     content = {
         "what": "make mutants",
         "revision": revision(),
-        "state": state,
         "machine": machine(),
         "noticed": sum(bool(entry["killed_by"]) for entry in results.values()),
         "mutants": dict(sorted(results.items())),
