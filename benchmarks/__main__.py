@@ -8,8 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.measure import machine, say, text_of
-from data_prep.shards import UserError
-from replica.command_line import OneLineParser
+from data_prep.errors import OneLineParser, UserError
 
 # Name of the module, and what it says in one line.
 BENCHMARKS = {

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measure import Row, say
-from replica.allocator import SETTINGS, SWITCH, keep_large_blocks
-from replica.model import AlexNet, initialise_
-from replica.optimizer import sgd_step_
+from replica.network.alexnet import AlexNet, initialise_
 from replica.recipes import RECIPES
+from replica.training.allocator import SETTINGS, SWITCH, keep_large_blocks
+from replica.training.optimizer import sgd_step_
 
 LARGE = (128, 96, 55, 55)
 

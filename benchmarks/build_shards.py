@@ -25,10 +25,11 @@ from PIL import Image
 from benchmarks.measure import Row, say
 from data_prep import shard_builder
 from data_prep.color_statistics import PixelSums
+from data_prep.errors import UserError
 from data_prep.pictures import PictureFormat, decode_picture, decoder_name
 from data_prep.shard_builder import BuildSettings, ShardTask, build_shard
 from data_prep.shard_writer import Classes, Storage, encode_jpeg
-from data_prep.shards import UserError, decode_jpeg
+from data_prep.shards import decode_jpeg
 from data_prep.sources import Picture, Pictures, kaggle
 from data_prep.trees import Folder
 from data_prep.workers import worker_pool

@@ -23,10 +23,10 @@ import torch.nn.functional as F
 
 from benchmarks.measure import Row, interleaved, rows_of, say
 from cuda_ext import local_response_norm, toolchain
-from data_prep.shards import UserError
+from data_prep.errors import UserError
 from replica import paper
-from replica.allocator import keep_large_blocks
-from replica.devices import compiler_problem
+from replica.training.allocator import keep_large_blocks
+from replica.training.numerics import compiler_problem
 
 SHAPES = ("16,96,55,55", "128,96,55,55", "128,256,27,27")
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels last": torch.channels_last}

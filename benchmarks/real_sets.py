@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 from benchmarks.measure import Row, say
-from data_prep.shards import PARTS, UserError, open_data_set
+from data_prep.errors import UserError
+from data_prep.manifest import PARTS
+from data_prep.shards import open_data_set
 
 # Archive, and the options that go with it.
 SETS = {

@@ -19,11 +19,13 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.measure import Row, say
 from benchmarks.training import our_step
-from data_prep.shards import UserError
-from replica.allocator import keep_large_blocks
-from replica.devices import PRECISIONS, Devices, Numerics, set_numerics
-from replica.launch import Rank, StopRequest, run_processes
+from data_prep.errors import UserError
+from replica.distributed.devices import Devices
+from replica.distributed.launch import StopRequest, run_processes
+from replica.distributed.mesh import Rank
 from replica.recipes import RECIPES
+from replica.training.allocator import keep_large_blocks
+from replica.training.numerics import PRECISIONS, Numerics, set_numerics
 
 # What is drawn: the label, its color, and the row of the picture.
 SPANS = {

@@ -22,18 +22,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.measure import Row, interleaved, say
-from replica import model as model_module
-from replica.allocator import SWITCH, keep_large_blocks
-from replica.costs import training_memory
-from replica.devices import Devices, Numerics, parameter_dtype, set_numerics
-from replica.feed import Batch
+from replica.distributed.devices import Devices
+from replica.distributed.launch import StopRequest, run_processes
+from replica.distributed.mesh import Mesh, Rank
+from replica.feed.feed import Batch
 from replica.info import layer_table
-from replica.launch import Mesh, Rank, StopRequest, run_processes
-from replica.model import AlexNet
-from replica.process import Run, RunState
+from replica.network import alexnet as model_module
+from replica.network.alexnet import AlexNet
+from replica.network.costs import training_memory
 from replica.recipes import RECIPES, Recipe
-from replica.schedule import settings_at
-from replica.train import train_step_
+from replica.training.allocator import SWITCH, keep_large_blocks
+from replica.training.loop import train_step_
+from replica.training.numerics import Numerics, parameter_dtype, set_numerics
+from replica.training.schedule import settings_at
+from replica.training.state import Run, RunState
 
 NUM_CLASSES = 1000
 MATRIX_SIDE = 2048

@@ -19,12 +19,14 @@ from torch import nn
 
 from benchmarks.measure import Row, say
 from benchmarks.training import NUM_CLASSES, our_step, random_batch
-from data_prep.shards import UserError, open_data_set
+from data_prep.errors import UserError
+from data_prep.shards import open_data_set
 from replica import paper
-from replica.devices import Devices, Numerics, set_numerics
-from replica.feed import TrainFeed
-from replica.launch import Rank
+from replica.distributed.devices import Devices
+from replica.distributed.mesh import Rank
+from replica.feed.feed import TrainFeed
 from replica.recipes import RECIPES
+from replica.training.numerics import Numerics, set_numerics
 
 BATCH_SIZES = (128, 256, 1024)
 GPU_PRECISIONS = ("float32", "tf32", "bf16")

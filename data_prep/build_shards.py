@@ -26,7 +26,20 @@ require_environment("numpy", "PIL", "h5py", "scipy", "tqdm")
 from tqdm import tqdm
 
 from data_prep.color_statistics import comparison_with_published
-from data_prep.command_line import OneLineParser
+from data_prep.errors import OneLineParser, UserError
+from data_prep.files import part_of
+from data_prep.manifest import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    LABELS_FILE,
+    MANIFEST_FILE,
+    MAX_IMAGE_SIZE,
+    PARTS,
+    plan_sha256,
+    shard_entries,
+    shard_file,
+    write_manifest,
+)
 from data_prep.manifests import (
     complete,
     is_complete,
@@ -47,22 +60,7 @@ from data_prep.shard_builder import (
     sample_cost,
 )
 from data_prep.shard_writer import Classes, Storage
-from data_prep.shards import (
-    FORMAT_NAME,
-    FORMAT_VERSION,
-    LABELS_FILE,
-    MANIFEST_FILE,
-    MAX_IMAGE_SIZE,
-    PARTS,
-    UserError,
-    open_data_set,
-    part_of,
-    plan_sha256,
-    shard_entries,
-    shard_file,
-    shard_problem,
-    write_manifest,
-)
+from data_prep.shards import open_data_set, shard_problem
 from data_prep.sources import (
     PictureSet,
     toy,

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from data_prep.shards import PARTS, DataSet, UserError
+from data_prep.errors import UserError
+from data_prep.manifest import PARTS
+from data_prep.shards import DataSet
 from data_prep.sources import matching_labels
 
 COLUMNS, ROWS = 8, 3  # of each part

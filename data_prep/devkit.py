@@ -16,7 +16,7 @@ from pathlib import Path
 
 from scipy.io import loadmat
 
-from data_prep.shards import UserError
+from data_prep.errors import UserError
 from data_prep.sources import WNID, Picture, Pictures
 from data_prep.trees import (
     Archive,

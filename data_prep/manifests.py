@@ -5,21 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.color_statistics import color_statistics
-from data_prep.shard_writer import write_labels, write_statistics
-from data_prep.shards import (
+from data_prep.errors import UserError
+from data_prep.manifest import (
     LABELS_FILE,
     MANIFEST_FILE,
     PARTS,
     STATISTICS_FILE,
-    UserError,
-    label_rows,
     read_manifest,
     shard_entries,
     shard_file,
-    shard_problem,
-    shards_of,
     write_manifest,
 )
+from data_prep.shard_writer import write_labels, write_statistics
+from data_prep.shards import label_rows, shard_problem, shards_of
 
 
 def share_file(share: tuple[int, int]) -> str:

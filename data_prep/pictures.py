@@ -14,7 +14,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageChops
 
-from data_prep.shards import UserError
+from data_prep.errors import UserError
 
 # ImageNet's files are JPEG, one of them PNG under a JPEG name; nothing else is tried.
 FORMATS = ("JPEG", "PNG")

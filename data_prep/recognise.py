@@ -3,7 +3,7 @@
 from pathlib import Path
 from types import ModuleType
 
-from data_prep.shards import UserError
+from data_prep.errors import UserError
 from data_prep.sources import (
     cifar10,
     class_tars,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.color_statistics import PixelSummer
+from data_prep.errors import UserError
 from data_prep.pictures import (
     BadPictureError,
     Decoded,
@@ -20,7 +21,7 @@ from data_prep.pictures import (
     fit_pixels,
 )
 from data_prep.shard_writer import Classes, JpegShardWriter, RawShardWriter, Storage, encode_jpeg
-from data_prep.shards import UserError, decode_jpeg
+from data_prep.shards import decode_jpeg
 from data_prep.sources import Picture, Pictures
 from data_prep.trees import InputChangedError, Pixels, Reader
 from data_prep.workers import check_wanted, count

@@ -21,16 +21,9 @@ from PIL import Image
 
 from data_prep.color_statistics import ColorStatistics, PixelSums
 from data_prep.direct_io import DirectFile, page_aligned
-from data_prep.shards import (
-    FORMAT_NAME,
-    FORMAT_VERSION,
-    PAGE_BYTES,
-    disk_errors,
-    part_of,
-    sha256_of_file,
-    structure_sha256,
-    write_whole,
-)
+from data_prep.files import disk_errors, part_of, sha256_of_file, structure_sha256, write_whole
+from data_prep.manifest import FORMAT_NAME, FORMAT_VERSION
+from data_prep.shards import PAGE_BYTES
 
 # Colours at full resolution: at quality 95 it takes some more room, and the largest error of a
 # pixel falls from 183 to 25 (on benchmarks/build_shards.py's pictures; Pillow's default is 4:2:0).

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
-from data_prep.shards import UserError
+from data_prep.errors import UserError
 
 # The largest file that is read as a picture; ImageNet's largest is below 16 MB.
 MAX_PICTURE_BYTES = 256 << 20

@@ -21,21 +21,11 @@ from tqdm import tqdm
 
 from data_prep import contact_sheet
 from data_prep.color_statistics import PixelSummer, PixelSums, color_statistics
-from data_prep.command_line import OneLineParser
+from data_prep.errors import OneLineParser, UserError
+from data_prep.files import sha256_of_file
+from data_prep.manifest import LABELS_FILE, PARTS, STATISTICS_FILE, shard_entries
 from data_prep.shard_writer import csv_blocks
-from data_prep.shards import (
-    LABELS_FILE,
-    PARTS,
-    STATISTICS_FILE,
-    DataSet,
-    Shard,
-    UserError,
-    label_rows,
-    open_data_set,
-    sha256_of_file,
-    shard_entries,
-    shard_problem,
-)
+from data_prep.shards import DataSet, Shard, label_rows, open_data_set, shard_problem
 from data_prep.workers import check_wanted, count, num_cores, worker_pool
 
 IMAGES = 0  # the counter that the progress line shows

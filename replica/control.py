@@ -1,9 +1,4 @@
-"""Changes a live run by hand, as in 2012: `python -m replica.control --help`.
-
-A request is a file in the run's directory `requests/`; the run reads it at its next step, logs it
-in `control.jsonl` with the first step that it acts on, and tells all of its processes. The log is
-what a resumed run and `--replay` read.
-"""
+"""Changes a live run by hand, as in 2012: `python -m replica.control --help`."""
 
 import argparse
 import fcntl
@@ -11,162 +6,22 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from data_prep.shards import UserError, write_whole
-from replica import runlog
-from replica.command_line import OneLineParser
-from replica.recipes import Recipe, from_record
+from data_prep.errors import OneLineParser, UserError
+from data_prep.files import write_whole
+from replica.recipes import from_record
 from replica.recipes.recipe import target_problem
-from replica.schedule import HandChange
+from replica.training import run_directory
+from replica.training.control_log import ACTIONS, REQUESTS_DIR, read_log
 
-REQUESTS_DIR = "requests"
-LOG_FILE = "control.jsonl"
-ACTIONS = ("checkpoint", "stop")
 DEFAULT_WAIT_SECONDS = 120.0
-
-
-@dataclass(frozen=True)
-class Request:
-    """What somebody wants of a run.
-
-    Attributes:
-        name: of the file, and of the line in the log.
-        changes: target -> value, as in `EpochChange`.
-        actions: of `ACTIONS`.
-        reason: for the log.
-    """
-
-    name: str
-    changes: dict[str, float]
-    actions: list[str]
-    reason: str
 
 
 # --- In the run
 
 
-def pending_requests(run_dir: Path, recipe: Recipe) -> list[Request]:
-    """The requests that are there, oldest first; one that cannot be read is named and removed."""
-    directory = run_dir / REQUESTS_DIR
-    try:
-        names = sorted(name for name in os.listdir(directory) if name.endswith(".json"))
-    except FileNotFoundError:
-        return []
-    requests = []
-    for name in names:
-        path = directory / name
-        try:
-            content = json.loads(path.read_bytes())
-            request = Request(
-                name,
-                {str(target): float(value) for target, value in content["changes"].items()},
-                [action for action in content["actions"] if action in ACTIONS],
-                str(content["reason"]),
-            )
-            problems = [target_problem(recipe, *change) for change in request.changes.items()]
-            problem = next((p for p in problems if p), None)
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            problem = f"expected a request of replica.control ({type(error).__name__})"
-        if problem:
-            print(f"passed over {path}: {problem}", file=sys.stderr)
-            path.unlink(missing_ok=True)
-        else:
-            requests.append(request)
-    return requests
-
-
-def log_requests(run_dir: Path, requests: list[Request], *, step: int, epoch: int) -> None:
-    """Writes requests into the log, to the disk, and then removes their files.
-
-    A run that is killed in between finds them again when it is resumed, and knows them by name.
-
-    Args:
-        run_dir: of the run.
-        requests: what was read.
-        step, epoch: the first step that they act on, and its epoch, counted from 1.
-    """
-    lines = read_log(run_dir)
-    known = {line["name"] for line in lines}
-    lines += [
-        {
-            "name": request.name,
-            "step": step,
-            "epoch": epoch,
-            "changes": request.changes,
-            "actions": request.actions,
-            "reason": request.reason,
-        }
-        for request in requests
-        if request.name not in known
-    ]
-    _write_log(run_dir, lines)
-    for request in requests:
-        (run_dir / REQUESTS_DIR / request.name).unlink(missing_ok=True)
-
-
 # --- The log
-
-
-def _write_log(run_dir: Path, lines: list[dict[str, Any]]) -> None:
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    write_whole(run_dir / LOG_FILE, text.encode())
-
-
-def read_log(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; an empty list where nothing was changed by hand.
-
-    Raises:
-        UserError: a line is none of ours.
-    """
-    path = run_dir / LOG_FILE
-    if not path.exists():
-        return []
-    lines = []
-    for number, text in enumerate(path.read_text().splitlines(), 1):
-        try:
-            line = json.loads(text)
-            HandChange(int(line["step"]), "", 0.0)
-            lines.append({**line, "changes": dict(line["changes"]), "name": str(line["name"])})
-        except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{path}: line {number}: expected a change with name, step and changes, got "
-                f"{text[:60]!r}: mend or remove the line"
-            ) from None
-    return lines
-
-
-def hand_changes(run_dir: Path, recipe: Recipe) -> list[HandChange]:
-    """What was set by hand in a run.
-
-    Raises:
-        UserError: the log is damaged, or names what the recipe does not have.
-    """
-    changes = []
-    for line in read_log(run_dir):
-        for target, value in line["changes"].items():
-            problem = target_problem(recipe, target, value)
-            if problem:
-                raise UserError(f"{run_dir / LOG_FILE}: step {line['step']}: {problem}")
-            changes.append(HandChange(int(line["step"]), target, float(value)))
-    return changes
-
-
-def copy_log(source: Path, run_dir: Path, recipe: Recipe) -> int:
-    """Makes the changes of another run those of a new one (`--replay`); returns their number.
-
-    Actions are not repeated: they change no result.
-    """
-    hand_changes(source, recipe)
-    lines = [
-        {**line, "actions": [], "replayed_from": str(source)}
-        for line in read_log(source)
-        if line["changes"]
-    ]
-    _write_log(run_dir, lines)
-    return sum(len(line["changes"]) for line in lines)
 
 
 # --- The command
@@ -247,7 +102,7 @@ def changes_of(arguments: argparse.Namespace) -> dict[str, float]:
 def is_live(run_dir: Path) -> bool:
     """Whether a process holds the run's lock."""
     try:
-        with (run_dir / runlog.LOCK_FILE).open("r") as lock:
+        with (run_dir / run_directory.LOCK_FILE).open("r") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -259,7 +114,7 @@ def is_live(run_dir: Path) -> bool:
 def send(arguments: argparse.Namespace) -> str:
     """Leaves the request, waits until the run has read it, and returns what came of it."""
     run_dir: Path = arguments.run
-    recipe = from_record(runlog.read_run_record(run_dir)["recipe"])
+    recipe = from_record(run_directory.read_run_record(run_dir)["recipe"])
     changes = changes_of(arguments)
     problems = [target_problem(recipe, target, value) for target, value in changes.items()]
     if any(problems):

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from replica.command_line import OneLineParser
-from replica.figures import draw_run
+from data_prep.errors import OneLineParser
+from replica.results.plots import draw_run
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 DEFAULT_OUT = Path("demo")

@@ -5,10 +5,9 @@ import math
 import sys
 from dataclasses import dataclass
 
-from data_prep.shards import UserError
+from data_prep.errors import OneLineParser, UserError
 from replica import paper
-from replica.command_line import OneLineParser
-from replica.model import output_side, whole_shapes
+from replica.network.alexnet import output_side, whole_shapes
 from replica.recipes import Recipe, find_recipe, with_changes
 
 # Claims of the paper that its own network does not meet, and why.

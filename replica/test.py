@@ -8,29 +8,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from data_prep.shards import PARTS, DataSet, Part, UserError, open_data_set
-from replica import paper, runlog
-from replica.allocator import keep_large_blocks
-from replica.augment import center_crop, ten_crops
-from replica.checkpoint import check_fits_classes, last_whole_checkpoint, load_checkpoint
-from replica.command_line import OneLineParser
-from replica.devices import (
+from data_prep.errors import OneLineParser, UserError
+from data_prep.manifest import PARTS
+from data_prep.shards import DataSet, open_data_set
+from replica import paper
+from replica.distributed.devices import choose_devices
+from replica.results.evaluation import confidence_interval, test_checkpoint
+from replica.training import run_directory
+from replica.training.allocator import keep_large_blocks
+from replica.training.checkpoint import check_fits_classes, last_whole_checkpoint, load_checkpoint
+from replica.training.numerics import (
     PRECISIONS,
     Numerics,
     check_precision,
-    choose_devices,
-    compute_precision,
-    parameter_dtype,
     set_numerics,
 )
-from replica.evaluate import Counts, confidence_interval, evaluate
-from replica.model import AlexNet
-from replica.prepare import DEFAULT_DATA, say_operators
-from replica.recipes import from_record
+from replica.training.options import DEFAULT_DATA, say_operators
 
 tqdm.set_lock(threading.RLock())
 
@@ -67,7 +63,7 @@ def choose_checkpoint(
     """The named checkpoint, or the last whole one of the newest run."""
     if arguments.checkpoint is not None:
         return arguments.checkpoint, load_checkpoint(arguments.checkpoint)
-    run_dir = runlog.newest_run(purpose="test")
+    run_dir = run_directory.newest_run(purpose="test")
     path, content, passed_over = last_whole_checkpoint(run_dir)
     for line in passed_over:
         say(f"passed over {line}")
@@ -81,8 +77,8 @@ def choose_data(
     """The named data, or those of the checkpoint's run."""
     if arguments.data is not None:
         return open_data_set(arguments.data)
-    if (checkpoint.parent / runlog.RUN_FILE).is_file():
-        directory = Path(runlog.read_run_record(checkpoint.parent)["data"]["directory"])
+    if (checkpoint.parent / run_directory.RUN_FILE).is_file():
+        directory = Path(run_directory.read_run_record(checkpoint.parent)["data"]["directory"])
         say(f"data: {directory} (no --data given: that of the run)")
     else:
         directory = DEFAULT_DATA
@@ -100,43 +96,6 @@ def choose_part(name: str | None, data: DataSet, say: Callable[[str], None]) -> 
         have = ", ".join(part for part in PARTS if len(data.part(part)))
         raise UserError(f"--part {name}: expected one of {have}, which {data.directory} has")
     return name
-
-
-def test_checkpoint(
-    content: dict[str, Any], images: Part, *, ten_crop: bool, device: torch.device, precision: str
-) -> Counts:
-    """Counts the errors of a checkpoint's network on a part of a data set.
-
-    The mean image is the one that the network was trained with, not that of the data.
-    """
-    recipe = from_record(content["recipe"])
-    model = AlexNet(recipe, num_classes=content["num_classes"])
-    model.load_state_dict(content["model"])
-    dtype = parameter_dtype(precision)
-    model.to(device, dtype)
-    mean_image = content["mean_image"].numpy()
-
-    def predict(crops: torch.Tensor) -> torch.Tensor:
-        with compute_precision(precision, kind=device.type):
-            return model(crops.to(device, dtype)).to(dtype)
-
-    def views(image: np.ndarray) -> np.ndarray:
-        cut = ten_crops if ten_crop else center_crop
-        return cut(image, crop_size=recipe.crop_size)
-
-    interval = 0.5 if sys.stderr.isatty() else 30
-    with tqdm(total=len(images), unit=" images", mininterval=interval) as progress:
-        counts = evaluate(
-            images,
-            range(len(images)),
-            prepare=lambda image: image - mean_image,
-            views=views,
-            predict=predict,
-            images_per_batch=max(1, paper.BATCH_SIZE // (paper.TEST_VIEWS if ten_crop else 1)),
-            on_progress=progress.update,
-        )
-    counts.check(len(images))
-    return counts
 
 
 def run(arguments: argparse.Namespace) -> None:

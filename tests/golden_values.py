@@ -19,13 +19,14 @@ from conftest import SMALL
 from data_prep.build_shards import main as build_shards
 from data_prep.shards import open_data_set
 from data_prep.sources import toy
-from replica import runlog
-from replica.devices import Devices, Numerics
-from replica.feed import TrainFeed
-from replica.launch import Rank
-from replica.process import Run, begin
+from replica.distributed.devices import Devices
+from replica.distributed.mesh import Rank
+from replica.feed.feed import TrainFeed
 from replica.recipes import MINI, PAPER
-from replica.train import run_rank, train_step_
+from replica.training import run_directory
+from replica.training.loop import run_rank, train_step_
+from replica.training.numerics import Numerics
+from replica.training.state import Run, begin
 
 GOLDENS = Path(__file__).resolve().parent / "goldens"
 SHARDS, OLD_RUN, VALUES = GOLDENS / "shards", GOLDENS / "run", GOLDENS / "values.json"
@@ -113,7 +114,7 @@ def lines_after(run_dir, step):
     names = ("kind", "step", "loss", "top1_error", "top5_error", "learning_rate")
     return [
         [line[name] for name in names]
-        for line in runlog.read_metrics(run_dir)
+        for line in run_directory.read_metrics(run_dir)
         if line["kind"] in ("step", "val") and line["step"] > step
     ]
 

@@ -9,11 +9,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from runs import large_weights
 
-from replica.launch import Mesh, Rank
-from replica.model import AlexNet, DropoutKeys, whole_shapes
-from replica.process import Run, begin
+from replica.distributed.mesh import Mesh, Rank
+from replica.network.alexnet import AlexNet, DropoutKeys, whole_shapes
 from replica.recipes import PAPER
-from replica.train import train_step_
+from replica.training.loop import train_step_
+from replica.training.state import Run, begin
 
 SEED, STEP = 11, 5
 NUM_CLASSES = 7  # odd: the towers' halves of the logits differ

@@ -11,9 +11,9 @@ import oracles
 import torch
 from conftest import PROJECT_DIR, is_running, run
 
-from replica import runlog
-from replica.checkpoint import FORMAT_NAME, FORMAT_VERSION, checkpoints_of
 from replica.recipes import MINI, to_record
+from replica.training import run_directory
+from replica.training.checkpoint import FORMAT_NAME, FORMAT_VERSION, checkpoints_of
 
 
 def train_command(shards_dir, out, *options):
@@ -121,7 +121,7 @@ def write_checkpoint(path, weights, data, *, mean_image=None, num_classes=10):
 
 
 def lines_of(run_dir, kind):
-    return [line for line in runlog.read_metrics(run_dir) if line["kind"] == kind]
+    return [line for line in run_directory.read_metrics(run_dir) if line["kind"] == kind]
 
 
 def last_checkpoint(run_dir):

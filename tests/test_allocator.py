@@ -9,8 +9,8 @@ from conftest import assert_user_error, run
 
 import cuda_ext
 from cuda_ext import library
-from data_prep.shards import UserError
-from replica import allocator
+from data_prep.errors import UserError
+from replica.training import allocator
 
 needs_library = pytest.mark.skipif(
     sys.platform != "linux" or not library.memory_state().is_live,

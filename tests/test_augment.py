@@ -5,7 +5,7 @@ import oracles
 import pytest
 from scipy.stats import chisquare
 
-from replica.augment import (
+from replica.feed.augment import (
     add_color_shifts_,
     center_crop,
     cut,
@@ -13,7 +13,7 @@ from replica.augment import (
     draw_crops,
     ten_crops,
 )
-from replica.feed import TrainFeed
+from replica.feed.feed import TrainFeed
 from replica.recipes import MINI
 
 

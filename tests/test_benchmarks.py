@@ -8,7 +8,7 @@ from conftest import assert_user_error, run
 
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.measure import interleaved, rows_of
-from replica.devices import compiler_problem
+from replica.training.numerics import compiler_problem
 
 
 def rows_from(*arguments, **environment):

@@ -9,7 +9,7 @@ from conftest import assert_user_error, run
 from PIL import Image
 from runs import lines_of, train_command
 
-from replica import board
+from replica.training import board
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,9 @@ import pytest
 from archives import files_below, tar_bytes
 from conftest import PROJECT_DIR, assert_user_error, is_running, run
 
-from data_prep.shards import UserError, open_data_set, read_manifest, write_manifest
+from data_prep.errors import UserError
+from data_prep.manifest import read_manifest, write_manifest
+from data_prep.shards import open_data_set
 from data_prep.sources import toy
 
 BUILD, VERIFY = "data_prep/build_shards.py", "data_prep/verify_shards.py"

@@ -10,8 +10,10 @@ import pytest
 import torch
 from conftest import PROJECT_DIR
 
-from data_prep.shards import UserError
-from replica.checkpoint import (
+from data_prep.errors import UserError
+from replica.network.alexnet import whole_shapes
+from replica.recipes import MINI, from_record, to_record, with_changes
+from replica.training.checkpoint import (
     NUM_KEPT,
     check_fits_classes,
     check_fits_recipe,
@@ -21,8 +23,6 @@ from replica.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from replica.model import whole_shapes
-from replica.recipes import MINI, from_record, to_record, with_changes
 
 
 def content(step=1, **changes):

@@ -24,8 +24,10 @@ from runs import (
     wait_until_ended,
 )
 
-from replica import demo, launch, runlog
-from replica.checkpoint import checkpoints_of
+from replica import demo
+from replica.distributed import launch
+from replica.training import run_directory
+from replica.training.checkpoint import checkpoints_of
 
 FIELDS = {
     "kind",
@@ -49,7 +51,7 @@ def two_towers(shards_dir, tmp_path_factory):
 
 
 def test_two_processes_hold_half_of_every_parameter_each(two_towers):
-    record = runlog.read_run_record(two_towers[0])
+    record = run_directory.read_run_record(two_towers[0])
     ranks = record["ranks"]
     assert len({rank["pid"] for rank in ranks}) == 2
     assert [rank["tower"] for rank in ranks] == [0, 1]
@@ -60,7 +62,7 @@ def test_two_processes_hold_half_of_every_parameter_each(two_towers):
 
 
 def test_the_record_names_recipe_command_versions_data_and_hardware(two_towers, shards_dir):
-    record = runlog.read_run_record(two_towers[0])
+    record = run_directory.read_run_record(two_towers[0])
     assert record["recipe"]["name"] == "mini"
     assert record["recipe"]["batch_size"] == 16  # the alias is recorded under the full name
     assert "replica.train" in record["command"]
@@ -78,7 +80,7 @@ def test_each_default_is_printed_in_one_line(two_towers, shards_dir, tmp_path):
 
 
 def test_metrics_have_one_step_line_a_step_and_every_field(two_towers):
-    lines = runlog.read_metrics(two_towers[0])
+    lines = run_directory.read_metrics(two_towers[0])
     assert all(set(line) >= FIELDS for line in lines)
     steps = lines_of(two_towers[0], "step")
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
@@ -127,7 +129,7 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(shards_dir, tmp_path
         assert {step: cut[step] for step in whole} == whole
     assert [line["step"] for line in lines_of(tmp_path / "cut", "step")] == list(range(1, 13))
     assert [line["step"] for line in lines_of(tmp_path / "cut", "resume")] == [3, 8]
-    assert len(runlog.read_run_record(tmp_path / "cut")["earlier_sessions"]) == 2
+    assert len(run_directory.read_run_record(tmp_path / "cut")["earlier_sessions"]) == 2
 
 
 def test_a_run_of_two_processes_is_continued_by_one_and_by_two_again(
@@ -181,7 +183,7 @@ def test_ctrl_c_saves_and_says_how_to_resume(gpus, number, status, shards_dir, t
     assert result.returncode == 0, result.stderr
     assert [line["step"] for line in lines_of(out, "step")] == list(range(1, int(more) + 1))
     assert f"devices: as many as the run began with, {gpus}" in result.stdout
-    assert len(runlog.read_run_record(out)["ranks"]) == int(gpus)
+    assert len(run_directory.read_run_record(out)["ranks"]) == int(gpus)
 
 
 def test_ctrl_c_while_the_ranks_are_starting_ends_the_run_without_a_traceback(shards_dir, tmp_path):
@@ -213,7 +215,7 @@ def test_no_rank_outlives_a_killed_parent(shards_dir, tmp_path):
     out = tmp_path / "run"
     options = ("--gpus", "2", "--checkpoint-steps", "1")
     process = started(train_command(shards_dir, out, *options), out)
-    pids = [rank["pid"] for rank in runlog.read_run_record(out)["ranks"]]
+    pids = [rank["pid"] for rank in run_directory.read_run_record(out)["ranks"]]
     assert all(is_running(pid) for pid in pids)
     process.kill()
     process.communicate()
@@ -230,7 +232,7 @@ def test_no_rank_outlives_a_killed_parent(shards_dir, tmp_path):
 def test_a_killed_rank_ends_the_run_with_one_line(shards_dir, tmp_path):
     out = tmp_path / "run"
     process = started(train_command(shards_dir, out, "--gpus", "2"), out)
-    pids = [rank["pid"] for rank in runlog.read_run_record(out)["ranks"]]
+    pids = [rank["pid"] for rank in run_directory.read_run_record(out)["ranks"]]
     os.kill(pids[1], signal.SIGKILL)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -303,7 +305,7 @@ def test_an_output_directory_in_use_is_refused(two_towers, shards_dir, tmp_path)
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     assert_user_error(train(shards_dir, tmp_path / "mine"), "in use")
     out = shutil.copytree(two_towers[0], tmp_path / "run")
-    with runlog.locked_run(out, resume=True):
+    with run_directory.locked_run(out, resume=True):
         result = train(shards_dir, out, "--resume")
     assert_user_error(result, "in use by another process")
 
@@ -396,7 +398,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(shards_dir, 
 def test_other_precisions_train_and_are_recorded(precision, dtype, shards_dir, tmp_path):
     result = train(shards_dir, tmp_path / "run", "--precision", precision, "--steps", "2")
     assert result.returncode == 0, result.stderr
-    assert runlog.read_run_record(tmp_path / "run")["numerics"]["precision"] == precision
+    assert run_directory.read_run_record(tmp_path / "run")["numerics"]["precision"] == precision
     assert last_checkpoint(tmp_path / "run")["model"]["fc6.weight"].dtype == dtype
 
 

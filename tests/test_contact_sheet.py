@@ -7,7 +7,7 @@ from PIL import Image
 
 from data_prep import contact_sheet
 from data_prep.contact_sheet import COLUMNS, LABEL_HEIGHT, ROWS, SIDE, class_index
-from data_prep.shards import UserError
+from data_prep.errors import UserError
 
 VERIFY = "data_prep/verify_shards.py"
 

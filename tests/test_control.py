@@ -9,9 +9,10 @@ import torch
 from conftest import PROJECT_DIR, assert_user_error, run
 from runs import assert_same_state, last_checkpoint, lines_of, started, train, train_command
 
-from data_prep.shards import UserError
+from data_prep.errors import UserError
 from replica import control
 from replica.recipes import MINI
+from replica.training import control_log
 
 # Epochs enough for any machine, and no drops: the run is stopped by hand.
 LONG = ("--epochs", "5000", "--set", "drop_rule=epochs", "--set", "drop_epochs=")
@@ -41,7 +42,7 @@ def controlled(shards_dir, tmp_path_factory):
 def test_each_request_is_answered_with_the_step_that_it_acts_from(controlled):
     out, asked, stdout, stderr = controlled
     assert all(answer.returncode == 0 for answer in asked), [answer.stderr for answer in asked]
-    log = control.read_log(out)
+    log = control_log.read_log(out)
     assert len(log) == 4
     for line, answer in zip(log, asked, strict=True):
         assert f"from step {line['step']}, epoch {line['epoch']}" in answer.stdout
@@ -53,12 +54,12 @@ def test_each_request_is_answered_with_the_step_that_it_acts_from(controlled):
         "enough",
     ]
     assert f"--resume --out {out}" in stdout
-    assert not list((out / control.REQUESTS_DIR).iterdir())
+    assert not list((out / control_log.REQUESTS_DIR).iterdir())
 
 
 def test_the_rate_changes_at_the_logged_step_and_not_before(controlled):
     out = controlled[0]
-    step = control.read_log(out)[0]["step"]
+    step = control_log.read_log(out)[0]["step"]
     rates = {line["step"]: line["learning_rate"] for line in lines_of(out, "step")}
     assert step >= 2
     for at, rate in rates.items():
@@ -67,7 +68,7 @@ def test_the_rate_changes_at_the_logged_step_and_not_before(controlled):
 
 def test_a_checkpoint_was_saved_when_it_was_asked_for_and_the_run_stopped_where_it_says(controlled):
     out = controlled[0]
-    *_, saved, stopped = control.read_log(out)
+    *_, saved, stopped = control_log.read_log(out)
     last = lines_of(out, "step")[-1]["step"]
     # A request acts from the next step on; an action is done after the step before it.
     assert last_checkpoint(out)["step"] == last == stopped["step"] - 1
@@ -81,7 +82,7 @@ def test_a_replay_and_a_resumed_run_repeat_what_was_done_by_hand_bit_for_bit(
     last = lines_of(out, "step")[-1]["step"]
     options = ("--gpus", "2", *LONG)
     # Cut just before the layer is frozen, and continued: the log goes on by itself.
-    frozen_from = control.read_log(out)[1]["step"]
+    frozen_from = control_log.read_log(out)[1]["step"]
     cut = ("--steps", str(frozen_from - 1), "--replay", str(out))
     result = train(shards_dir, new, *options, *cut)
     assert result.returncode == 0, result.stderr
@@ -94,7 +95,7 @@ def test_a_replay_and_a_resumed_run_repeat_what_was_done_by_hand_bit_for_bit(
     assert_same_state(ended, last_checkpoint(out))
     one, other = ([line["loss"] for line in lines_of(run_dir, "step")] for run_dir in (out, new))
     assert one == other
-    assert all(line["replayed_from"] == str(out) for line in control.read_log(new))
+    assert all(line["replayed_from"] == str(out) for line in control_log.read_log(new))
     # The frozen layer stood still with its velocity, and nothing else did.
     for kind in ("model", "velocities"):
         still = {name for name, x in before[kind].items() if torch.equal(x, ended[kind][name])}
@@ -102,13 +103,13 @@ def test_a_replay_and_a_resumed_run_repeat_what_was_done_by_hand_bit_for_bit(
 
 
 def test_a_request_whose_run_died_after_logging_it_is_not_logged_twice(tmp_path):
-    request = control.Request("1-1.json", {"conv1": 0.0}, [], "")
-    (tmp_path / control.REQUESTS_DIR).mkdir()
-    path = tmp_path / control.REQUESTS_DIR / request.name
+    request = control_log.Request("1-1.json", {"conv1": 0.0}, [], "")
+    (tmp_path / control_log.REQUESTS_DIR).mkdir()
+    path = tmp_path / control_log.REQUESTS_DIR / request.name
     path.write_text(json.dumps({"changes": request.changes, "actions": [], "reason": ""}))
     for step in (7, 9):
-        control.log_requests(tmp_path, [request], step=step, epoch=1)
-    assert [line["step"] for line in control.read_log(tmp_path)] == [7]
+        control_log.log_requests(tmp_path, [request], step=step, epoch=1)
+    assert [line["step"] for line in control_log.read_log(tmp_path)] == [7]
     assert not path.exists()
 
 
@@ -116,18 +117,18 @@ def test_a_request_whose_run_died_after_logging_it_is_not_logged_twice(tmp_path)
     "content", ["", "{", "[]", '{"changes": {"conv9": 0}, "actions": [], "reason": ""}', "null"]
 )
 def test_a_request_that_is_none_is_named_and_removed(content, tmp_path, capsys):
-    (tmp_path / control.REQUESTS_DIR).mkdir()
-    path = tmp_path / control.REQUESTS_DIR / "1-1.json"
+    (tmp_path / control_log.REQUESTS_DIR).mkdir()
+    path = tmp_path / control_log.REQUESTS_DIR / "1-1.json"
     path.write_text(content)
-    assert control.pending_requests(tmp_path, MINI) == []
+    assert control_log.pending_requests(tmp_path, MINI) == []
     assert f"passed over {path}" in capsys.readouterr().err
     assert not path.exists()
 
 
 def test_a_damaged_log_is_refused_with_its_line(tmp_path):
-    (tmp_path / control.LOG_FILE).write_text('{"name": "a", "step": 3, "changes": {}}\nhello\n')
+    (tmp_path / control_log.LOG_FILE).write_text('{"name": "a", "step": 3, "changes": {}}\nhello\n')
     with pytest.raises(UserError, match=r"control.jsonl: line 2: expected a change"):
-        control.read_log(tmp_path)
+        control_log.read_log(tmp_path)
 
 
 def test_wrong_requests_are_refused_and_leave_nothing(controlled, tmp_path, capsys):
@@ -146,7 +147,7 @@ def test_wrong_requests_are_refused_and_leave_nothing(controlled, tmp_path, caps
         assert len(lines) == 1
         assert all(word in lines[0] for word in words), lines
     assert_user_error(ask(tmp_path, "--stop"), "expected the run.json of a run")
-    assert not list((out / control.REQUESTS_DIR).iterdir())
+    assert not list((out / control_log.REQUESTS_DIR).iterdir())
 
 
 def test_replaying_what_was_not_changed_by_hand_is_refused(shards_dir, tmp_path):
@@ -160,7 +161,8 @@ def test_a_run_that_does_not_read_its_requests_is_reported(shards_dir, tmp_path)
     """The lock is held by a process that makes no steps."""
     assert train(shards_dir, tmp_path / "run", "--steps", "1").returncode == 0
     holder = (
-        "import sys, time; from pathlib import Path; from replica.runlog import locked_run\n"
+        "import sys, time; from pathlib import Path\n"
+        "from replica.training.run_directory import locked_run\n"
         "with locked_run(Path(sys.argv[1]), resume=True):\n"
         "    print('held', flush=True); time.sleep(60)\n"
     )
@@ -174,7 +176,7 @@ def test_a_run_that_does_not_read_its_requests_is_reported(shards_dir, tmp_path)
         assert process.stdout.readline() == "held\n"
         result = ask(tmp_path / "run", "--lr", "0.1", "--wait", "1")
         assert_user_error(result, "has not read the request", "nothing is changed", "--wait")
-        assert not list((tmp_path / "run" / control.REQUESTS_DIR).iterdir())
+        assert not list((tmp_path / "run" / control_log.REQUESTS_DIR).iterdir())
     finally:
         process.kill()
         process.communicate()

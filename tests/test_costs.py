@@ -6,12 +6,13 @@ import pytest
 import torch
 from network_workers import count_traffic
 
-from replica.costs import exchanged_values, training_memory
-from replica.devices import Devices, Numerics
-from replica.launch import run_processes
-from replica.model import AlexNet, DropoutKeys
-from replica.process import Run
+from replica.distributed.devices import Devices
+from replica.distributed.launch import run_processes
+from replica.network.alexnet import AlexNet, DropoutKeys
+from replica.network.costs import exchanged_values, training_memory
 from replica.recipes import MINI, PAPER, PAPER_CONV6
+from replica.training.numerics import Numerics
+from replica.training.state import Run
 
 
 def kept_bytes(recipe, images, num_classes):

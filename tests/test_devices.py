@@ -7,9 +7,10 @@ import pytest
 import torch
 from conftest import assert_user_error, run
 
-from data_prep.shards import UserError
-from replica import launch
-from replica.devices import check_precision, choose_devices
+from data_prep.errors import UserError
+from replica.distributed import launch
+from replica.distributed.devices import choose_devices
+from replica.training.numerics import check_precision
 
 
 def choose(gpus, present, *, split=None, device="auto", towers=2):

@@ -8,8 +8,9 @@ import pytest
 
 from data_prep.color_statistics import PixelSummer
 from data_prep.direct_io import PAGE_BYTES, DirectFile, page_aligned
+from data_prep.errors import UserError
+from data_prep.files import sha256_of_file
 from data_prep.shard_writer import IMAGES_AT_ONCE, Classes, RawShardWriter
-from data_prep.shards import UserError, sha256_of_file
 
 DIRECT = getattr(os, "O_DIRECT", 0)
 

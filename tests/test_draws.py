@@ -3,7 +3,7 @@ import oracles
 import pytest
 import torch
 
-from replica.draws import key_of, normal_entries, permutation, philox
+from replica.network.draws import key_of, normal_entries, permutation, philox
 
 # Counter, key and result of Philox4x32-10, from the known-answer file of its authors' library.
 KNOWN_ANSWERS = [

@@ -9,7 +9,9 @@ import torch
 from runs import CROP_SIZE, large_weights, mini_shapes_and_deviations, write_checkpoint
 
 from data_prep.shards import open_data_set
-from replica import evaluate, test
+from replica import test
+from replica.results.evaluation import confidence_interval
+from replica.training import evaluation
 
 TIED = (3, 4, 5)  # classes with the same logit for every image
 SEED_OF_WEIGHTS = 7
@@ -41,14 +43,14 @@ def test_the_test_command_is_the_oracle(ten, weights, mean_image, tiny_shards, t
     checkpoint = write_checkpoint(tmp_path / "one.pt", weights, data, mean_image=mean_image)
     seen = []
 
-    def recording(probabilities, labels, count=evaluate.count):
+    def recording(probabilities, labels, count=evaluation.count):
         seen.append(probabilities)
         return count(probabilities, labels)
 
     arguments = ["--checkpoint", str(checkpoint), "--data", str(tiny_shards), "--json"]
     arguments += ["--device", "cpu", "--precision", "float64", *(["--ten-crop"] if ten else [])]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "count", recording)
+        patch.setattr(evaluation, "count", recording)
         assert test.main(arguments) == 0
     result = json.loads(capsys.readouterr().out)
     expected = {**oracles.read_data(tiny_shards), "mean_image": mean_image}
@@ -89,7 +91,7 @@ def test_a_missing_image_is_an_error_with_both_numbers():
     with pytest.raises(
         RuntimeError, match="error rates need all 50000 images; the data gave 49920"
     ):
-        evaluate.Counts(49920, 1, 1, 1).check(50_000)
+        evaluation.Counts(49920, 1, 1, 1).check(50_000)
 
 
 def test_the_interval_is_wilsons_of_95_percent():
@@ -99,5 +101,5 @@ def test_the_interval_is_wilsons_of_95_percent():
         middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
         reach = z / (1 + z**2 / total)
         reach *= (share * (1 - share) / total + z**2 / (4 * total**2)) ** 0.5
-        got = evaluate.confidence_interval(share, total)
+        got = confidence_interval(share, total)
         assert got == pytest.approx((middle - reach, middle + reach), abs=1e-12)

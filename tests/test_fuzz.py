@@ -16,8 +16,9 @@ from fuzzer import TARGETS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_prep.errors import UserError
+from data_prep.manifest import _manifest_problems, read_manifest
 from data_prep.pictures import FITS, PictureFormat, _new_size
-from data_prep.shards import UserError, _manifest_problems, read_manifest
 from data_prep.sources import Picture, PictureSet, halves, kaggle, tiny_imagenet
 from data_prep.trees import Folder
 

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from replica import paper
-from replica.feed import TrainFeed
-from replica.model import AlexNet, DropoutKeys, dropout_mask, initialise_
-from replica.optimizer import sgd_step_
+from replica.distributed.exchange import TwoDevices
+from replica.feed.feed import TrainFeed
+from replica.network.alexnet import AlexNet, DropoutKeys, dropout_mask, initialise_
 from replica.recipes import MINI, PAPER
 from replica.recipes.mini import gain_keeping
-from replica.towers import TwoDevices
+from replica.training.optimizer import sgd_step_
 
 
 def network(recipe=MINI, num_classes=10, seed=5):

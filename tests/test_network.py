@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from network_workers import NARROW, SEED, STEP, compute, inputs_of
 
-from replica.devices import Devices
-from replica.launch import run_processes
-from replica.model import AlexNet, DropoutKeys, initialise_
+from replica.distributed.devices import Devices
+from replica.distributed.launch import run_processes
+from replica.network.alexnet import AlexNet, DropoutKeys, initialise_
+from replica.network.placement import tower_slice
 from replica.recipes import PAPER
-from replica.towers import tower_slice
 
 
 def relative(got, expected):

@@ -20,21 +20,22 @@ from runs import (
 )
 from torch._dynamo.backends.common import aot_autograd
 
-from data_prep.shards import UserError, open_data_set
-from replica import runlog
-from replica.devices import (
+from data_prep.errors import UserError
+from data_prep.shards import open_data_set
+from replica.distributed.devices import Devices
+from replica.distributed.mesh import Rank
+from replica.recipes import MINI, with_changes
+from replica.training import run_directory
+from replica.training.loop import train_step_
+from replica.training.numerics import (
     COMPILED,
-    Devices,
     Numerics,
     check_numerics,
     compiler_problem,
     set_numerics,
 )
-from replica.launch import Rank
-from replica.prepare import parse_arguments
-from replica.process import Run, begin
-from replica.recipes import MINI, with_changes
-from replica.train import train_step_
+from replica.training.options import parse_arguments
+from replica.training.state import Run, begin
 
 SEED, SEED_OF_WEIGHTS, RATE = 4, 9, 1e-4
 # The update of every tensor lies within so many units of the last place of the type that computes
@@ -147,7 +148,7 @@ def test_the_record_says_how_a_run_computed(ways):
         ("contiguous", "memory_format", "contiguous"),
         ("not deterministic", "deterministic", False),
     ):
-        assert runlog.read_run_record(ways(name)[0])["numerics"][field] == value
+        assert run_directory.read_run_record(ways(name)[0])["numerics"][field] == value
 
 
 def test_a_resumed_run_keeps_its_numerics_and_refuses_others(ways, tiny_shards):

@@ -23,11 +23,12 @@ from PIL import Image
 
 from data_prep.build_shards import check_pictures
 from data_prep.build_shards import main as build_shards
+from data_prep.errors import UserError
 from data_prep.pictures import PictureFormat
 from data_prep.recognise import SOURCES, recognise
 from data_prep.shard_builder import BuildSettings, ShardTask, build_shard
 from data_prep.shard_writer import Classes, Storage
-from data_prep.shards import Shard, UserError, open_data_set
+from data_prep.shards import Shard, open_data_set
 from data_prep.sources import (
     Picture,
     cifar10,

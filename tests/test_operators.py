@@ -15,7 +15,7 @@ from conftest import assert_user_error, run
 import cuda_ext
 from cuda_ext import local_response_norm, local_response_norm_out, reference
 from cuda_ext.library import INSTRUCTION_SETS
-from replica.devices import compiler_problem
+from replica.training.numerics import compiler_problem
 
 PAPER = {"n": 5, "k": 2.0, "alpha": 1e-4, "beta": 0.75}
 

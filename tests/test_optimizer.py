@@ -7,9 +7,9 @@ import torch
 
 import cuda_ext
 from cuda_ext import reference
-from replica.optimizer import sgd_step_
 from replica.recipes import PAPER, EpochChange
-from replica.schedule import HandChange, num_drops, settings_at
+from replica.training.optimizer import sgd_step_
+from replica.training.schedule import HandChange, num_drops, settings_at
 
 RATES = [0.1] * 4 + [0.01] * 4  # a drop in the middle
 

@@ -7,10 +7,10 @@ import torch
 from conftest import assert_user_error, run
 
 from replica import paper
+from replica.distributed.exchange import TwoDevices
 from replica.info import layer_table, totals
-from replica.model import AlexNet, whole_shapes
+from replica.network.alexnet import AlexNet, whole_shapes
 from replica.recipes import MINI, PAPER
-from replica.towers import TwoDevices
 
 # name: output shape, weights, biases, multiply-adds
 EXPECTED = {

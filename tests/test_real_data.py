@@ -17,8 +17,8 @@ from data_prep.devkit import read_devkit
 from data_prep.shards import open_data_set
 from data_prep.sources import kaggle, tiny_imagenet
 from data_prep.trees import Below, Folder, open_tree
-from replica.augment import center_crop, ten_crops
-from replica.evaluate import count, evaluate
+from replica.feed.augment import center_crop, ten_crops
+from replica.training.evaluation import count, evaluate
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,10 @@ import pytest
 from conftest import PROJECT_DIR, assert_user_error, is_running, run
 
 from data_prep.build_shards import main as build_shards
+from data_prep.errors import UserError
+from data_prep.files import write_whole
 from data_prep.shard_writer import structure_entry
-from data_prep.shards import Part, UserError, open_data_set, write_whole
+from data_prep.shards import Part, open_data_set
 from data_prep.sources import kaggle
 from data_prep.trees import Folder
 

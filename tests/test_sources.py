@@ -8,7 +8,8 @@ import pytest
 from conftest import SMALL, assert_user_error, run
 from PIL import Image
 
-from data_prep.shards import UserError, open_data_set
+from data_prep.errors import UserError
+from data_prep.shards import open_data_set
 from data_prep.sources import folder, kaggle, tiny_imagenet, toy
 from data_prep.trees import Folder
 

@@ -7,11 +7,16 @@ import torch
 from conftest import assert_user_error, run
 from runs import last_checkpoint, train
 
-from data_prep.shards import UserError
-from replica import runlog
-from replica.checkpoint import check_fits_network, checkpoints_of, load_checkpoint, sha256_beside
-from replica.model import AlexNet, initialise_, whole_shapes
+from data_prep.errors import UserError
+from replica.network.alexnet import AlexNet, initialise_, whole_shapes
 from replica.recipes import MINI, PAPER, PAPER_CONV6, from_record
+from replica.training import run_directory
+from replica.training.checkpoint import (
+    check_fits_network,
+    checkpoints_of,
+    load_checkpoint,
+    sha256_beside,
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +56,7 @@ def test_a_new_head_is_drawn_and_the_rest_is_taken_over(gpus, pretrained, other_
     initialise_(fresh, seed=2012)
     assert torch.equal(after["fc8.weight"], fresh.state_dict()["fc8.weight"])
     assert not any(tensor.any() for tensor in last_checkpoint(out)["velocities"].values())
-    record = runlog.read_run_record(out)["initialised_from"]
+    record = run_directory.read_run_record(out)["initialised_from"]
     assert record["sha256"] == sha256_beside(pretrained)
     assert record["new_layers"] == ["fc8"]
 
@@ -64,7 +69,7 @@ def test_frozen_layers_stay_and_others_have_their_own_rates(pretrained, shards_d
     before, after = load_checkpoint(pretrained)["model"], last_checkpoint(out)["model"]
     frozen = {name for name in before if torch.equal(before[name], after[name])}
     assert frozen == {"conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias", "fc7.bias"}
-    changes = from_record(runlog.read_run_record(out)["recipe"]).changes
+    changes = from_record(run_directory.read_run_record(out)["recipe"]).changes
     assert [str(change) for change in changes] == [
         *("1:conv1=0", "1:conv2=0"),
         *("1:fc8=0.05", "1:fc7.bias=0"),

@@ -7,7 +7,7 @@ import zipfile
 import pytest
 from archives import tar_bytes, zip_bytes
 
-from data_prep.shards import UserError
+from data_prep.errors import UserError
 from data_prep.trees import (
     Below,
     Folder,

@@ -11,8 +11,9 @@ from conftest import assert_user_error, run
 from PIL import Image
 
 from data_prep.build_shards import main as build_shards
+from data_prep.files import sha256_of_file
 from data_prep.shard_writer import structure_entry
-from data_prep.shards import open_data_set, sha256_of_file
+from data_prep.shards import open_data_set
 from data_prep.verify_shards import describe_duplicates, find_duplicates, verify
 
 VERIFY = "data_prep/verify_shards.py"

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from data_prep.shards import PARTS, UserError
+from data_prep.errors import UserError
+from data_prep.manifest import PARTS
 from data_prep.trees import Place, Tree, text_lines
 
 WNID = re.compile(r"n\d{8}")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.shards import UserError
+from data_prep.errors import UserError
 from data_prep.sources import Picture, Pictures, PictureSet, folder
 from data_prep.trees import Pixels, Tree, read_bytes, read_text, visible_names
 

@@ -5,7 +5,7 @@ cuts each class in half by a seeded rule: one half train, the other test (paper 
 The classes' names come from `words.txt` (wnid, tab, names), where it lies beside the tars.
 """
 
-from data_prep.shards import UserError
+from data_prep.errors import UserError
 from data_prep.sources import WNID, Picture, PictureSet, halves, read_class_names
 from data_prep.trees import Tree, nested_tar_files, visible_names
 

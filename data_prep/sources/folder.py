@@ -1,6 +1,7 @@
 """Class folders: train/<class>/* and val/<class>/* or test/<class>/*; train names the classes."""
 
-from data_prep.shards import PARTS, UserError
+from data_prep.errors import UserError
+from data_prep.manifest import PARTS
 from data_prep.sources import PictureSet, class_pictures
 from data_prep.trees import Tree, visible_names
 

@@ -6,7 +6,7 @@ them or in the devkit. Its 1000 classes are not those of 2012.
 """
 
 from data_prep.devkit import numbered_pictures, one_of, read_devkit, train_pictures
-from data_prep.shards import UserError
+from data_prep.errors import UserError
 from data_prep.sources import PictureSet
 from data_prep.trees import Tree, visible_names
 

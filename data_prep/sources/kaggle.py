@@ -13,7 +13,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import PurePath
 
-from data_prep.shards import UserError
+from data_prep.errors import UserError
 from data_prep.sources import WNID, Picture, PictureSet, class_pictures, tree_place
 from data_prep.trees import Reader, Tree, read_text, text_lines, visible_names
 

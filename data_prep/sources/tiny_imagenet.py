@@ -8,7 +8,7 @@ of the wnid in sorted order. The test pictures have no labels and are left out.
 
 import re
 
-from data_prep.shards import UserError
+from data_prep.errors import UserError
 from data_prep.sources import (
     WNID,
     Picture,

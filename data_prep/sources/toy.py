@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_prep.shards import UserError, write_whole
+from data_prep.errors import UserError
+from data_prep.files import write_whole
 from data_prep.sources import PictureSet, kaggle
 from data_prep.trees import Folder
 from data_prep.workers import worker_pool

@@ -44,7 +44,7 @@ def find_recipe(name: str) -> Recipe:
         UserError: there is none.
     """
     if name not in RECIPES:
-        from data_prep.shards import UserError
+        from data_prep.errors import UserError
 
         raise UserError(f"--recipe {name}: expected one of {', '.join(sorted(RECIPES))}")
     return RECIPES[name]

@@ -7,7 +7,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.shards import UserError
+from data_prep.errors import UserError
 from replica import paper
 
 

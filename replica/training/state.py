@@ -10,17 +10,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data_prep.shards import DataSet, UserError, open_data_set
-from replica import control, runlog
-from replica.allocator import keep_large_blocks
-from replica.checkpoint import load_checkpoint, save_checkpoint, sha256_beside
-from replica.devices import Devices, Numerics, parameter_dtype, set_numerics
-from replica.feed import TrainFeed
-from replica.launch import Mesh, Rank
-from replica.liveness import beat
-from replica.model import AlexNet, initialise_, whole_shapes
+from data_prep.errors import UserError
+from data_prep.shards import DataSet, open_data_set
+from replica.distributed.devices import Devices
+from replica.distributed.heartbeat import beat
+from replica.distributed.mesh import Mesh, Rank
+from replica.feed.feed import TrainFeed
+from replica.network.alexnet import AlexNet, initialise_, whole_shapes
 from replica.recipes import Recipe, to_record
-from replica.schedule import HandChange, Settings, settings_at
+from replica.training import control_log, run_directory
+from replica.training.allocator import keep_large_blocks
+from replica.training.checkpoint import load_checkpoint, save_checkpoint, sha256_beside
+from replica.training.numerics import Numerics, parameter_dtype, set_numerics
+from replica.training.schedule import HandChange, Settings, settings_at
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,9 @@ def begin(run: Run, rank: Rank) -> RunState:
     num_shares = rank.devices.num_data_shares
     feed = TrainFeed(data, run.recipe, run.seed, rank.data_index, num_shares)
     is_first = rank.index == 0
-    by_hand = mesh.of_rank_0(control.hand_changes(run.run_dir, run.recipe) if is_first else None)
+    by_hand = mesh.of_rank_0(
+        control_log.hand_changes(run.run_dir, run.recipe) if is_first else None
+    )
     state = RunState(run, rank, mesh, data, feed, model, velocities, 0, [], by_hand)
     if run.resume_from is not None:
         _restore_(state, load_checkpoint(run.resume_from))
@@ -296,7 +300,7 @@ def describe(state: RunState) -> dict[str, Any]:
         },
         "numerics": set_numerics(run.numerics),
         "ranks": ranks,
-        **runlog.describe_machine(rank.devices.kind),
+        **run_directory.describe_machine(rank.devices.kind),
     }
 
 

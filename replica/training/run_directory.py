@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 import cuda_ext
-from data_prep.shards import UserError, write_whole
+from data_prep.errors import UserError
+from data_prep.files import write_whole
 from replica import __version__
 
 RUNS_DIR = Path("runs")

@@ -1,4 +1,4 @@
-"""What the machine decides: which processes run on which devices, and in which precision."""
+"""In which precision a run computes, how activations lie in memory, and what is compiled."""
 
 import os
 from collections.abc import Iterator
@@ -8,94 +8,14 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.utils.deterministic
 
-from data_prep.shards import UserError
+from data_prep.errors import UserError
+from replica.distributed.devices import Devices
 
 PRECISIONS = ("float32", "float64", "bf16", "tf32")
 MEMORY_FORMATS = ("channels_last", "contiguous")
 COMPILE_MODES = ("off", "default", "cuda-graphs")
 # What `--compile` compiles; its help says so, and a test counts.
 COMPILED = "the network of a training step, as one graph forward and one backward"
-
-
-@dataclass(frozen=True)
-class Devices:
-    """How a run is placed.
-
-    Attributes:
-        kind: `cpu` or `cuda`.
-        num_processes: one a device.
-        split: over how many devices one network is cut, 1 or 2.
-        notes: defaults taken and what stands in for what, one line each.
-    """
-
-    kind: str
-    num_processes: int
-    split: int
-    notes: tuple[str, ...] = ()
-
-    @property
-    def num_data_shares(self) -> int:
-        """Into how many shares each batch is cut."""
-        return self.num_processes // self.split
-
-
-def choose_devices(
-    *, gpus: int | None, num_gpus_present: int, split: int | None, device: str, towers: int
-) -> Devices:
-    """Turns the options into a placement.
-
-    Args:
-        gpus: `--gpus`, None where it was not given.
-        num_gpus_present: CUDA devices that this machine has.
-        split: `--split`, None where it was not given.
-        device: `auto`, `cpu` or `cuda`.
-        towers: of the recipe.
-
-    Raises:
-        UserError: the options contradict each other or the machine.
-    """
-    if device == "cuda" and num_gpus_present == 0:
-        raise UserError(
-            "--device cuda: expected a CUDA device, this PyTorch sees none: use --device cpu or "
-            "leave the option out"
-        )
-    present = 0 if device == "cpu" else num_gpus_present
-    count = 1 if gpus is None else gpus
-    if count < 1:
-        raise UserError(f"--gpus {count}: expected at least 1")
-    chosen_split = split if split is not None else (2 if towers == 2 and count > 1 else 1)
-    if chosen_split > towers:
-        raise UserError(f"--split {chosen_split}: the recipe has one tower: expected --split 1")
-    if chosen_split == 2 and count == 1:
-        raise UserError("--split 2: expected two devices, got one: use --gpus 2")
-    if count % chosen_split:
-        raise UserError(
-            f"--gpus {count}: expected an even number for a network of two towers: use "
-            f"--gpus {count - 1} or --gpus {count + 1}, or --split 1 for {count} copies of the "
-            "whole network"
-        )
-    if present and count > present:
-        raise UserError(
-            f"--gpus {count}: this machine has {present}: use --gpus {present}"
-            + ("" if present > 1 or towers == 1 else " (both towers on one device)")
-            + ", or --device cpu"
-        )
-    kind = "cuda" if present else "cpu"
-    notes = []
-    if gpus is None:
-        notes.append(f"devices: one process on the {kind.upper()} (no --gpus given)")
-    elif not present:
-        why = "--device cpu" if device == "cpu" else "no GPU here"
-        what = "one CPU process"
-        if count > 1 and chosen_split == 2:
-            pairs = count // 2
-            what = "two CPU processes, a tower each"
-            if pairs > 1:
-                what = f"{count} CPU processes in {pairs} pairs, a tower each"
-        elif count > 1:
-            what = f"{count} CPU processes, the whole network each"
-        notes.append(f"devices: {what} ({why})")
-    return Devices(kind, count, chosen_split, tuple(notes))
 
 
 def check_precision(precision: str, *, kind: str) -> None:

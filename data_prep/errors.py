@@ -1,7 +1,14 @@
-"""A command line whose errors are one line, as all other wrong input is."""
+"""What a user did wrong becomes one line and exit status 2."""
 
 import argparse
 from typing import NoReturn
+
+
+class UserError(ValueError):
+    """What a user gave cannot be used; the message holds the value, the rule and the way out.
+
+    The commands print it as one line and end with exit status 2.
+    """
 
 
 class OneLineParser(argparse.ArgumentParser):

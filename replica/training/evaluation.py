@@ -12,7 +12,6 @@ import torch
 from data_prep.shards import Part
 
 TOP_K = 5
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -63,15 +62,6 @@ class Counts:
             raise RuntimeError(
                 f"error rates need all {num_images} images; the data gave {self.num_images}"
             )
-
-
-def confidence_interval(error: float, num_images: int) -> tuple[float, float]:
-    """The 95 % interval of an error rate (Wilson): what a repetition on new images may give."""
-    from scipy.stats import binomtest  # takes half a second to import, in every process
-
-    errors = round(error * num_images)
-    interval = binomtest(errors, num_images).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def count(probabilities_NK: torch.Tensor, labels_N: torch.Tensor) -> Counts:

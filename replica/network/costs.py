@@ -5,9 +5,9 @@ All numbers follow from the recipe; `tests/test_costs.py` compares them with wha
 
 from dataclasses import dataclass
 
-from replica.model import output_side, whole_shapes
+from replica.network.alexnet import output_side, whole_shapes
+from replica.network.placement import tower_slice
 from replica.recipes import Recipe
-from replica.towers import tower_slice
 
 # max_pool2d keeps the place of each maximum as an int64; a dropout mask is one byte a unit.
 INDEX_BYTES, MASK_BYTES = 8, 1

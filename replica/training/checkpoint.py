@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from data_prep.shards import UserError, sha256_of_file, write_whole
-from replica.model import whole_shapes
+from data_prep.errors import UserError
+from data_prep.files import sha256_of_file, write_whole
+from replica.network.alexnet import whole_shapes
 from replica.recipes import Recipe, from_record
 from replica.recipes.recipe import differing_fields
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from cuda_ext import local_response_norm
-from replica.draws import UINT32_RANGE, key_of, normal_entries, philox
+from replica.network.draws import UINT32_RANGE, key_of, normal_entries, philox
+from replica.network.placement import OneDevice, Placement
 from replica.recipes import Conv, FullyConnected, Recipe
-from replica.towers import OneDevice, Placement
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 from data_prep.shards import DataSet
-from replica.augment import (
+from replica.feed.augment import (
     add_color_shifts_,
     cut,
     draw_color_shifts,
     draw_crops,
     in_the_center,
 )
-from replica.draws import permutation
+from replica.network.draws import permutation
 from replica.recipes import Recipe
 
 BATCHES_AHEAD = 2

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 
 from cuda_ext import library
-from data_prep.shards import UserError
+from data_prep.errors import UserError
 
 SWITCH = "REPLICA_MALLOC"
 SETTINGS = ("keep", "stock")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from replica.figures import kernel_picture
+from replica.network.kernels import kernel_picture
 
 INSTALL = "pip install 'replica-alexnet[tensorboard]'"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from replica.draws import UINT32_RANGE, high_low, key_of, normals, philox
+from replica.network.draws import UINT32_RANGE, high_low, key_of, normals, philox
 
 
 @dataclass(frozen=True)

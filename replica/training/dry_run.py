@@ -11,16 +11,17 @@ from typing import Protocol
 import torch
 
 from data_prep.shards import open_data_set
-from replica.allocator import keep_large_blocks
-from replica.costs import exchanged_values, training_memory
-from replica.devices import Devices, set_numerics
-from replica.evaluate import Counts
-from replica.feed import Batch, TrainFeed
-from replica.launch import Rank
-from replica.model import whole_shapes
-from replica.process import Run, RunState, begin
-from replica.progress import duration
-from replica.schedule import Settings
+from replica.distributed.devices import Devices
+from replica.distributed.mesh import Rank
+from replica.feed.feed import Batch, TrainFeed
+from replica.network.alexnet import whole_shapes
+from replica.network.costs import exchanged_values, training_memory
+from replica.training.allocator import keep_large_blocks
+from replica.training.evaluation import Counts
+from replica.training.numerics import set_numerics
+from replica.training.progress import duration
+from replica.training.schedule import Settings
+from replica.training.state import Run, RunState, begin
 
 STEPS_TRIED = 3
 

@@ -10,11 +10,18 @@ from typing import Any
 import torch
 
 import cuda_ext
-from data_prep.shards import DataSet, UserError, open_data_set, sha256_of_file
-from replica import control, runlog
-from replica.allocator import keep_large_blocks
-from replica.board import board_problem
-from replica.checkpoint import (
+from data_prep.errors import OneLineParser, UserError
+from data_prep.files import sha256_of_file
+from data_prep.shards import DataSet, open_data_set
+from replica.distributed.devices import Devices, choose_devices
+from replica.distributed.launch import Torchrun, torchrun
+from replica.network.draws import UINT32_RANGE
+from replica.recipes import ALIASES, EpochChange, Recipe, find_recipe, from_record, with_changes
+from replica.recipes.recipe import settable_fields
+from replica.training import control_log, run_directory
+from replica.training.allocator import keep_large_blocks
+from replica.training.board import board_problem
+from replica.training.checkpoint import (
     NUM_KEPT,
     check_fits_classes,
     check_fits_network,
@@ -23,22 +30,15 @@ from replica.checkpoint import (
     last_whole_checkpoint,
     load_checkpoint,
 )
-from replica.command_line import OneLineParser
-from replica.devices import (
+from replica.training.numerics import (
     COMPILE_MODES,
     COMPILED,
     MEMORY_FORMATS,
     PRECISIONS,
-    Devices,
     Numerics,
     check_numerics,
-    choose_devices,
 )
-from replica.draws import UINT32_RANGE
-from replica.launch import Torchrun, torchrun
-from replica.process import Beginning, Run
-from replica.recipes import ALIASES, EpochChange, Recipe, find_recipe, from_record, with_changes
-from replica.recipes.recipe import settable_fields
+from replica.training.state import Beginning, Run
 
 DEFAULT_DATA = Path("shards")
 DEFAULT_RECIPE = "paper"
@@ -228,7 +228,7 @@ def prepare_run(arguments: argparse.Namespace) -> Run:
         raise UserError("torchrun: expected --out DIR, the same for all processes, got none")
     if told is not None and told.restarts:
         print(f"torchrun: start number {told.restarts + 1}: continuing the run in {arguments.out}")
-        arguments.resume = (arguments.out / runlog.RUN_FILE).is_file()
+        arguments.resume = (arguments.out / run_directory.RUN_FILE).is_file()
     if arguments.resume:
         return _prepare_resumed_run(arguments, told)
     data_dir = arguments.data or DEFAULT_DATA
@@ -243,7 +243,7 @@ def prepare_run(arguments: argparse.Namespace) -> Run:
     check_fits_images(recipe, data)
     if data.held_out != "val":
         print(f"validation: on the {data.held_out} images (the data has no val)")
-    run_dir = arguments.out or runlog.new_run_dir()
+    run_dir = arguments.out or run_directory.new_run_dir()
     if arguments.out is None:
         print(f"out: {run_dir} (no --out given)")
     seed = DEFAULT_SEED if arguments.seed is None else arguments.seed
@@ -264,7 +264,7 @@ def prepare_run(arguments: argparse.Namespace) -> Run:
         steps=arguments.steps,
         checkpoint_steps=arguments.checkpoint_steps,
         resume_from=None,
-        command=runlog.command_line(),
+        command=run_directory.command_line(),
         keep=arguments.keep or NUM_KEPT,
         loader_threads=arguments.loader_threads,
         init=_beginning_of(arguments, recipe, num_classes, data),
@@ -275,8 +275,8 @@ def prepare_run(arguments: argparse.Namespace) -> Run:
 
 
 def _check_replay(source: Path, recipe: Recipe) -> None:
-    runlog.read_run_record(source)
-    changes = control.hand_changes(source, recipe)
+    run_directory.read_run_record(source)
+    changes = control_log.hand_changes(source, recipe)
     if not changes:
         raise UserError(f"--replay {source}: expected a run that was changed by hand, found none")
     print(f"replay: {len(changes)} changes by hand of {source}, from step {changes[0].step} on")
@@ -348,11 +348,11 @@ def _numerics_of(
 
 
 def _prepare_resumed_run(arguments: argparse.Namespace, told: Torchrun | None) -> Run:
-    run_dir = arguments.out or runlog.newest_run(purpose="resume")
+    run_dir = arguments.out or run_directory.newest_run(purpose="resume")
     if arguments.out is None:
         print(f"out: {run_dir} (no --out given: the newest run)")
         arguments.out = run_dir
-    record = runlog.read_run_record(run_dir)
+    record = run_directory.read_run_record(run_dir)
     path: Path | None = None
     began: dict[str, Any] = record
     if checkpoints_of(run_dir):
@@ -406,7 +406,7 @@ def _prepare_resumed_run(arguments: argparse.Namespace, told: Torchrun | None) -
         steps=arguments.steps,
         checkpoint_steps=arguments.checkpoint_steps or record["checkpoint_steps"],
         resume_from=path,
-        command=runlog.command_line(),
+        command=run_directory.command_line(),
         is_resumed=True,
         keep=arguments.keep or record["keep"],
         loader_threads=arguments.loader_threads,

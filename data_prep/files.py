@@ -1,0 +1,66 @@
+"""Files that are whole or not there, and their digests."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.errors import UserError
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path, num_bytes: int) -> Iterator[None]:
+    """Turns what a file system refuses into one line, and removes the unfinished file."""
+    try:
+        yield
+    except BaseException as error:
+        # On a read-only file system there is nothing to remove.
+        with contextlib.suppress(OSError):
+            part_of(path).unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        raise UserError(
+            f"cannot write {path} ({num_bytes / 1e6:.1f} MB): {error.strerror}: make room or "
+            "choose another directory, then run the same command again; finished files are kept"
+        ) from None
+
+
+def part_of(path: Path) -> Path:
+    """The temporary name of a file that is being written."""
+    return path.with_name(path.name + ".part")
+
+
+def write_whole(path: Path, data: bytes) -> str:
+    """Writes a file completely or not at all, and returns its SHA-256.
+
+    The bytes reach the disk under a temporary name before the file gets its own.
+
+    Raises:
+        UserError: the file system refuses (full, read-only, ...); nothing is left behind.
+    """
+    temporary = part_of(path)
+    with disk_errors(path, len(data)):
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    return hashlib.sha256(data).hexdigest()
+
+
+def structure_sha256(path: Path, large_data: list[list[int]]) -> str:
+    """The SHA-256 of a file without the spans [offset, size] of its large data sets."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for offset, size in large_data:
+            digest.update(file.read(offset - file.tell()))
+            file.seek(offset + size)
+        digest.update(file.read())
+    return digest.hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""What a finished network is worth: error rates, pictures."""

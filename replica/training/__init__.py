@@ -1,0 +1,1 @@
+"""A run (paper 5): options, steps, optimizer, schedule, checkpoints, records."""
