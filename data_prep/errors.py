@@ -1,7 +1,14 @@
 """What a user did wrong becomes one line and exit status 2."""
 
 import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
 from typing import NoReturn
+
+EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
+EXIT_INTERRUPTED, EXIT_CLOSED_PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
 
 class UserError(ValueError):
@@ -17,3 +24,43 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the program with exit status 2."""
         self.exit(2, f"{self.prog.removeprefix('python -m ')}: {message}: see --help\n")
+
+
+def run_command(
+    program: str,
+    command: Callable[[], int | None],
+    *,
+    when_interrupted: str = "interrupted",
+    way_out: str = "make room or mend it, then try again",
+) -> int:
+    """Runs a command; what a user must know becomes one line on standard error.
+
+    Args:
+        program: whose line it is, such as `replica.train`.
+        command: does the work, and returns its exit status or None for 0.
+        when_interrupted: what Ctrl-C leaves behind.
+        way_out: what helps where the file system refuses.
+
+    Returns:
+        The exit status: the command's own; 2 for what a user gave or a file system refused; 1 for
+        what happened; 130 after Ctrl-C; 141, without a line, where nobody reads the output any
+        more, as other programs end under `| head`.
+    """
+    try:
+        status = command() or 0
+        sys.stdout.flush()  # here, where a closed pipe is still ours to catch
+        return status
+    except BrokenPipeError:
+        # The interpreter flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_CLOSED_PIPE
+    except UserError as error:
+        line, status = str(error), EXIT_USER_ERROR
+    except OSError as error:
+        line, status = f"{error.filename}: {error.strerror}: {way_out}", EXIT_USER_ERROR
+    except RuntimeError as error:
+        line, status = str(error), EXIT_FAILURE
+    except KeyboardInterrupt:
+        line, status = when_interrupted, EXIT_INTERRUPTED
+    print(f"{program}: {line}", file=sys.stderr)
+    return status

@@ -1,11 +1,12 @@
 """The layer table of a recipe beside the paper's figures: `python -m replica.info --help`."""
 
+import argparse
 import json
 import math
 import sys
 from dataclasses import dataclass
 
-from data_prep.errors import OneLineParser, UserError
+from data_prep.errors import OneLineParser, run_command
 from replica import paper
 from replica.network.alexnet import output_side, whole_shapes
 from replica.recipes import Recipe, find_recipe, with_changes
@@ -186,8 +187,8 @@ def as_json(recipe: Recipe, layers: list[Layer]) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
     parser = OneLineParser(
         prog="python -m replica.info",
         description="The layers of a recipe's network: shapes, parameters, neurons, multiply-adds.",
@@ -195,15 +196,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--recipe", metavar="NAME", default="paper", help="default: %(default)s")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args(argv)
-    try:
-        recipe = with_changes(find_recipe(arguments.recipe), arguments.set)
-    except UserError as error:
-        print(f"replica.info: {error}", file=sys.stderr)
-        return 2
+    return parser.parse_args(argv)
+
+
+def show(arguments: argparse.Namespace) -> None:
+    """Prints the table."""
+    recipe = with_changes(find_recipe(arguments.recipe), arguments.set)
     layers = layer_table(recipe)
     print(as_json(recipe, layers) if arguments.json else as_text(recipe, layers))
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    return run_command("replica.info", lambda: show(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

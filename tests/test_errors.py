@@ -1,0 +1,63 @@
+"""A command's mistakes are one line and an exit status, and a closed pipe is none."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import PROJECT_DIR
+
+from data_prep.errors import UserError, run_command
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("--x 1: expected 2"), 2, "program: --x 1: expected 2"),
+        (OSError(28, "No space left", "a file"), 2, "program: a file: No space left: make room"),
+        (RuntimeError("rank 1 died"), 1, "program: rank 1 died"),
+        (KeyboardInterrupt(), 130, "program: nothing was changed"),
+    ],
+    ids=["user", "disk", "failure", "Ctrl-C"],
+)
+def test_an_expected_error_is_one_line_and_a_status(error, status, line, capsys):
+    def command():
+        raise error
+
+    got = run_command("program", command, when_interrupted="nothing was changed")
+    assert got == status
+    written = capsys.readouterr().err
+    assert written.startswith(line)
+    assert written.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_command("program", lambda: 1 // 0)
+
+
+@pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (3, 3)])
+def test_a_command_has_its_own_status(returned, status):
+    assert run_command("program", lambda: returned) == status
+
+
+def test_output_that_nobody_reads_ends_a_command_quietly():
+    """Whether the pipe is seen to be closed while the command writes, or when it ends."""
+    for lines in (1, 100_000):
+        script = (
+            "import sys, time; from data_prep.errors import run_command\n"
+            "def command():\n"
+            "    time.sleep(float(sys.argv[2]))\n"
+            "    for i in range(int(sys.argv[1])): print(i)\n"
+            "sys.exit(run_command('program', command))"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(lines), "0.2"],
+            cwd=PROJECT_DIR,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        process.stderr.close()
+        assert process.wait() == 128 + signal.SIGPIPE
