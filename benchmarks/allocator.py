@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measure import Row, say
-from replica.network.alexnet import AlexNet, initialise_
+from replica.network.alexnet import AlexNet
+from replica.network.initialization import initialise_
 from replica.recipes import RECIPES
 from replica.training.allocator import SETTINGS, SWITCH, keep_large_blocks
 from replica.training.optimizer import sgd_step_

@@ -1,4 +1,4 @@
-"""Whole training steps of `paper` on the CPU: against PyTorch's own, against no normalisation.
+"""Whole training steps of `paper` on the CPU: against PyTorch's own, against no normalization.
 
 Each candidate is a process of its own, so that each has its allocator setting and its own peak of
 memory; they take turns, and a figure is the median over all steps but each process's first.
@@ -26,11 +26,11 @@ from replica.distributed.devices import Devices
 from replica.distributed.launch import StopRequest, run_processes
 from replica.distributed.mesh import Mesh, Rank
 from replica.feed.feed import Batch
-from replica.info import layer_table
-from replica.network import alexnet as model_module
+from replica.network import layers as layers_module
 from replica.network.alexnet import AlexNet
 from replica.network.costs import training_memory
 from replica.recipes import RECIPES, Recipe
+from replica.recipes.geometry import geometry
 from replica.training.allocator import SWITCH, keep_large_blocks
 from replica.training.loop import train_step_
 from replica.training.numerics import Numerics, parameter_dtype, set_numerics
@@ -108,7 +108,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
 def _product_rows(arguments: argparse.Namespace) -> list[Row]:
     """For comparison, the processor's speed in PyTorch's large matrix products."""
     # Backward computes two products a layer, but for the gradient of the images.
-    table = layer_table(RECIPES[arguments.recipe])
+    table = geometry(RECIPES[arguments.recipe])
     operations = 2 * (3 * sum(layer.macs for layer in table) - table[0].macs)
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -179,7 +179,7 @@ def _one_process(arguments: argparse.Namespace, what: dict[str, Any]) -> dict[st
     else:
         set_numerics(numerics)
         if what.get("lrn") is False:
-            model_module.local_response_norm = lambda x, **_: x
+            layers_module.local_response_norm = lambda x, **_: x
         rank = Rank(0, Devices("cpu", 1, 1))
         seconds = _timed(our_step(recipe, numerics, arguments.batch_size, rank), arguments.steps)
     return {
@@ -258,38 +258,37 @@ class PyTorchsAlexNet(nn.Sequential):
 
     def __init__(self, recipe: Recipe) -> None:
         layers: list[nn.Module] = []
-        channels, side = 3, recipe.crop_size
-        for i, conv in enumerate(recipe.convs):
+        table = {row.name: row for row in geometry(recipe)}
+        for conv in recipe.convs:
+            row = table[conv.name]
             before, after = conv.padding
             if before != after:
                 layers.append(nn.ZeroPad2d((before, after, before, after)))
-            groups = 1 if i == 0 or conv.reads_both_towers else recipe.towers
+            channels = row.input_shape[0]
+            groups = channels // row.weight_shape[1]
             padding = before if before == after else 0
             size, stride = conv.kernel_size, conv.stride
             layers += [
                 nn.Conv2d(channels, conv.num_kernels, size, stride, padding, groups=groups),
                 nn.ReLU(),
             ]
-            if conv.normalised:
+            if "lrn" in conv.normalization:
                 n = recipe.lrn_n
                 # torch divides alpha by n.
                 layers.append(
                     nn.LocalResponseNorm(n, n * recipe.lrn_alpha, recipe.lrn_beta, recipe.lrn_k)
                 )
-            if conv.pooled:
+            if conv.pooling == "max":
                 layers.append(nn.MaxPool2d(recipe.pool_window, recipe.pool_stride))
-            channels = conv.num_kernels
-            side = model_module.output_side(recipe, conv, side)
         layers.append(nn.Flatten())
-        width = channels * side * side
         for layer in recipe.fully_connected[:-1]:
-            layers += [nn.Linear(width, layer.num_units), nn.ReLU(), nn.Dropout()]
-            width = layer.num_units
-        layers.append(nn.Linear(width, NUM_CLASSES))
+            inputs = table[layer.name].num_inputs
+            layers += [nn.Linear(inputs, layer.num_units), nn.ReLU(), nn.Dropout()]
+        layers.append(nn.Linear(table[recipe.fully_connected[-1].name].num_inputs, NUM_CLASSES))
         super().__init__(*layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits; the normalisation in float32, which is all that PyTorch's has on a CPU."""
+        """Logits; the normalization in float32, which is all that PyTorch's has on a CPU."""
         for layer in self:
             if isinstance(layer, nn.LocalResponseNorm):
                 with torch.autocast(x.device.type, enabled=False):

@@ -2,14 +2,12 @@
 
 import argparse
 import json
-import math
 import sys
-from dataclasses import dataclass
 
 from data_prep.errors import OneLineParser, run_command
 from replica import paper
-from replica.network.alexnet import output_side, whole_shapes
 from replica.recipes import Recipe, find_recipe, with_changes
+from replica.recipes.geometry import LayerGeometry, geometry
 
 # Claims of the paper that its own network does not meet, and why.
 REMARKS = {
@@ -21,72 +19,12 @@ REMARKS = {
 }
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One line of the table.
-
-    Attributes:
-        name: of the layer.
-        output_shape: (C, H, W) or (units,), before pooling.
-        kernel: "11 x 11" or "".
-        stride: in pixels, 0 for fully connected layers.
-        reads: "image", "own tower", "both towers".
-        parameters, neurons, macs: counts; multiply-adds for one image.
-    """
-
-    name: str
-    output_shape: tuple[int, ...]
-    kernel: str
-    stride: int
-    reads: str
-    parameters: int
-    neurons: int
-    macs: int
+def kernel_of(layer: LayerGeometry) -> str:
+    """`11 x 11`, or nothing for a fully connected layer."""
+    return f"{layer.kernel_size} x {layer.kernel_size}" if layer.kernel_size else ""
 
 
-def layer_table(recipe: Recipe) -> list[Layer]:
-    """The layers of the whole network, all towers together."""
-    num_classes = recipe.num_classes or recipe.fully_connected[-1].num_units
-    shapes = whole_shapes(recipe, num_classes=num_classes)
-    layers = []
-    side = recipe.crop_size
-    for i, conv in enumerate(recipe.convs):
-        weight, bias = shapes[f"{conv.name}.weight"], shapes[f"{conv.name}.bias"]
-        conv_side = (side + sum(conv.padding) - conv.kernel_size) // conv.stride + 1
-        shape = (conv.num_kernels, conv_side, conv_side)
-        own = "own tower" if recipe.towers == 2 and not conv.reads_both_towers else ""
-        reads = "image" if i == 0 else own or "both towers" if recipe.towers == 2 else "all"
-        layers.append(
-            Layer(
-                conv.name,
-                shape,
-                f"{conv.kernel_size} x {conv.kernel_size}",
-                conv.stride,
-                reads,
-                weight.numel() + bias.numel(),
-                math.prod(shape),
-                weight.numel() * conv_side**2,
-            )
-        )
-        side = output_side(recipe, conv, side)
-    for fc in recipe.fully_connected:
-        weight, bias = shapes[f"{fc.name}.weight"], shapes[f"{fc.name}.bias"]
-        layers.append(
-            Layer(
-                fc.name,
-                (bias.numel(),),
-                "",
-                0,
-                "both towers" if recipe.towers == 2 else "all",
-                weight.numel() + bias.numel(),
-                bias.numel(),
-                weight.numel(),
-            )
-        )
-    return layers
-
-
-def totals(layers: list[Layer]) -> dict[str, int]:
+def totals(layers: list[LayerGeometry]) -> dict[str, int]:
     """Sums over the layers."""
     return {
         "total_parameters": sum(layer.parameters for layer in layers),
@@ -95,7 +33,7 @@ def totals(layers: list[Layer]) -> dict[str, int]:
     }
 
 
-def as_text(recipe: Recipe, layers: list[Layer]) -> str:
+def as_text(recipe: Recipe, layers: list[LayerGeometry]) -> str:
     """The table, the totals and, for the paper's network, what the paper says of each."""
     is_papers = recipe.name == "paper"
     header: tuple[str, ...] = (
@@ -103,6 +41,7 @@ def as_text(recipe: Recipe, layers: list[Layer]) -> str:
         "output",
         "kernel",
         "stride",
+        "sees",
         "reads",
         "parameters",
         "neurons",
@@ -113,8 +52,9 @@ def as_text(recipe: Recipe, layers: list[Layer]) -> str:
         row: tuple[str, ...] = (
             layer.name,
             " x ".join(map(str, layer.output_shape)),
-            layer.kernel,
+            kernel_of(layer),
             str(layer.stride or ""),
+            str(layer.receptive_field),
             layer.reads,
             f"{layer.parameters:,}",
             f"{layer.neurons:,}",
@@ -125,15 +65,15 @@ def as_text(recipe: Recipe, layers: list[Layer]) -> str:
             row += (f"{claimed:,}" + ("" if claimed == layer.neurons else " (*)"),)
         rows.append(row)
     sums = totals(layers)
-    blank = ("",) * 4
+    blank = ("",) * 5
     total_row: tuple[str, ...] = ("total", *blank, *(f"{value:,}" for value in sums.values()))
     rows.append(total_row + (("622,312",) if is_papers else ()))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    numbers_from = 5
+    numbers_from = 6
     lines = [
         f"recipe {recipe.name}: a {recipe.crop_size} x {recipe.crop_size} crop, {recipe.towers} "
-        f"tower{'s' if recipe.towers > 1 else ''}; outputs are before pooling; macs are "
-        "multiply-adds for one image"
+        f"tower{'s' if recipe.towers > 1 else ''}; outputs are before pooling; an output sees "
+        "so many pixels of the crop in each direction; macs are multiply-adds for one image"
     ]
     for row in rows:
         cells = [
@@ -162,7 +102,7 @@ def _against_the_paper(sums: dict[str, int]) -> list[str]:
     ]
 
 
-def as_json(recipe: Recipe, layers: list[Layer]) -> str:
+def as_json(recipe: Recipe, layers: list[LayerGeometry]) -> str:
     """The same as one JSON object."""
     return json.dumps(
         {
@@ -172,8 +112,9 @@ def as_json(recipe: Recipe, layers: list[Layer]) -> str:
                 {
                     "name": layer.name,
                     "output_shape": list(layer.output_shape),
-                    "kernel": layer.kernel,
+                    "kernel": kernel_of(layer),
                     "stride": layer.stride,
+                    "receptive_field": layer.receptive_field,
                     "reads": layer.reads,
                     "parameters": layer.parameters,
                     "neurons": layer.neurons,
@@ -202,7 +143,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def show(arguments: argparse.Namespace) -> None:
     """Prints the table."""
     recipe = with_changes(find_recipe(arguments.recipe), arguments.set)
-    layers = layer_table(recipe)
+    layers = geometry(recipe)
     print(as_json(recipe, layers) if arguments.json else as_text(recipe, layers))
 
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from runs import large_weights
 
 from replica.distributed.mesh import Mesh, Rank
-from replica.network.alexnet import AlexNet, DropoutKeys, whole_shapes
+from replica.network.alexnet import AlexNet, whole_shapes
+from replica.network.dropout_masks import DropoutKeys
 from replica.recipes import PAPER
 from replica.training.loop import train_step_
 from replica.training.state import Run, begin
@@ -61,7 +62,7 @@ def compute(rank: Rank, path: str, stop) -> None:
     gradients = list(torch.autograd.grad(loss, list(model.parameters())))
     gradients = mesh.sum_over_data(gradients)
     with torch.no_grad():
-        tested = model(images[rows])
+        tested = model.eval()(images[rows])
     computed = {"logits": logits.detach(), "tested": tested}
     computed |= dict(zip(weights, gradients, strict=True))
     parts = mesh.gather_objects(computed)

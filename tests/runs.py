@@ -38,7 +38,8 @@ MAPS_SIDE = 2
 def mini_shapes_and_deviations(num_classes=10):
     """Shapes and deviations by hand: those of `mini` keep the gain of `paper`.
 
-    Fan-ins of one unit differ from the paper's as the numbers of channels do.
+    Fan-ins of one unit differ from the paper's as the numbers of channels do, and fc6's as the
+    size of the maps does.
     """
     shapes, deviations = {}, {}
     narrow = wide = 3
@@ -50,7 +51,9 @@ def mini_shapes_and_deviations(num_classes=10):
         window = (oracles.KERNEL_SIZE[layer],) * 2 if layer in KERNELS else ()
         shapes[f"{layer}.weight"] = (width, inputs, *window)
         shapes[f"{layer}.bias"] = (width,)
-        deviations[layer] = oracles.STANDARD_DEVIATION * math.sqrt(wide / narrow)
+        # fc6 of the paper reads maps of 6 x 6.
+        ratio = (6 / MAPS_SIDE) ** 2 if layer == "fc6" else 1
+        deviations[layer] = oracles.STANDARD_DEVIATION * math.sqrt(ratio * wide / narrow)
         narrow, wide = width, {**oracles.NUM_KERNELS, **oracles.NUM_UNITS}[layer]
     return shapes, deviations
 

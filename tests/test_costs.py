@@ -8,8 +8,9 @@ from network_workers import count_traffic
 
 from replica.distributed.devices import Devices
 from replica.distributed.launch import run_processes
-from replica.network.alexnet import AlexNet, DropoutKeys
+from replica.network.alexnet import AlexNet
 from replica.network.costs import exchanged_values, training_memory
+from replica.network.dropout_masks import DropoutKeys
 from replica.recipes import MINI, PAPER, PAPER_CONV6
 from replica.training.numerics import Numerics
 from replica.training.state import Run

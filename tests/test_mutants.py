@@ -60,7 +60,7 @@ def test_a_mutant_is_in_the_function_around_it(table):
     by_name = {mutant.name: mutant for mutant in table}
     for name, function in (
         ("k-1", "replica/paper.py:<module>"),
-        ("alpha-over-n", "replica/network/alexnet.py:AlexNet.forward"),
+        ("alpha-over-n", "replica/network/alexnet.py:AlexNet._normalization"),
         ("color-by-rows", "replica/feed/augment.py:draw_color_shifts"),
         ("validation-without-mean", "replica/training/loop.py:validate"),
     ):

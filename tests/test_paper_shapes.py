@@ -8,9 +8,10 @@ from conftest import assert_user_error, run
 
 from replica import paper
 from replica.distributed.exchange import TwoDevices
-from replica.info import layer_table, totals
+from replica.info import totals
 from replica.network.alexnet import AlexNet, whole_shapes
 from replica.recipes import MINI, PAPER
+from replica.recipes.geometry import geometry
 
 # name: output shape, weights, biases, multiply-adds
 EXPECTED = {
@@ -44,7 +45,7 @@ def outputs_of(recipe, num_classes):
     torch.nn.functional.conv2d, torch.nn.functional.linear = recording(conv2d), recording(linear)
     try:
         with torch.no_grad():
-            model(torch.zeros(1, 3, recipe.crop_size, recipe.crop_size))
+            model.eval()(torch.zeros(1, 3, recipe.crop_size, recipe.crop_size))
     finally:
         torch.nn.functional.conv2d, torch.nn.functional.linear = conv2d, linear
     names = [layer.name for layer in (*recipe.convs, *recipe.fully_connected)]
@@ -64,7 +65,7 @@ def test_every_layer_has_the_parameters_of_the_source(name):
 
 
 def test_the_table_says_what_the_network_does():
-    table = layer_table(PAPER)
+    table = geometry(PAPER)
     for layer in table:
         shape, weights, biases, macs = EXPECTED[layer.name]
         assert layer.output_shape == shape
@@ -78,7 +79,7 @@ def test_the_table_says_what_the_network_does():
         "total_neurons": 659_272,
         "total_macs": 724_406_816,
     }
-    assert {layer.name: layer.output_shape for layer in layer_table(MINI)} == outputs_of(
+    assert {layer.name: layer.output_shape for layer in geometry(MINI)} == outputs_of(
         MINI, 1000
     ) | {"fc8": (10,)}
 
@@ -86,7 +87,7 @@ def test_the_table_says_what_the_network_does():
 def test_neurons_are_those_of_figure_2_but_for_conv1():
     differing = [
         layer.name
-        for layer in layer_table(PAPER)
+        for layer in geometry(PAPER)
         if layer.neurons != paper.CLAIMED_LAYER_NEURONS[layer.name]
     ]
     assert differing == ["conv1"]

@@ -12,7 +12,7 @@ from conftest import PROJECT_DIR, run
 
 from replica import paper
 from replica.recipes import ALIASES, RECIPES
-from replica.recipes.recipe import settable_fields
+from replica.recipes.changes import settable_fields
 
 PACKAGES = ("cuda_ext", "data_prep", "replica")
 # What `replica` may import of data_prep: the file format, what is beside it, one picture's way.

@@ -8,7 +8,8 @@ from conftest import assert_user_error, run
 from runs import last_checkpoint, train
 
 from data_prep.errors import UserError
-from replica.network.alexnet import AlexNet, initialise_, whole_shapes
+from replica.network.alexnet import AlexNet, whole_shapes
+from replica.network.initialization import initialise_
 from replica.recipes import MINI, PAPER, PAPER_CONV6, from_record
 from replica.training import run_directory
 from replica.training.checkpoint import (

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.profiler import record_function
 
 from replica.distributed.heartbeat import beat
-from replica.network.placement import tower_slice
+from replica.network.placement import one_copy, tower_slice
 
 
 class TwoDevices:
@@ -19,6 +19,7 @@ class TwoDevices:
     Args:
         tower: 0 or 1, the tower of this process.
         peer: the global rank of the process with the other tower.
+        add_over_copies: as in `Placement`.
 
     Attributes:
         sent: bytes that this process sent so far, by (layer, "forward" or "backward").
@@ -26,7 +27,14 @@ class TwoDevices:
 
     towers_here = 1
 
-    def __init__(self, *, tower: int, peer: int) -> None:
+    def __init__(
+        self,
+        *,
+        tower: int,
+        peer: int,
+        add_over_copies: Callable[[torch.Tensor], torch.Tensor] = one_copy,
+    ) -> None:
+        self.add_over_copies = add_over_copies
         self.tower = tower
         self.peer = peer
         self.sent: Counter[tuple[str, str]] = Counter()

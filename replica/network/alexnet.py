@@ -1,51 +1,26 @@
-"""The network (paper 3): convolutions, ReLU, normalisation, pooling, dropout, for any recipe.
+"""The network of a recipe (paper 3): its layers one after the other, for any placement.
 
 N images, C channels, H rows, W columns, K classes.
 """
 
-from dataclasses import dataclass
-
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from cuda_ext import local_response_norm
-from replica.network.draws import UINT32_RANGE, key_of, normal_entries, philox
+from replica.network.dropout_masks import DropoutKeys, dropout_mask
+from replica.network.layers import (
+    BatchNorm,
+    Dropout,
+    LocalResponseNorm,
+    SameMapNorm,
+    SplitConv2d,
+    SplitLinear,
+    SplitLocal2d,
+)
 from replica.network.placement import OneDevice, Placement
 from replica.recipes import Conv, FullyConnected, Recipe
+from replica.recipes.geometry import LayerGeometry, geometry
 
-
-@dataclass(frozen=True)
-class DropoutKeys:
-    """What the dropout masks of one training step are a function of (paper 4.2).
-
-    Attributes:
-        seed: of the run.
-        step: counted from 0.
-        rows: int64 (N,), the rows that this process has of the whole batch.
-    """
-
-    seed: int
-    step: int
-    rows: torch.Tensor
-
-
-def dropout_mask(
-    keys: DropoutKeys, *, layer: int, units: slice, keep: float, device: torch.device
-) -> torch.Tensor:
-    """Which outputs stay: bool (N, units), True with probability `keep`.
-
-    Any cut of the batch or of the units over processes gives the same masks.
-    """
-    first_word, last_word = units.start // 4, (units.stop + 3) // 4
-    words = torch.arange(first_word, last_word, device=device)[None, :]
-    rows = keys.rows.to(device)[:, None]
-    step, number = torch.full_like(rows, keys.step), torch.full_like(rows, layer)
-    draws = philox(key_of(keys.seed, "dropout"), (step, number, rows, words))
-    in_order = torch.stack(draws, dim=-1).flatten(1)
-    offset = units.start - 4 * first_word
-    length = units.stop - units.start
-    return in_order[:, offset : offset + length] < round(keep * UINT32_RANGE)
+ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 class AlexNet(nn.Module):
@@ -56,8 +31,10 @@ class AlexNet(nn.Module):
         num_classes: how many logits.
         placement: which towers this process holds; all of them by default.
 
-    Parameters are named `conv1.weight`, `conv1.bias`, ..., `fc8.bias`. A process with one tower
-    holds the tower's half of each along dimension 0.
+    Its children stand in the order in which they are run: `conv1` (the products alone),
+    `conv1_activation`, `conv1_lrn`, `conv1_pooling`, ..., `fc6`, `fc6_activation`, `fc6_dropout`,
+    ..., `fc8`. Parameters are named `conv1.weight`, `conv1.bias`, ..., `fc8.bias`. A process with
+    one tower holds the tower's half of each along dimension 0.
     """
 
     def __init__(
@@ -67,40 +44,59 @@ class AlexNet(nn.Module):
         self.recipe = recipe
         self.num_classes = num_classes
         self.placement = placement or OneDevice(recipe.towers)
-        channels = 3
-        side = recipe.crop_size
+        table = {row.name: row for row in geometry(recipe, num_classes=num_classes)}
         for conv in recipe.convs:
-            groups = self._groups(conv)
-            here = self.placement.own(conv.num_kernels)
-            inputs = channels // recipe.towers if self._reads_own_tower(conv) else channels
-            shape = (here.stop - here.start, inputs, conv.kernel_size, conv.kernel_size)
-            self.add_module(conv.name, _Parameters(shape))
-            assert shape[0] % groups == 0
-            side = output_side(recipe, conv, side)
-            channels = conv.num_kernels
-        width = channels * side * side
-        for layer in self._fully_connected():
-            here = self.placement.own(layer.num_units)
-            self.add_module(layer.name, _Parameters((here.stop - here.start, width)))
-            width = layer.num_units
+            self._add_conv(conv, table[conv.name])
+        for layer in recipe.fully_connected:
+            self._add_fully_connected(layer, table[layer.name])
 
-    def _reads_own_tower(self, conv: Conv) -> bool:
-        is_first = conv is self.recipe.convs[0]  # the image is read by every tower
-        return not is_first and not conv.reads_both_towers
+    def _add_conv(self, conv: Conv, row: LayerGeometry) -> None:
+        kind = SplitLocal2d if conv.is_local else SplitConv2d
+        self.add_module(conv.name, kind(row, self.placement))
+        for following in self.recipe.order_of(conv):
+            if following == "activation":
+                self._add_activation(conv)
+            elif following == "normalization":
+                for kind_of_norm in conv.normalization:
+                    norm = self._normalization(kind_of_norm, conv.num_kernels)
+                    self.add_module(f"{conv.name}_{kind_of_norm.replace('-', '_')}", norm)
+            elif conv.pooling != "none":
+                # DEVIATION D8: of equal maxima the first gets the gradient, in the source all do.
+                pool = nn.MaxPool2d if conv.pooling == "max" else nn.AvgPool2d
+                self.add_module(f"{conv.name}_pooling", pool(*self.recipe.pooling_of(conv)))
 
-    def _groups(self, conv: Conv) -> int:
-        return self.placement.towers_here if self._reads_own_tower(conv) else 1
+    def _add_fully_connected(self, layer: FullyConnected, row: LayerGeometry) -> None:
+        self.add_module(layer.name, SplitLinear(row, self.placement))
+        for kind in layer.normalization:
+            self.add_module(f"{layer.name}_{kind}", self._normalization(kind, layer.num_units))
+        self._add_activation(layer)
+        if layer.dropout:
+            dropout = Dropout(layer.name, keep=self.recipe.dropout_keep)
+            self.add_module(f"{layer.name}_dropout", dropout)
 
-    def _fully_connected(self) -> tuple[FullyConnected, ...]:
-        *hidden, last = self.recipe.fully_connected
-        with_classes = FullyConnected(
-            last.name,
-            self.num_classes,
-            last.weight_standard_deviation,
-            last.bias,
-            last.dropout,
-        )
-        return (*hidden, with_classes)
+    def _add_activation(self, layer: Conv | FullyConnected) -> None:
+        activation = self.recipe.activation_of(layer)
+        if activation != "none":
+            self.add_module(f"{layer.name}_activation", ACTIVATIONS[activation]())
+
+    def _normalization(self, kind: str, channels: int) -> nn.Module:
+        recipe = self.recipe
+        if kind == "lrn":
+            return LocalResponseNorm(
+                n=recipe.lrn_n,
+                k=recipe.lrn_k,
+                alpha=recipe.lrn_alpha,
+                beta=recipe.lrn_beta,
+                towers=self.placement.towers_here,
+            )
+        if kind == "same-map":
+            return SameMapNorm(
+                n=recipe.same_map_n,
+                k=recipe.same_map_k,
+                alpha=recipe.same_map_alpha,
+                beta=recipe.same_map_beta,
+            )
+        return BatchNorm(channels, placement=self.placement)
 
     def dropout_masks(self, keys: DropoutKeys) -> dict[str, torch.Tensor]:
         """Which outputs of each layer with dropout stay in a training step (paper 4.2).
@@ -122,76 +118,22 @@ class AlexNet(nn.Module):
         }
 
     def forward(
-        self, x: torch.Tensor, *, masks: dict[str, torch.Tensor] | None = None
+        self, x: torch.Tensor, masks: dict[str, torch.Tensor] | None = None
     ) -> torch.Tensor:
         """Computes the logits.
 
         Args:
             x: (N, 3, crop_size, crop_size), pixels 0..255 minus the mean image.
-            masks: which outputs stay, of `dropout_masks`; None at test time, where outputs are
-                multiplied by the probability of staying instead (paper 4.2).
+            masks: which outputs stay, of `dropout_masks`, so that any cut over processes gives the
+                same. Without them, PyTorch's generator draws them in training mode; in evaluation
+                mode outputs are multiplied by the probability of staying (paper 4.2).
 
         Returns:
             (N, K), the same in every process of a pair.
         """
-        recipe, placement = self.recipe, self.placement
-        for conv in recipe.convs:
-            weight, bias = self._parameters_of(conv)
-            before, after = conv.padding
-            if before != after:
-                x = F.pad(x, (before, after, before, after))
-            padding = before if before == after else 0
-            if conv.reads_both_towers:
-                x = placement.convolve_both(
-                    x, weight, bias, stride=conv.stride, padding=padding, layer=conv.name
-                )
-            else:
-                groups = self._groups(conv)
-                x = F.conv2d(x, weight, bias, stride=conv.stride, padding=padding, groups=groups)
-            x = F.relu(x)
-            if conv.normalised:
-                # DEVIATION D7: the text's N is the whole layer; on two devices a window that
-                # crosses the towers would need an exchange, and the source has none.
-                x = local_response_norm(
-                    x,
-                    n=recipe.lrn_n,
-                    k=recipe.lrn_k,
-                    alpha=recipe.lrn_alpha,
-                    beta=recipe.lrn_beta,
-                    towers=placement.towers_here,
-                )
-            if conv.pooled:
-                # DEVIATION D8: of equal maxima the first gets the gradient, in the source all do.
-                x = F.max_pool2d(x, recipe.pool_window, recipe.pool_stride)
-        for layer in self._fully_connected():
-            x = placement.read_both(x, layer=layer.name).flatten(1)
-            x = F.linear(x, *self._parameters_of(layer))
-            if layer.name != recipe.fully_connected[-1].name:
-                x = F.relu(x)
-            if layer.dropout:
-                x = x * (recipe.dropout_keep if masks is None else masks[layer.name])
-        return placement.join_logits(x, num_classes=self.num_classes)
-
-    def _parameters_of(self, layer: Conv | FullyConnected) -> tuple[torch.Tensor, torch.Tensor]:
-        name = layer.name
-        return self.get_parameter(f"{name}.weight"), self.get_parameter(f"{name}.bias")
-
-
-class _Parameters(nn.Module):
-    """The weight and the bias of one layer."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(shape))
-        self.bias = nn.Parameter(torch.empty(shape[0]))
-
-
-def output_side(recipe: Recipe, conv: Conv, side: int) -> int:
-    """Side of the maps that a convolutional layer hands on, after pooling where it has one."""
-    side = (side + sum(conv.padding) - conv.kernel_size) // conv.stride + 1
-    if conv.pooled:
-        side = (side - recipe.pool_window) // recipe.pool_stride + 1
-    return side
+        for module in self.children():
+            x = module(x, masks) if isinstance(module, Dropout) else module(x)
+        return self.placement.join_logits(x, num_classes=self.num_classes)
 
 
 def whole_shapes(recipe: Recipe, *, num_classes: int) -> dict[str, torch.Size]:
@@ -199,33 +141,3 @@ def whole_shapes(recipe: Recipe, *, num_classes: int) -> dict[str, torch.Size]:
     with torch.device("meta"):
         whole = AlexNet(recipe, num_classes=num_classes)
     return {name: parameter.shape for name, parameter in whole.named_parameters()}
-
-
-@torch.no_grad()
-def initialise_(model: AlexNet, *, seed: int) -> None:
-    """Draws the weights from a zero-mean Gaussian and sets the biases (paper 5).
-
-    Every draw is a function of the seed and its place in the whole tensor, so a process with one
-    tower gets its half of what a process with both gets.
-    """
-    all_layers: tuple[Conv | FullyConnected, ...] = (
-        *model.recipe.convs,
-        *model.recipe.fully_connected,
-    )
-    layers = {layer.name: layer for layer in all_layers}
-    whole = whole_shapes(model.recipe, num_classes=model.num_classes)
-    for number, (name, parameter) in enumerate(model.named_parameters()):
-        layer_name, kind = name.split(".")
-        layer = layers[layer_name]
-        if kind == "bias":
-            parameter.fill_(layer.bias)
-            continue
-        first_row = model.placement.own(whole[name][0]).start
-        entries = normal_entries(
-            seed=seed,
-            parameter=number,
-            first=first_row * parameter[0].numel(),
-            count=parameter.numel(),
-        )
-        draws = torch.from_numpy(entries).view(parameter.shape)
-        parameter.copy_(draws * layer.weight_standard_deviation)

@@ -1,16 +1,17 @@
-"""What a run must hold in memory, and what its towers send each other: arithmetic, no measurement.
+"""What a training step must hold in memory, and what its towers send each other; nothing is run.
 
-All numbers follow from the recipe; `tests/test_costs.py` compares them with what is counted.
+`tests/test_costs.py` compares both with what is counted in real steps.
 """
 
 from dataclasses import dataclass
 
-from replica.network.alexnet import output_side, whole_shapes
-from replica.network.placement import tower_slice
-from replica.recipes import Recipe
+import torch
+import torch.nn.functional as F
 
-# max_pool2d keeps the place of each maximum as an int64; a dropout mask is one byte a unit.
-INDEX_BYTES, MASK_BYTES = 8, 1
+from replica.network.alexnet import AlexNet
+from replica.network.placement import OneDevice, Placement, one_copy, tower_slice
+from replica.recipes import Recipe
+from replica.recipes.geometry import geometry
 
 
 @dataclass(frozen=True)
@@ -28,57 +29,89 @@ class Memory:
         return self.weights + self.velocities + self.gradients + self.activations
 
 
+class _OneOfTwo:
+    """One tower whose other one sends tensors of the right shape."""
+
+    towers_here = 1
+
+    def __init__(self) -> None:
+        self.add_over_copies = one_copy
+
+    def own(self, width: int) -> slice:
+        return tower_slice(width, tower=0, towers=2)
+
+    def read_both(self, x: torch.Tensor, *, layer: str) -> torch.Tensor:
+        return torch.cat((x, torch.empty_like(x)), dim=1)
+
+    def convolve_both(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        *,
+        stride: int,
+        padding: int,
+        layer: str,
+    ) -> torch.Tensor:
+        own, others = weight.chunk(2, dim=1)
+        y = F.conv2d(x, own, bias, stride, padding)
+        return y + F.conv2d(torch.empty_like(x), others, None, stride, padding)
+
+    def join_logits(self, x: torch.Tensor, *, num_classes: int) -> torch.Tensor:
+        return torch.cat((x, x.new_empty(len(x), num_classes - x.shape[1])), dim=1)
+
+
 def training_memory(
     recipe: Recipe, *, num_classes: int, images: int, towers_here: int, precision: str
 ) -> Memory:
     """What a process with these towers needs for a step with so many images.
 
-    Activations are what the gradient needs: the input of each layer, the outputs of ReLU and of
-    the normalisation, the places of the maxima, the masks.
+    Activations are what autograd keeps of a forward pass: the pass is made with tensors that have
+    shapes and no memory.
 
     Args:
         recipe: of the network.
         num_classes: of the run.
         images: of the batch that this process has.
         towers_here: 1 of 2, or all that there are.
-        precision: bf16 halves the activations; weights stay in float32.
+        precision: of `--precision`; in bf16 weights stay in float32, and copies of them are kept.
     """
-    shapes = whole_shapes(recipe, num_classes=num_classes)
-    value = 8 if precision == "float64" else 4
-    kept = 2 if precision == "bf16" else value
-    share = towers_here / recipe.towers
-    parameters = round(share * sum(shape.numel() for shape in shapes.values()))
-    side, first = recipe.crop_size, recipe.convs[0]
-    values = float(3 * (side + sum(first.padding)) ** 2)
-    indices = 0.0
-    for conv in recipe.convs:
-        if conv.reads_both_towers and towers_here < recipe.towers:
-            # The other tower's half, which was received.
-            values += share * _channels_before(recipe, conv.name) * side**2
-        conv_side = (side + sum(conv.padding) - conv.kernel_size) // conv.stride + 1
-        outputs = share * conv.num_kernels * conv_side**2
-        values += outputs * (2 if conv.normalised else 1)
-        side = output_side(recipe, conv, side)
-        if conv.pooled:
-            pooled = share * conv.num_kernels * side**2
-            values += pooled
-            indices += pooled
-    masks = 0.0
-    width = recipe.convs[-1].num_kernels * side**2
-    for layer in recipe.fully_connected[:-1]:
-        if towers_here < recipe.towers:
-            values += width  # both halves, joined
-        units = share * layer.num_units
-        values += units * (2 if layer.dropout else 1)
-        masks += units if layer.dropout else 0
-        width = layer.num_units
-    activations = images * (values * kept + indices * INDEX_BYTES + masks * MASK_BYTES)
-    return Memory(parameters * value, parameters * value, parameters * value, round(activations))
+    from torch._subclasses.fake_tensor import FakeTensorMode  # 1 s to import, for a dry run alone
 
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    is_whole = towers_here == recipe.towers
+    placement: Placement = OneDevice(recipe.towers) if is_whole else _OneOfTwo()
+    kept: dict[int, torch.UntypedStorage] = {}
 
-def _channels_before(recipe: Recipe, name: str) -> int:
-    names = [conv.name for conv in recipe.convs]
-    return recipe.convs[names.index(name) - 1].num_kernels
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
+        return tensor
+
+    with FakeTensorMode():
+        model = AlexNet(recipe, num_classes=num_classes, placement=placement)
+        parameters = {name: weight.to(dtype) for name, weight in model.named_parameters()}
+        masks = {
+            layer.name: torch.empty(
+                images, model.get_parameter(f"{layer.name}.bias").numel()
+            ).bool()
+            for layer in recipe.fully_connected
+            if layer.dropout
+        }
+        x = torch.empty(images, 3, recipe.crop_size, recipe.crop_size, dtype=dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
+            logits = torch.func.functional_call(model, parameters, (x, masks))
+        assert logits.requires_grad  # as long as it lives, what is kept does
+        own = [weight.untyped_storage() for weight in parameters.values()]
+        for storage in own:
+            kept.pop(storage._cdata, None)
+        weights = sum(storage.nbytes() for storage in own)
+        activations = sum(storage.nbytes() for storage in kept.values())
+    return Memory(weights, weights, weights, activations)
 
 
 def exchanged_values(
@@ -91,19 +124,10 @@ def exchanged_values(
         towers, the gradient of the other's half, and its logits, whose gradient both compute.
     """
     values: dict[tuple[str, str], int] = {}
-    side = recipe.crop_size
-    channels = 3
-    for conv in recipe.convs:
-        if conv.reads_both_towers:
-            half = images * channels // 2 * side**2
-            values[conv.name, "forward"] = values[conv.name, "backward"] = half
-        side = output_side(recipe, conv, side)
-        channels = conv.num_kernels
-    width = channels * side**2
-    for layer in recipe.fully_connected:
-        half = images * width // 2
-        values[layer.name, "forward"] = values[layer.name, "backward"] = half
-        width = layer.num_units
+    for layer in geometry(recipe, num_classes=num_classes):
+        if layer.reads == "both towers":
+            half = images * layer.num_inputs // 2
+            values[layer.name, "forward"] = values[layer.name, "backward"] = half
     logits = tower_slice(num_classes, tower=tower, towers=2)
     values["loss", "forward"] = images * (logits.stop - logits.start)
     return values

@@ -5,6 +5,7 @@ and exchanges nothing; `replica.distributed.exchange.TwoDevices` holds one tower
 activations with the process that holds the other one, before the layers that read both towers.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -21,6 +22,10 @@ class Placement(Protocol):
     """What the model needs to know of where its towers are."""
 
     towers_here: int  # how many towers this process computes
+
+    @property
+    def add_over_copies(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The sum of a tensor over the data-parallel copies of the network; it has a gradient."""
 
     def own(self, width: int) -> slice:
         """Of a layer with `width` channels, those that this process holds."""
@@ -44,11 +49,24 @@ class Placement(Protocol):
         """Own logits (N, K here) to all of them (N, K), of which each process computes the loss."""
 
 
-class OneDevice:
-    """All towers of the network in this process."""
+def one_copy(x: torch.Tensor) -> torch.Tensor:
+    """The sum over the copies where there is one."""
+    return x
 
-    def __init__(self, towers: int) -> None:
+
+class OneDevice:
+    """All towers of the network in this process.
+
+    Args:
+        towers: how many.
+        add_over_copies: as in `Placement`.
+    """
+
+    def __init__(
+        self, towers: int, *, add_over_copies: Callable[[torch.Tensor], torch.Tensor] = one_copy
+    ) -> None:
         self.towers_here = towers
+        self.add_over_copies = add_over_copies
 
     def own(self, width: int) -> slice:
         """Everything."""

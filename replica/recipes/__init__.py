@@ -5,18 +5,12 @@ machine decides (device, processes, precision, paths) is not in it. `--recipe NA
 `--set field=value` changes a field of it.
 """
 
+from data_prep.errors import UserError
+from replica.recipes.changes import ALIASES, with_changes
 from replica.recipes.mini import MINI
 from replica.recipes.paper import PAPER, PAPER_CONV6
-from replica.recipes.recipe import (
-    ALIASES,
-    Conv,
-    EpochChange,
-    FullyConnected,
-    Recipe,
-    from_record,
-    to_record,
-    with_changes,
-)
+from replica.recipes.recipe import Conv, EpochChange, FullyConnected, Recipe
+from replica.recipes.record import from_record, to_record
 
 RECIPES = {recipe.name: recipe for recipe in (PAPER, PAPER_CONV6, MINI)}
 
@@ -44,7 +38,5 @@ def find_recipe(name: str) -> Recipe:
         UserError: there is none.
     """
     if name not in RECIPES:
-        from data_prep.errors import UserError
-
         raise UserError(f"--recipe {name}: expected one of {', '.join(sorted(RECIPES))}")
     return RECIPES[name]

@@ -11,11 +11,7 @@ from replica.recipes.recipe import Conv, FullyConnected, Recipe
 _PADDINGS = ((0, 3), (2, 2), (1, 1), (1, 1), (1, 1))
 
 
-def paper_convs(
-    *,
-    num_kernels: tuple[int, ...] = paper.CONV_KERNELS,
-    weight_standard_deviations: tuple[float, ...] = (paper.WEIGHT_STANDARD_DEVIATION,) * 5,
-) -> tuple[Conv, ...]:
+def paper_convs(*, num_kernels: tuple[int, ...] = paper.CONV_KERNELS) -> tuple[Conv, ...]:
     """The five convolutional layers of 3.5 with these widths (paper 3.5, 5)."""
     return tuple(
         Conv(
@@ -25,27 +21,26 @@ def paper_convs(
             stride=paper.CONV_STRIDES[i],
             padding=_PADDINGS[i],
             reads_both_towers=f"conv{i + 1}" in paper.READS_BOTH_TOWERS,
-            weight_standard_deviation=weight_standard_deviations[i],
+            weight_standard_deviation=paper.WEIGHT_STANDARD_DEVIATION,
             bias=1.0 if f"conv{i + 1}" in paper.ONE_BIASES else 0.0,
-            normalised=f"conv{i + 1}" in paper.LRN_AFTER,
-            pooled=f"conv{i + 1}" in paper.POOL_AFTER,
+            normalization=("lrn",) if f"conv{i + 1}" in paper.LRN_AFTER else (),
+            pooling="max" if f"conv{i + 1}" in paper.POOL_AFTER else "none",
         )
         for i in range(5)
     )
 
 
 def paper_fully_connected(
-    *,
-    num_units: tuple[int, ...] = (*paper.FC_UNITS, paper.NUM_CLASSES),
-    weight_standard_deviations: tuple[float, ...] = (paper.WEIGHT_STANDARD_DEVIATION,) * 3,
+    *, num_units: tuple[int, ...] = (*paper.FC_UNITS, paper.NUM_CLASSES)
 ) -> tuple[FullyConnected, ...]:
     """The three fully connected layers of 3.5 with these widths (paper 3.5, 4.2, 5)."""
     return tuple(
         FullyConnected(
             name=f"fc{i + 6}",
             num_units=num_units[i],
-            weight_standard_deviation=weight_standard_deviations[i],
+            weight_standard_deviation=paper.WEIGHT_STANDARD_DEVIATION,
             bias=1.0 if f"fc{i + 6}" in paper.ONE_BIASES else 0.0,
+            reads_both_towers=f"fc{i + 6}" in paper.READS_BOTH_TOWERS,
             dropout=f"fc{i + 6}" in paper.DROPOUT_AFTER,
         )
         for i in range(3)
@@ -63,8 +58,6 @@ CONV6 = Conv(
     reads_both_towers=True,
     weight_standard_deviation=paper.WEIGHT_STANDARD_DEVIATION,
     bias=1.0,
-    normalised=False,
-    pooled=False,
 )
 
 PAPER = Recipe(

@@ -1,44 +1,97 @@
-"""What a recipe is: a frozen record, how one is changed, and how it is written down."""
+"""What a recipe is: a frozen record of one network and its training, and the rules for its values.
 
-import dataclasses
-import json
-import types
-import typing
+A layer's entry says what that layer does, so an ablation is a changed field. Where an entry says
+None, what the recipe says of all layers holds.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from data_prep.errors import UserError
 from replica import paper
+from replica.recipes.geometry import geometry_problem
+
+ACTIVATIONS = ("relu", "tanh", "none")
+# Between channels of a tower (paper 3.3); between neighbors in one map, as the 2012 source has it;
+# over the batch.
+NORMALIZATIONS = ("lrn", "same-map", "batch")
+POOLINGS = ("max", "average", "none")
+# What follows a layer's products; `order` says in which order.
+FOLLOWING = ("activation", "normalization", "pooling")
 
 
-@dataclass(frozen=True)
-class Conv:
-    """A convolutional layer; channels are those of the whole layer, all towers together."""
+@dataclass(frozen=True, kw_only=True)
+class _Layer:
+    """What convolutional and fully connected layers have in common.
 
-    name: str
-    num_kernels: int
-    kernel_size: int
-    stride: int
-    padding: tuple[int, int]  # rows and columns of zeros before and after, in both directions
-    reads_both_towers: bool
-    weight_standard_deviation: float
-    bias: float
-    normalised: bool
-    pooled: bool
-
-
-@dataclass(frozen=True)
-class FullyConnected:
-    """A fully connected layer; units are those of the whole layer, all towers together.
-
-    The last one of a network gives the logits; its `num_units` is the number of classes.
+    Attributes:
+        name: of the layer, and of its parameters.
+        reads_both_towers: whether its inputs are those of both towers or of its own; the first
+            layer reads the image, and every tower reads all of it.
+        weight_standard_deviation: of the zero-mean Gaussian that the first weights are drawn from.
+        bias: the first value of every bias.
+        activation: of `ACTIVATIONS`; the last layer gives the logits and has none.
+        learning_rate: of its weights; drops change it with the others.
+        bias_learning_rate: of its biases; drops do not change it.
+        weight_decay: of its weights.
     """
 
     name: str
-    num_units: int
     weight_standard_deviation: float
     bias: float
+    reads_both_towers: bool
+    activation: str | None = None
+    learning_rate: float | None = None
+    bias_learning_rate: float | None = None
+    weight_decay: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv(_Layer):
+    """A convolutional layer; channels are those of the whole layer, all towers together.
+
+    Attributes:
+        num_kernels, kernel_size, stride: of the layer.
+        padding: rows and columns of zeros before and after, in both directions.
+        is_local: whether each place has kernels of its own (a locally connected layer).
+        normalization: of `NORMALIZATIONS`, one after the other; empty for none.
+        pooling: of `POOLINGS`.
+        pool_window, pool_stride: of its pooling.
+        order: of `FOLLOWING`, all three.
+    """
+
+    num_kernels: int
+    kernel_size: int
+    stride: int
+    padding: tuple[int, int]
+    is_local: bool = False
+    normalization: tuple[str, ...] = ()
+    pooling: str = "none"
+    pool_window: int | None = None
+    pool_stride: int | None = None
+    order: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullyConnected(_Layer):
+    """A fully connected layer; units are those of the whole layer, all towers together.
+
+    The last one of a network gives the logits; its `num_units` is the number of classes.
+
+    Attributes:
+        num_units: of the layer.
+        dropout: whether its outputs are dropped in training (paper 4.2).
+        normalization: `batch`, or empty for none; before the activation.
+    """
+
+    num_units: int
     dropout: bool
+    reads_both_towers: bool = True
+    normalization: tuple[str, ...] = ()
+
+
+Layer = Conv | FullyConnected
 
 
 @dataclass(frozen=True)
@@ -60,7 +113,7 @@ class EpochChange:
         return f"{self.epoch}:{self.target}={self.value:g}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One network and its training. Field comments name the section that decides the value."""
 
@@ -73,20 +126,30 @@ class Recipe:
     crop_size: int
     convs: tuple[Conv, ...]
     fully_connected: tuple[FullyConnected, ...]
+    activation: str = "relu"
+    order: tuple[str, ...] = FOLLOWING
     lrn_n: int
     lrn_k: float
     lrn_alpha: float
     lrn_beta: float
+    # The same-map normalization of the 2012 source, where a layer has it: windows of n x n, and
+    # alpha on the plain sum (the source divides its 0.001 by 5 * 5).
+    same_map_n: int = 5
+    same_map_k: float = 1.0
+    same_map_alpha: float = 0.001 / 25
+    same_map_beta: float = 0.75
     pool_window: int
     pool_stride: int
     dropout_keep: float
+    # Whether `--set` keeps the gain of each layer of `paper` where it changes a layer's inputs.
+    keeps_gain: bool = False
 
     # --- Augmentation (paper 4.1)
     random_crops: bool
     random_flips: bool
     color_noise: float  # standard deviation of each alpha; 0 adds none
 
-    # --- The optimiser (paper 5)
+    # --- The optimizer (paper 5)
     batch_size: int
     momentum: float
     weight_decay: float
@@ -105,15 +168,55 @@ class Recipe:
     changes: tuple[EpochChange, ...]  # values that are set at the beginning of an epoch
 
     def __post_init__(self) -> None:
-        problems = list(_problems(self))
+        problems = [*_problems(self), *_layer_problems(self)]
+        if not problems:
+            problems = [problem] if (problem := geometry_problem(self)) else []
         if problems:
             raise UserError(f"recipe {self.name}: {'; '.join(problems)}")
 
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """All of them, in the order of the network."""
+        return (*self.convs, *self.fully_connected)
 
-def _problems(recipe: Recipe) -> typing.Iterator[str]:
-    def expect(holds: bool, field: str, rule: str) -> typing.Iterator[str]:
-        if not holds:
-            yield f"{field}: expected {rule}, got {getattr(recipe, field)}"
+    def layer(self, name: str) -> Layer:
+        """The layer of this name."""
+        return next(layer for layer in self.layers if layer.name == name)
+
+    def activation_of(self, layer: Layer) -> str:
+        """What a layer's outputs go through."""
+        if layer is self.fully_connected[-1]:
+            return "none"
+        return self.activation if layer.activation is None else layer.activation
+
+    def order_of(self, conv: Conv) -> tuple[str, ...]:
+        """In which order a layer's activation, normalization and pooling follow its products."""
+        return self.order if conv.order is None else conv.order
+
+    def pooling_of(self, conv: Conv) -> tuple[int, int]:
+        """Window and stride of a layer's pooling."""
+        window = self.pool_window if conv.pool_window is None else conv.pool_window
+        stride = self.pool_stride if conv.pool_stride is None else conv.pool_stride
+        return window, stride
+
+
+def _expect(record: Any, holds: bool, field: str, rule: str, *, of: str = "") -> Iterator[str]:
+    if not holds:
+        yield f"{of}{field}: expected {rule}, got {shown(getattr(record, field))}"
+
+
+def shown(value: Any) -> str:
+    """A field's value as `--set` takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    return str(value)
+
+
+def _problems(recipe: Recipe) -> Iterator[str]:
+    """What is wrong with the values that hold for the whole network."""
+
+    def expect(holds: bool, field: str, rule: str) -> Iterator[str]:
+        return _expect(recipe, holds, field, rule)
 
     yield from expect(recipe.towers in (1, 2), "towers", "1 or 2")
     at_least_two = recipe.num_classes is None or recipe.num_classes >= 2
@@ -121,9 +224,13 @@ def _problems(recipe: Recipe) -> typing.Iterator[str]:
         at_least_two, "num_classes", "at least 2, or none for as many as the data has"
     )
     yield from expect(1 <= recipe.crop_size <= paper.IMAGE_SIZE, "crop_size", "1 to 256 pixels")
-    yield from expect(recipe.lrn_n >= 1 and recipe.lrn_n % 2 == 1, "lrn_n", "an odd number >= 1")
-    yield from expect(recipe.lrn_k > 0, "lrn_k", "a number > 0")
-    yield from expect(recipe.lrn_alpha >= 0, "lrn_alpha", "a number >= 0")
+    yield from expect(recipe.activation in ACTIVATIONS, "activation", " or ".join(ACTIVATIONS))
+    yield from expect(_is_order(recipe.order), "order", f"an order of {', '.join(FOLLOWING)}")
+    for kind in ("lrn", "same_map"):
+        n, k = getattr(recipe, f"{kind}_n"), getattr(recipe, f"{kind}_k")
+        yield from expect(n >= 1 and n % 2 == 1, f"{kind}_n", "an odd number >= 1")
+        yield from expect(k > 0, f"{kind}_k", "a number > 0")
+        yield from expect(getattr(recipe, f"{kind}_alpha") >= 0, f"{kind}_alpha", "a number >= 0")
     yield from expect(recipe.pool_window >= 1, "pool_window", "at least 1")
     yield from expect(recipe.pool_stride >= 1, "pool_stride", "at least 1")
     yield from expect(0 < recipe.dropout_keep <= 1, "dropout_keep", "more than 0, at most 1")
@@ -138,8 +245,8 @@ def _problems(recipe: Recipe) -> typing.Iterator[str]:
     yield from expect(recipe.drop_rule in ("plateau", "epochs"), "drop_rule", "plateau or epochs")
     yield from expect(0 < recipe.drop_factor <= 1, "drop_factor", "more than 0, at most 1")
     rising = list(recipe.drop_epochs) == sorted(set(recipe.drop_epochs))
-    from_two = all(epoch >= 1 for epoch in recipe.drop_epochs)
-    yield from expect(rising and from_two, "drop_epochs", "rising epochs, counted from 1")
+    from_one = all(epoch >= 1 for epoch in recipe.drop_epochs)
+    yield from expect(rising and from_one, "drop_epochs", "rising epochs, counted from 1")
     yield from expect(recipe.plateau_patience >= 1, "plateau_patience", "at least 1")
     yield from expect(recipe.plateau_improvement >= 0, "plateau_improvement", "a number >= 0")
     yield from expect(recipe.max_drops >= 0, "max_drops", "at least 0")
@@ -149,17 +256,73 @@ def _problems(recipe: Recipe) -> typing.Iterator[str]:
         problem = target_problem(recipe, change.target, change.value)
         if problem:
             yield f"changes: {problem}"
+
+
+def _is_order(order: tuple[str, ...]) -> bool:
+    return sorted(order) == sorted(FOLLOWING)
+
+
+def _layer_problems(recipe: Recipe) -> Iterator[str]:
+    """What is wrong with the layers' own values."""
+    names = [layer.name for layer in recipe.layers]
+    if not recipe.convs or not recipe.fully_connected:
+        yield "expected a convolutional layer and a fully connected one, the last of which is last"
+    if len(set(names)) < len(names):
+        yield f"expected layers with names of their own, got {', '.join(names)}"
+    for layer in recipe.layers:
+        yield from _problems_of(layer, recipe)
     if recipe.towers == 2:
-        layers = [(c.name, c.num_kernels) for c in recipe.convs]
-        layers += [(f.name, f.num_units) for f in recipe.fully_connected[:-1]]
-        for name, width in layers:
+        for layer in recipe.layers[:-1]:
+            width = layer.num_kernels if isinstance(layer, Conv) else layer.num_units
             if width % 2:
-                yield f"{name}: expected an even width for two towers, got {width}"
+                yield f"{layer.name}: expected an even width for two towers, got {width}"
+        if recipe.fully_connected and not recipe.fully_connected[-1].reads_both_towers:
+            yield f"{names[-1]}.reads_both_towers: expected true, as each logit needs both towers"
+
+
+def _problems_of(layer: Layer, recipe: Recipe) -> Iterator[str]:
+    def expect(holds: bool, field: str, rule: str) -> Iterator[str]:
+        return _expect(layer, holds, field, rule, of=f"{layer.name}.")
+
+    deviation = layer.weight_standard_deviation
+    yield from expect(deviation >= 0, "weight_standard_deviation", "a number >= 0")
+    yield from expect(
+        layer.activation in (None, *ACTIVATIONS), "activation", f"{' or '.join(ACTIVATIONS)}"
+    )
+    for field in ("learning_rate", "bias_learning_rate", "weight_decay"):
+        value = getattr(layer, field)
+        yield from expect(value is None or value >= 0, field, "a number >= 0")
+    known = NORMALIZATIONS if isinstance(layer, Conv) else ("batch",)
+    yield from expect(
+        set(layer.normalization) <= set(known)
+        and len(set(layer.normalization)) == len(layer.normalization),
+        "normalization",
+        f"none or {', '.join(known)}, each once",
+    )
+    if isinstance(layer, FullyConnected):
+        yield from expect(layer.num_units >= 1, "num_units", "at least 1")
+        if layer is recipe.fully_connected[-1] and (layer.normalization or layer.dropout):
+            yield f"{layer.name}: expected logits without normalization and dropout"
+        return
+    for field in ("num_kernels", "kernel_size", "stride"):
+        yield from expect(getattr(layer, field) >= 1, field, "at least 1")
+    yield from expect(
+        len(layer.padding) == 2 and min(layer.padding) >= 0, "padding", "two numbers >= 0"
+    )
+    yield from expect(layer.pooling in POOLINGS, "pooling", " or ".join(POOLINGS))
+    for field in ("pool_window", "pool_stride"):
+        value = getattr(layer, field)
+        yield from expect(value is None or value >= 1, field, "at least 1")
+    yield from expect(
+        layer.order is None or _is_order(layer.order),
+        "order",
+        f"an order of {', '.join(FOLLOWING)}",
+    )
 
 
 def layer_names(recipe: Recipe) -> list[str]:
     """`conv1`, ..., `fc8`, in the order of the network."""
-    return [conv.name for conv in recipe.convs] + [fc.name for fc in recipe.fully_connected]
+    return [layer.name for layer in recipe.layers]
 
 
 def target_problem(recipe: Recipe, target: str, value: float) -> str | None:
@@ -176,126 +339,3 @@ def target_problem(recipe: Recipe, target: str, value: float) -> str | None:
     if not 0 <= value < float("inf"):
         return f"{target}: expected a number >= 0, got {value}"
     return None
-
-
-# Options that users of other projects expect; each is `--set` of the field beside it.
-ALIASES = {
-    "--lr": "learning_rate",
-    "--momentum": "momentum",
-    "--weight-decay": "weight_decay",
-    "--batch-size": "batch_size",
-    "--epochs": "epochs",
-    "--classes": "num_classes",
-}
-
-
-def settable_fields() -> dict[str, Any]:
-    """The fields that `--set` takes, with their types: all but the name, the claim, the layers."""
-    hints = typing.get_type_hints(Recipe)
-    return {
-        name: hint
-        for name, hint in hints.items()
-        if name not in ("name", "claim", "convs", "fully_connected")
-    }
-
-
-def with_changes(recipe: Recipe, changes: list[str]) -> Recipe:
-    """The recipe with fields changed by `field=value` texts.
-
-    Raises:
-        UserError: a field does not exist, or a value is not of its type or outside its range.
-    """
-    fields = settable_fields()
-    values: dict[str, Any] = {}
-    for change in changes:
-        name, equals, text = change.partition("=")
-        if not equals:
-            raise UserError(f"--set {change}: expected field=value")
-        if name not in fields:
-            raise UserError(
-                f"--set {change}: recipe {recipe.name} has no field {name}; expected one of "
-                f"{', '.join(fields)}"
-            )
-        try:
-            values[name] = _parse(text, fields[name])
-        except ValueError:
-            raise UserError(
-                f"--set {change}: expected {_type_name(fields[name])} for {name}, got {text!r}"
-            ) from None
-    return dataclasses.replace(recipe, **values)
-
-
-def _parse(text: str, hint: Any) -> Any:
-    if isinstance(hint, types.UnionType):
-        if text.lower() == "none":
-            return None
-        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-    if typing.get_origin(hint) is tuple:
-        items = [item for item in text.split(",") if item.strip()]
-        if typing.get_args(hint)[0] is EpochChange:
-            return tuple(_parse_change(item) for item in items)
-        return tuple(int(item) for item in items)
-    if hint is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError(text)
-        return text.lower() == "true"
-    value = hint(text)
-    if isinstance(value, float) and not -float("inf") < value < float("inf"):
-        raise ValueError(text)
-    return value
-
-
-def _parse_change(text: str) -> EpochChange:
-    epoch, colon, rest = text.partition(":")
-    target, equals, value = rest.partition("=")
-    if not (colon and equals):
-        raise ValueError(text)
-    return EpochChange(int(epoch), target.strip(), float(value))
-
-
-def _type_name(hint: Any) -> str:
-    if isinstance(hint, types.UnionType):
-        wanted = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-        return f"{_type_name(wanted)} or none"
-    if typing.get_origin(hint) is tuple:
-        if typing.get_args(hint)[0] is EpochChange:
-            return "changes such as 67:conv1=0.00001,67:color_noise=0"
-        return "integers with commas between them"
-    return {bool: "true or false", int: "an integer", float: "a number", str: "a word"}[hint]
-
-
-def to_record(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain JSON values, for run.json and checkpoints."""
-    return json.loads(json.dumps(dataclasses.asdict(recipe)))
-
-
-def from_record(record: dict[str, Any]) -> Recipe:
-    """The recipe that `to_record` wrote down.
-
-    Raises:
-        UserError: a field is missing or unknown.
-    """
-    names = {field.name for field in dataclasses.fields(Recipe)}
-    missing, unknown = sorted(names - record.keys()), sorted(record.keys() - names)
-    if missing or unknown:
-        raise UserError(
-            f"recipe {record.get('name')}: missing fields {missing}, unknown fields {unknown}: it "
-            "was written by another version of the project"
-        )
-    values: dict[str, Any] = {
-        name: tuple(value) if name == "drop_epochs" else value for name, value in record.items()
-    }
-    values["convs"] = tuple(
-        Conv(**{**conv, "padding": tuple(conv["padding"])}) for conv in record["convs"]
-    )
-    values["changes"] = tuple(EpochChange(**change) for change in record["changes"])
-    values["fully_connected"] = tuple(FullyConnected(**fc) for fc in record["fully_connected"])
-    return Recipe(**values)
-
-
-def differing_fields(first: Recipe, second: Recipe) -> list[str]:
-    """The fields in which two recipes differ, with both values."""
-    one, other = to_record(first), to_record(second)
-    return [
-        f"{name}: {one[name]} against {other[name]}" for name in one if one[name] != other[name]
-    ]

@@ -27,7 +27,7 @@ def test_checkpoint(
     The mean image is the one that the network was trained with, not that of the data.
     """
     recipe = from_record(content["recipe"])
-    model = AlexNet(recipe, num_classes=content["num_classes"])
+    model = AlexNet(recipe, num_classes=content["num_classes"]).eval()
     model.load_state_dict(content["model"])
     dtype = parameter_dtype(precision)
     model.to(device, dtype)

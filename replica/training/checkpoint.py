@@ -21,7 +21,7 @@ from data_prep.errors import UserError
 from data_prep.files import sha256_of_file, write_whole
 from replica.network.alexnet import whole_shapes
 from replica.recipes import Recipe, from_record
-from replica.recipes.recipe import differing_fields
+from replica.recipes.record import differing_fields
 
 FORMAT_NAME = "replica-checkpoint"
 FORMAT_VERSION = 2

@@ -19,7 +19,7 @@ from replica.distributed.launch import (
 from replica.distributed.mesh import Rank
 from replica.feed.augment import center_crop
 from replica.feed.feed import Batch
-from replica.network.alexnet import DropoutKeys
+from replica.network.dropout_masks import DropoutKeys
 from replica.training import control_log, run_directory
 from replica.training.allocator import keep_large_blocks
 from replica.training.board import Board
@@ -316,7 +316,9 @@ def _stop_at_lost_loss(state: RunState, batch: Batch, settings: Settings) -> Non
 def _validate_and_record(state: RunState, log: Log | None, stop: StopRequest) -> bool:
     """Validates, and saves at the end of an epoch; returns whether a stop request cut it short."""
     began = time.perf_counter()
+    state.model.eval()
     counts, stopped = validate(state, stop)
+    state.model.train()
     if stopped:
         return True
     # The epoch that these weights come from, also where a run ends in the middle of one.

@@ -17,7 +17,7 @@ from replica.distributed.devices import Devices, choose_devices
 from replica.distributed.launch import Torchrun, torchrun
 from replica.network.draws import UINT32_RANGE
 from replica.recipes import ALIASES, EpochChange, Recipe, find_recipe, from_record, with_changes
-from replica.recipes.recipe import settable_fields
+from replica.recipes.changes import settable_fields
 from replica.training import control_log, run_directory
 from replica.training.allocator import keep_large_blocks
 from replica.training.board import board_problem

@@ -16,7 +16,8 @@ from replica.distributed.devices import Devices
 from replica.distributed.heartbeat import beat
 from replica.distributed.mesh import Mesh, Rank
 from replica.feed.feed import TrainFeed
-from replica.network.alexnet import AlexNet, initialise_, whole_shapes
+from replica.network.alexnet import AlexNet, whole_shapes
+from replica.network.initialization import initialise_
 from replica.recipes import Recipe, to_record
 from replica.training import control_log, run_directory
 from replica.training.allocator import keep_large_blocks

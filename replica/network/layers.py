@@ -1,0 +1,227 @@
+"""What the network is composed of: modules that hooks, `torch.fx` and export see.
+
+A convolution and a linear layer of two towers ask the placement for what the other tower has; the
+rest works on the channels that this process holds. N images, C channels, H rows, W columns.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cuda_ext import local_response_norm
+from replica.network.placement import Placement
+from replica.recipes.geometry import LayerGeometry
+
+# Of batch normalization, as in PyTorch.
+BATCH_EPSILON, BATCH_MOMENTUM = 1e-5, 0.1
+
+
+class _Products(nn.Module):
+    """A layer's weight and bias; of a process with one tower, its half along dimension 0.
+
+    Args:
+        row: the layer's geometry.
+        placement: which towers this process holds.
+    """
+
+    def __init__(self, row: LayerGeometry, placement: Placement) -> None:
+        super().__init__()
+        own = placement.own(row.weight_shape[0])
+        num_own = own.stop - own.start
+        self.weight = nn.Parameter(torch.empty(num_own, *row.weight_shape[1:]))
+        self.bias = nn.Parameter(torch.empty(num_own, *row.bias_shape[1:]))
+        self.row, self.placement = row, placement
+        self.reads_both_towers = row.reads == "both towers"
+        self.groups = placement.towers_here if row.reads == "own tower" else 1
+
+    def extra_repr(self) -> str:
+        """Shape of the weight, and what the layer reads."""
+        return f"{' x '.join(map(str, self.weight.shape))}, reads {self.row.reads}"
+
+
+class SplitConv2d(_Products):
+    """A convolution over own maps, or over those of both towers (paper 3.5, Figure 2)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C here, H, W) to (N, kernels here, H', W')."""
+        before, after = self.row.padding
+        if before != after:
+            x = F.pad(x, (before, after, before, after))
+        padding = before if before == after else 0
+        if self.reads_both_towers:
+            return self.placement.convolve_both(
+                x,
+                self.weight,
+                self.bias,
+                stride=self.row.stride,
+                padding=padding,
+                layer=self.row.name,
+            )
+        return F.conv2d(
+            x, self.weight, self.bias, stride=self.row.stride, padding=padding, groups=self.groups
+        )
+
+    def extra_repr(self) -> str:
+        """What `_Products` says, with stride and padding."""
+        return f"{super().extra_repr()}, stride={self.row.stride}, padding={self.row.padding}"
+
+
+class SplitLocal2d(SplitConv2d):
+    """A convolution whose kernels and biases are other ones at each place."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C here, H, W) to (N, kernels here, H', W')."""
+        if self.reads_both_towers:
+            x = self.placement.read_both(x, layer=self.row.name)
+        before, after = self.row.padding
+        x = F.pad(x, (before, after, before, after))
+        num_kernels, _, side, _, rows, columns = self.weight.shape
+        # (N, groups, C read * side * side, places); of each place its own products.
+        patches = F.unfold(x, side, stride=self.row.stride)
+        patches = patches.unflatten(1, (self.groups, -1))
+        weight = self.weight.view(self.groups, num_kernels // self.groups, -1, rows * columns)
+        y = torch.einsum("ngil,gkil->ngkl", patches, weight)
+        return y.reshape(len(x), num_kernels, rows, columns) + self.bias
+
+
+class SplitLinear(_Products):
+    """A fully connected layer, over the outputs of both towers or of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, ...) to (N, units here)."""
+        if self.reads_both_towers:
+            x = self.placement.read_both(x, layer=self.row.name)
+        x = x.flatten(1)
+        if self.groups == 1:
+            return F.linear(x, self.weight, self.bias)
+        # Channels stand tower by tower, so the first part of the inputs is the first tower's.
+        parts = zip(x.chunk(self.groups, 1), self.weight.chunk(self.groups), strict=True)
+        return torch.cat([F.linear(part, weight) for part, weight in parts], dim=1) + self.bias
+
+
+class LocalResponseNorm(nn.Module):
+    """Local response normalization between the channels of a tower (paper 3.3)."""
+
+    def __init__(self, *, n: int, k: float, alpha: float, beta: float, towers: int) -> None:
+        super().__init__()
+        self.n, self.k, self.alpha, self.beta, self.towers = n, k, alpha, beta, towers
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C here, H, W), the same shape back."""
+        # DEVIATION D7: the text's N is the whole layer; on two devices a window that crosses the
+        # towers would need an exchange, and the source has none.
+        return local_response_norm(
+            x, n=self.n, k=self.k, alpha=self.alpha, beta=self.beta, towers=self.towers
+        )
+
+    def extra_repr(self) -> str:
+        """The letters of the formula."""
+        return f"n={self.n}, k={self.k}, alpha={self.alpha}, beta={self.beta}, towers={self.towers}"
+
+
+class SameMapNorm(nn.Module):
+    """The 2012 source's unpublished normalization between neighbors in one map.
+
+    y = x / (k + alpha * sum over the n x n window around the place of x ** 2) ** beta, windows cut
+    off at the border (layers-145.cfg, `cnorm2`).
+    """
+
+    def __init__(self, *, n: int, k: float, alpha: float, beta: float) -> None:
+        super().__init__()
+        self.n, self.k, self.alpha, self.beta = n, k, alpha, beta
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C here, H, W), the same shape back."""
+        # The division by 1 makes it a sum; zeros around the border add nothing to it.
+        sums = F.avg_pool2d(x * x, self.n, stride=1, padding=self.n // 2, divisor_override=1)
+        return x * (self.k + self.alpha * sums) ** -self.beta
+
+    def extra_repr(self) -> str:
+        """The letters of the formula."""
+        return f"n={self.n}, k={self.k}, alpha={self.alpha}, beta={self.beta}"
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization, over the whole batch in every placement; a channel has a tower's maps.
+
+    In training, the statistics are those of the batch, all copies together, and the running ones,
+    which serve at test, follow them.
+    """
+
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+
+    def __init__(self, channels: int, *, placement: Placement) -> None:
+        super().__init__()
+        own = placement.own(channels)
+        self.placement = placement
+        self.weight = nn.Parameter(torch.ones(own.stop - own.start))
+        self.bias = nn.Parameter(torch.zeros(own.stop - own.start))
+        self.register_buffer("running_mean", torch.zeros_like(self.weight.data))
+        self.register_buffer("running_var", torch.ones_like(self.weight.data))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C here, ...), the same shape back."""
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            others = [0, *range(2, x.dim())]
+            num_here = x.new_full((1,), x.numel() // x.shape[1])
+            num = self.placement.add_over_copies(num_here)
+            mean = self.placement.add_over_copies(x.sum(others)) / num
+            squares = ((x - mean.view(shape)) ** 2).sum(others)
+            var = self.placement.add_over_copies(squares) / num
+            with torch.no_grad():
+                unbiased = var * num / (num - 1).clamp(min=1)
+                self.running_mean.lerp_(mean.to(self.running_mean), BATCH_MOMENTUM)
+                self.running_var.lerp_(unbiased.to(self.running_var), BATCH_MOMENTUM)
+        scale = self.weight * (var + BATCH_EPSILON).rsqrt()
+        return x * scale.view(shape) + (self.bias - mean * scale).view(shape)
+
+    def extra_repr(self) -> str:
+        """How many channels."""
+        return f"{len(self.weight)}"
+
+
+class Dropout(nn.Module):
+    """Dropout as in the paper (4.2): zeros in training, a multiplication at test.
+
+    Unlike `torch.nn.Dropout`, what stays is not scaled in training.
+
+    Args:
+        layer: whose outputs are dropped; of the masks, its own is taken.
+        keep: probability of staying.
+    """
+
+    def __init__(self, layer: str, *, keep: float) -> None:
+        super().__init__()
+        self.layer, self.keep = layer, keep
+
+    def forward(
+        self, x: torch.Tensor, masks: dict[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """(N, units here), the same shape back; `AlexNet.forward` says what masks are."""
+        return drop(x, masks, self.layer, self.keep, self.training)
+
+    def extra_repr(self) -> str:
+        """The probability of staying."""
+        return f"keep={self.keep}"
+
+
+def drop(
+    x: torch.Tensor,
+    masks: dict[str, torch.Tensor] | None,
+    layer: str,
+    keep: float,
+    is_training: bool,
+) -> torch.Tensor:
+    """The outputs that stay; all of them, multiplied, where there is no mask at test time."""
+    if masks is not None:
+        return x * masks[layer]
+    if is_training:
+        return x * (torch.rand_like(x) < keep)
+    return x * keep
+
+
+# One node of a traced graph, which asks for masks when it runs and not when it is traced.
+torch.fx.wrap("drop")

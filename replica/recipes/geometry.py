@@ -1,0 +1,183 @@
+"""One table of a recipe's geometry: what each layer reads, holds and gives, worked out once.
+
+The network makes its parameters from it; `info`, the dry run and the rules of a recipe read it.
+C channels, H rows, W columns.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from replica import paper
+
+if TYPE_CHECKING:
+    from replica.recipes.recipe import Conv, Recipe
+
+IMAGE_CHANNELS = 3
+
+
+@dataclass(frozen=True)
+class LayerGeometry:
+    """One layer of the whole network, all towers together.
+
+    Attributes:
+        name: of the layer.
+        reads: "image", "own tower", "both towers"; "all" where there is one tower.
+        input_shape: (C, H, W) or (units,), all that the layer is given.
+        weight_shape: (kernels, C read, side, side), with (H, W) behind them where each place has
+            its own; (units, inputs read) of a fully connected layer.
+        bias_shape: (kernels,), or (kernels, H, W); (units,).
+        kernel_size, stride: 0 for fully connected layers.
+        padding: rows and columns of zeros before and after, in both directions.
+        output_shape: (C, H, W) or (units,), before pooling.
+        handed_on: (C, H, W) or (units,), after pooling.
+        receptive_field: side of the square of the crop, in pixels, that one output before pooling
+            depends on; no more than the crop.
+    """
+
+    name: str
+    reads: str
+    input_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]
+    bias_shape: tuple[int, ...]
+    kernel_size: int
+    stride: int
+    padding: tuple[int, int]
+    output_shape: tuple[int, ...]
+    handed_on: tuple[int, ...]
+    receptive_field: int
+
+    @property
+    def num_inputs(self) -> int:
+        """How many values the layer is given for one image."""
+        return math.prod(self.input_shape)
+
+    @property
+    def fan_in(self) -> int:
+        """How many values one output is a sum over."""
+        return math.prod(self.weight_shape[1:4])
+
+    @property
+    def parameters(self) -> int:
+        """How many weights and biases there are."""
+        return math.prod(self.weight_shape) + math.prod(self.bias_shape)
+
+    @property
+    def neurons(self) -> int:
+        """How many outputs there are, before pooling."""
+        return math.prod(self.output_shape)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds for one image."""
+        return self.fan_in * self.neurons
+
+
+class _TooSmallError(ValueError):
+    """Maps are smaller than what goes over them."""
+
+
+def geometry(recipe: "Recipe", *, num_classes: int | None = None) -> list[LayerGeometry]:
+    """The layers of a recipe's network, in its order.
+
+    Args:
+        recipe: of the network.
+        num_classes: how many logits; by default what the recipe says, else what its last layer has.
+    """
+    return list(_layers(recipe, recipe.crop_size, num_classes))
+
+
+def geometry_problem(recipe: "Recipe") -> str | None:
+    """Why the recipe's layers do not fit onto its crops, with the smallest crop that works."""
+    problem = _too_small(recipe, recipe.crop_size)
+    if problem is None:
+        return None
+    larger = range(recipe.crop_size + 1, paper.IMAGE_SIZE + 1)
+    works = next((size for size in larger if _too_small(recipe, size) is None), None)
+    if works is None:
+        return f"{problem}; no crop of up to {paper.IMAGE_SIZE} pixels works"
+    return f"{problem}; the smallest crop that works is crop_size={works}"
+
+
+def _too_small(recipe: "Recipe", crop_size: int) -> str | None:
+    try:
+        list(_layers(recipe, crop_size, None))
+    except _TooSmallError as error:
+        return str(error)
+    return None
+
+
+def _layers(recipe: "Recipe", crop_size: int, num_classes: int | None) -> Iterator[LayerGeometry]:
+    towers = recipe.towers
+    shape: tuple[int, ...] = (IMAGE_CHANNELS, crop_size, crop_size)
+    # The side of what one value depends on, and the distance between neighbors, in pixels.
+    field = distance = 1
+    for i, conv in enumerate(recipe.convs):
+        reads_own = i > 0 and towers > 1 and not conv.reads_both_towers
+        channels = shape[0] // towers if reads_own else shape[0]
+        side = _conv_side(conv, shape[1], crop_size)
+        output = (conv.num_kernels, side, side)
+        field, distance = field + (conv.kernel_size - 1) * distance, distance * conv.stride
+        own_places = (side, side) if conv.is_local else ()
+        pooled, kernel = side, conv.kernel_size
+        field_before_pooling = field
+        if conv.pooling != "none":
+            window, stride = recipe.pooling_of(conv)
+            if side < window:
+                raise _TooSmallError(
+                    f"{conv.name}: its pooling has windows of {window} x {window}, its maps are "
+                    f"{side} x {side} at crops of {crop_size}"
+                )
+            pooled = (side - window) // stride + 1
+            field, distance = field + (window - 1) * distance, distance * stride
+        yield LayerGeometry(
+            name=conv.name,
+            reads="image" if i == 0 else _reads(towers, reads_own),
+            input_shape=shape,
+            weight_shape=(conv.num_kernels, channels, kernel, kernel, *own_places),
+            bias_shape=(conv.num_kernels, *own_places),
+            kernel_size=kernel,
+            stride=conv.stride,
+            padding=conv.padding,
+            output_shape=output,
+            handed_on=(conv.num_kernels, pooled, pooled),
+            receptive_field=min(field_before_pooling, crop_size),
+        )
+        shape = (conv.num_kernels, pooled, pooled)
+    num_classes = num_classes or recipe.num_classes
+    for fc in recipe.fully_connected:
+        is_last = fc is recipe.fully_connected[-1]
+        units = (num_classes or fc.num_units) if is_last else fc.num_units
+        reads_own = towers > 1 and not fc.reads_both_towers
+        inputs = math.prod(shape) // (towers if reads_own else 1)
+        yield LayerGeometry(
+            name=fc.name,
+            reads=_reads(towers, reads_own),
+            input_shape=shape,
+            weight_shape=(units, inputs),
+            bias_shape=(units,),
+            kernel_size=0,
+            stride=0,
+            padding=(0, 0),
+            output_shape=(units,),
+            handed_on=(units,),
+            receptive_field=crop_size,
+        )
+        shape = (units,)
+
+
+def _reads(towers: int, reads_own: bool) -> str:
+    if towers == 1:
+        return "all"
+    return "own tower" if reads_own else "both towers"
+
+
+def _conv_side(conv: "Conv", side: int, crop_size: int) -> int:
+    padded = side + sum(conv.padding)
+    if padded < conv.kernel_size:
+        raise _TooSmallError(
+            f"{conv.name}: its kernels are {conv.kernel_size} x {conv.kernel_size}, its input "
+            f"{padded} x {padded} with padding, at crops of {crop_size}"
+        )
+    return (padded - conv.kernel_size) // conv.stride + 1
