@@ -6,7 +6,7 @@ import sys
 
 from data_prep.errors import OneLineParser, run_command
 from replica import paper
-from replica.recipes import Recipe, find_recipe, with_changes
+from replica.recipes import PAPER, Recipe, find_recipe, with_changes
 from replica.recipes.geometry import LayerGeometry, geometry
 
 # Claims of the paper that its own network does not meet, and why.
@@ -35,7 +35,7 @@ def totals(layers: list[LayerGeometry]) -> dict[str, int]:
 
 def as_text(recipe: Recipe, layers: list[LayerGeometry]) -> str:
     """The table, the totals and, for the paper's network, what the paper says of each."""
-    is_papers = recipe.name == "paper"
+    is_papers = recipe == PAPER  # as it is: a changed one is no longer the paper's
     header: tuple[str, ...] = (
         "layer",
         "output",

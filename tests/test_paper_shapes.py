@@ -132,3 +132,11 @@ def test_info_explains_every_discrepancy_with_the_paper():
 def test_info_refuses_an_unknown_recipe():
     assert_user_error(run("-m", "replica.info", "--recipe", "papr"), "papr", "mini, paper")
     assert_user_error(run("-m", "replica.info", "--set", "lrm_n=3"), "lrm_n", "lrn_n")
+
+
+def test_info_compares_the_papers_own_network_alone_with_the_paper():
+    assert "paper's neurons" in run("-m", "replica.info").stdout
+    changed = run("-m", "replica.info", "--set", "without=conv4").stdout
+    assert "conv5" in changed
+    assert "conv4" not in changed
+    assert "paper 60,000,000" not in changed

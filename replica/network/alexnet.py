@@ -58,7 +58,7 @@ class AlexNet(nn.Module):
                 self._add_activation(conv)
             elif following == "normalization":
                 for kind_of_norm in conv.normalization:
-                    norm = self._normalization(kind_of_norm, conv.num_kernels)
+                    norm = self._normalization(kind_of_norm, conv.num_kernels, num_dimensions=4)
                     self.add_module(f"{conv.name}_{kind_of_norm.replace('-', '_')}", norm)
             elif conv.pooling != "none":
                 # DEVIATION D8: of equal maxima the first gets the gradient, in the source all do.
@@ -68,7 +68,8 @@ class AlexNet(nn.Module):
     def _add_fully_connected(self, layer: FullyConnected, row: LayerGeometry) -> None:
         self.add_module(layer.name, SplitLinear(row, self.placement))
         for kind in layer.normalization:
-            self.add_module(f"{layer.name}_{kind}", self._normalization(kind, layer.num_units))
+            norm = self._normalization(kind, layer.num_units, num_dimensions=2)
+            self.add_module(f"{layer.name}_{kind}", norm)
         self._add_activation(layer)
         if layer.dropout:
             dropout = Dropout(layer.name, keep=self.recipe.dropout_keep)
@@ -76,10 +77,10 @@ class AlexNet(nn.Module):
 
     def _add_activation(self, layer: Conv | FullyConnected) -> None:
         activation = self.recipe.activation_of(layer)
-        if activation != "none":
+        if activation != "linear":
             self.add_module(f"{layer.name}_activation", ACTIVATIONS[activation]())
 
-    def _normalization(self, kind: str, channels: int) -> nn.Module:
+    def _normalization(self, kind: str, channels: int, *, num_dimensions: int) -> nn.Module:
         recipe = self.recipe
         if kind == "lrn":
             return LocalResponseNorm(
@@ -96,7 +97,7 @@ class AlexNet(nn.Module):
                 alpha=recipe.same_map_alpha,
                 beta=recipe.same_map_beta,
             )
-        return BatchNorm(channels, placement=self.placement)
+        return BatchNorm(channels, num_dimensions=num_dimensions, placement=self.placement)
 
     def dropout_masks(self, keys: DropoutKeys) -> dict[str, torch.Tensor]:
         """Which outputs of each layer with dropout stay in a training step (paper 4.2).

@@ -146,15 +146,22 @@ class BatchNorm(nn.Module):
 
     In training, the statistics are those of the batch, all copies together, and the running ones,
     which serve at test, follow them.
+
+    Args:
+        channels: of the whole layer.
+        num_dimensions: of what is normalized: 4, or 2 after a fully connected layer.
+        placement: which towers this process holds.
     """
 
     running_mean: torch.Tensor
     running_var: torch.Tensor
 
-    def __init__(self, channels: int, *, placement: Placement) -> None:
+    def __init__(self, channels: int, *, num_dimensions: int, placement: Placement) -> None:
         super().__init__()
         own = placement.own(channels)
         self.placement = placement
+        self.others = [0, *range(2, num_dimensions)]
+        self.shape = [1, -1, *[1] * (num_dimensions - 2)]
         self.weight = nn.Parameter(torch.ones(own.stop - own.start))
         self.bias = nn.Parameter(torch.zeros(own.stop - own.start))
         self.register_buffer("running_mean", torch.zeros_like(self.weight.data))
@@ -162,21 +169,19 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C here, ...), the same shape back."""
-        shape = (1, -1, *[1] * (x.dim() - 2))
         mean, var = self.running_mean, self.running_var
         if self.training:
-            others = [0, *range(2, x.dim())]
             num_here = x.new_full((1,), x.numel() // x.shape[1])
             num = self.placement.add_over_copies(num_here)
-            mean = self.placement.add_over_copies(x.sum(others)) / num
-            squares = ((x - mean.view(shape)) ** 2).sum(others)
+            mean = self.placement.add_over_copies(x.sum(self.others)) / num
+            squares = ((x - mean.view(self.shape)) ** 2).sum(self.others)
             var = self.placement.add_over_copies(squares) / num
             with torch.no_grad():
                 unbiased = var * num / (num - 1).clamp(min=1)
                 self.running_mean.lerp_(mean.to(self.running_mean), BATCH_MOMENTUM)
                 self.running_var.lerp_(unbiased.to(self.running_var), BATCH_MOMENTUM)
         scale = self.weight * (var + BATCH_EPSILON).rsqrt()
-        return x * scale.view(shape) + (self.bias - mean * scale).view(shape)
+        return x * scale.view(self.shape) + (self.bias - mean * scale).view(self.shape)
 
     def extra_repr(self) -> str:
         """How many channels."""
@@ -223,5 +228,6 @@ def drop(
     return x * keep
 
 
-# One node of a traced graph, which asks for masks when it runs and not when it is traced.
+# Each is one node of a traced graph, which looks at its arguments when it runs.
 torch.fx.wrap("drop")
+torch.fx.wrap("local_response_norm")

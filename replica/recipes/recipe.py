@@ -12,7 +12,7 @@ from data_prep.errors import UserError
 from replica import paper
 from replica.recipes.geometry import geometry_problem
 
-ACTIVATIONS = ("relu", "tanh", "none")
+ACTIVATIONS = ("relu", "tanh", "linear")
 # Between channels of a tower (paper 3.3); between neighbors in one map, as the 2012 source has it;
 # over the batch.
 NORMALIZATIONS = ("lrn", "same-map", "batch")
@@ -186,7 +186,7 @@ class Recipe:
     def activation_of(self, layer: Layer) -> str:
         """What a layer's outputs go through."""
         if layer is self.fully_connected[-1]:
-            return "none"
+            return "linear"
         return self.activation if layer.activation is None else layer.activation
 
     def order_of(self, conv: Conv) -> tuple[str, ...]:

@@ -6,12 +6,15 @@ fields. A field that a record lacks has its default, which is what the older ver
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from data_prep.errors import UserError
 from replica.recipes.recipe import Conv, EpochChange, FullyConnected, Recipe, shown
 
 VERSION = 2
+# The fields that are lists of records, each with what it is a list of.
+LISTS = {"convs": Conv, "fully_connected": FullyConnected, "changes": EpochChange}
 
 
 def to_record(recipe: Recipe) -> dict[str, Any]:
@@ -35,36 +38,34 @@ def from_record(record: dict[str, Any]) -> Recipe:
         )
     if version == 1:
         record = _from_version_1(record)
-    problems: list[str] = []
-    values = _checked({k: v for k, v in record.items() if k != "version"}, Recipe, "", problems)
-    for field, kind in (
-        ("convs", Conv),
-        ("fully_connected", FullyConnected),
-        ("changes", EpochChange),
-    ):
-        values[field] = tuple(
-            kind(**_checked(entry, kind, f"{entry.get('name', field)}.", problems))
-            if not problems
-            else entry
-            for entry in record.get(field, ())
-        )
+    record = {key: value for key, value in record.items() if key != "version"}
+    problems = list(_misfits(record, Recipe, ""))
+    for field, kind in LISTS.items():
+        for entry in record.get(field, ()):
+            problems += _misfits(entry, kind, f"{entry.get('name', field)}.")
     if problems:
         raise UserError(
             f"recipe {name}: {'; '.join(problems)}: it was written by another version of the "
             "project"
         )
-    return Recipe(**values)
+    lists = {
+        field: tuple(kind(**_with_tuples(entry)) for entry in record[field])
+        for field, kind in LISTS.items()
+    }
+    return Recipe(**{**_with_tuples(record), **lists})
 
 
-def _checked(record: dict[str, Any], kind: type, of: str, problems: list[str]) -> dict[str, Any]:
-    """The values of a record for a dataclass, lists as tuples; appends what does not fit."""
+def _misfits(record: dict[str, Any], kind: type, of: str) -> Iterator[str]:
+    """Which fields of a dataclass a record lacks, and which it has that are none."""
     fields = dataclasses.fields(kind)
-    needed = {f.name for f in fields if f.default is dataclasses.MISSING}
-    missing = sorted(needed - record.keys())
-    unknown = sorted(record.keys() - {field.name for field in fields})
+    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+    missing = sorted(of + name for name in needed - record.keys())
+    unknown = sorted(of + name for name in record.keys() - {field.name for field in fields})
     if missing or unknown:
-        lacks, has = ([of + name for name in names] for names in (missing, unknown))
-        problems.append(f"missing fields {lacks}, unknown fields {has}")
+        yield f"missing fields {missing}, unknown fields {unknown}"
+
+
+def _with_tuples(record: dict[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
 
 

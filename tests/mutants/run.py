@@ -210,7 +210,7 @@ class Copy:
             return None
         pattern = r"^(?:FAILED|ERROR) (tests/\S+?\.py(?:::.*?)?)(?: - .*)?$"
         failed = re.findall(pattern, output, re.MULTILINE)
-        if status == 1 and failed:
+        if status in (1, 2) and failed:  # 2: the product cannot even be imported
             return failed[0]
         if status is None or status < 0:  # it takes too long, or has crashed
             return tests[0].split("::")[0]
