@@ -386,3 +386,18 @@ def test_training_mode_drops_by_torchs_generator_where_no_masks_are_given():
     stays = after[before > 0] > 0
     assert 0.3 < stays.float().mean() < 0.7
     assert torch.equal(after[after > 0], before[after > 0])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the exporter itself
+def test_onnx_gives_the_same_network(tmp_path):
+    pytest.importorskip("onnxscript", reason="ONNX export needs onnx and onnxscript")
+    from onnx.reference import ReferenceEvaluator
+
+    model = network("crop_size=96").eval()
+    x = images(96).float()
+    torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=True, verbose=False)
+    evaluator = ReferenceEvaluator(str(tmp_path / "model.onnx"))
+    (logits,) = evaluator.run(None, {evaluator.input_names[0]: x.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, model(x).numpy(), rtol=1e-4, atol=1e-5)

@@ -79,7 +79,8 @@ def draw_color_shifts(
     high, low = high_low(image_indices.astype(np.int64))
     counter = (np.full_like(low, epoch), np.zeros_like(low), high, low)
     alphas = standard_deviation * normals(philox(key_of(seed, "color_noise"), counter))[:, :3]
-    return 255.0 * (alphas * eigenvalues) @ eigenvectors.T
+    shifts: np.ndarray = 255.0 * (alphas * eigenvalues) @ eigenvectors.T
+    return shifts
 
 
 def cut(

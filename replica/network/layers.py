@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cuda_ext import local_response_norm
+from cuda_ext import local_response_norm, reference
 from replica.network.placement import Placement
 from replica.recipes.geometry import LayerGeometry
 
@@ -78,7 +78,7 @@ class SplitLocal2d(SplitConv2d):
         num_kernels, _, side, _, rows, columns = self.weight.shape
         # (N, groups, C read * side * side, places); of each place its own products.
         patches = F.unfold(x, side, stride=self.row.stride)
-        patches = patches.unflatten(1, (self.groups, -1))
+        patches = patches.view(len(x), self.groups, -1, rows * columns)
         weight = self.weight.view(self.groups, num_kernels // self.groups, -1, rows * columns)
         y = torch.einsum("ngil,gkil->ngkl", patches, weight)
         return y.reshape(len(x), num_kernels, rows, columns) + self.bias
@@ -108,9 +108,13 @@ class LocalResponseNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C here, H, W), the same shape back."""
+        # ONNX knows no operator of ours; it gets the formula in PyTorch's.
+        normalize = (
+            reference.local_response_norm if torch.onnx.is_in_onnx_export() else local_response_norm
+        )
         # DEVIATION D7: the text's N is the whole layer; on two devices a window that crosses the
         # towers would need an exchange, and the source has none.
-        return local_response_norm(
+        return normalize(
             x, n=self.n, k=self.k, alpha=self.alpha, beta=self.beta, towers=self.towers
         )
 
