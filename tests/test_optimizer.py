@@ -7,7 +7,7 @@ import torch
 
 import cuda_ext
 from cuda_ext import reference
-from replica.recipes import PAPER, EpochChange
+from replica.recipes import PAPER, EpochChange, with_changes
 from replica.training.optimizer import sgd_step_
 from replica.training.schedule import HandChange, num_drops, settings_at
 
@@ -312,3 +312,46 @@ def test_biases_set_apart_do_not_follow_the_common_rate():
     rates = settings(EPOCHS, 300, by_hand).rates
     assert rates["conv1.weight"] == pytest.approx(0.0003)  # it dropped at epoch 25
     assert rates["conv1.bias"] == 0.05
+
+
+def test_a_layer_has_its_own_rates_and_decay():
+    recipe = with_changes(
+        dataclasses.replace(EPOCHS, weight_decay=0.1, learning_rate=1.0),
+        [
+            "conv1.learning_rate=0.5",
+            "conv1.bias_learning_rate=0.25",
+            "conv2.weight_decay=3",
+            "conv3.learning_rate=0.125",
+        ],
+    )
+    names = [*NAMES, "conv2_batch.weight", "conv2_batch.bias", "conv3.weight", "conv3.bias"]
+
+    def at(step):
+        return settings_at(recipe, names, step=step, steps_per_epoch=10, val_errors=[])
+
+    first = at(1)
+    assert first.rates == {
+        "conv1.weight": 0.5,
+        "conv1.bias": 0.25,
+        "conv2.weight": 1.0,
+        "conv2.bias": 1.0,
+        "conv2_batch.weight": 1.0,
+        "conv2_batch.bias": 1.0,
+        "conv3.weight": 0.125,
+        "conv3.bias": 0.125,
+    }
+    zeros = dict.fromkeys(names, 0.0)
+    assert first.weight_decays == zeros | {
+        "conv1.weight": 0.1,
+        "conv2.weight": 3.0,
+        "conv3.weight": 0.1,
+    }
+    late = at(10 * max(recipe.drop_epochs))
+    assert late.rates["conv1.weight"] == pytest.approx(0.5 * late.learning_rate)
+    assert late.rates["conv1.bias"] == 0.25
+    all_decay = dataclasses.replace(recipe, decay_biases=True)
+    decays = settings_at(all_decay, names, step=1, steps_per_epoch=10, val_errors=[]).weight_decays
+    assert decays["conv2.bias"] == decays["conv2_batch.weight"] == 0.1
+    frozen = dataclasses.replace(recipe, changes=(EpochChange(1, "conv2", 0.0),))
+    rates = settings_at(frozen, names, step=1, steps_per_epoch=10, val_errors=[]).rates
+    assert [rates[n] for n in names if n.startswith("conv2")] == [0.0] * 4

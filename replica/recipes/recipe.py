@@ -32,7 +32,8 @@ class _Layer:
         weight_standard_deviation: of the zero-mean Gaussian that the first weights are drawn from.
         bias: the first value of every bias.
         activation: of `ACTIVATIONS`; the last layer gives the logits and has none.
-        learning_rate: of its weights; drops change it with the others.
+        learning_rate: of its weights, and of its biases where nothing is said of those; drops
+            change it with the others.
         bias_learning_rate: of its biases; drops do not change it.
         weight_decay: of its weights.
     """
@@ -270,6 +271,8 @@ def _layer_problems(recipe: Recipe) -> Iterator[str]:
     if len(set(names)) < len(names):
         yield f"expected layers with names of their own, got {', '.join(names)}"
     for layer in recipe.layers:
+        if not layer.name.isalnum():
+            yield f"expected names of layers of letters and digits, got {layer.name}"
         yield from _problems_of(layer, recipe)
     if recipe.towers == 2:
         for layer in recipe.layers[:-1]:
@@ -318,6 +321,11 @@ def _problems_of(layer: Layer, recipe: Recipe) -> Iterator[str]:
         "order",
         f"an order of {', '.join(FOLLOWING)}",
     )
+
+
+def layer_of(parameter: str) -> str:
+    """The layer that a parameter belongs to: `conv1` of `conv1.weight` and `conv1_batch.bias`."""
+    return parameter.split(".")[0].split("_")[0]
 
 
 def layer_names(recipe: Recipe) -> list[str]:

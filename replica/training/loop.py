@@ -64,10 +64,7 @@ def train_step_(state: RunState, batch: Batch, *, settings: Settings) -> Counts:
         gradients,
         learning_rates=[settings.rates[name] for name in names],
         momentum=recipe.momentum,
-        weight_decays=[
-            recipe.weight_decay if name.endswith(".weight") or recipe.decay_biases else 0.0
-            for name in names
-        ],
+        weight_decays=[settings.weight_decays[name] for name in names],
     )
     state.step += 1
     state.losses = losses.detach()

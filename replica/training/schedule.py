@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from replica.recipes import Recipe
+from replica.recipes.recipe import layer_of
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,13 @@ class Settings:
     Attributes:
         learning_rate: the common one, of layers for which nothing else was said.
         rates: the learning rate of every tensor by its name; 0 where it is frozen.
+        weight_decays: of every tensor by its name.
         color_noise: standard deviation of the alphas (paper 4.1), 0 adds none.
     """
 
     learning_rate: float
     rates: dict[str, float]
+    weight_decays: dict[str, float]
     color_noise: float
 
 
@@ -80,6 +83,24 @@ class _Rate:
         return self.value if self.drops is None else self.value * factor ** (drops - self.drops)
 
 
+def _first_rate(recipe: Recipe, name: str) -> _Rate:
+    """What a tensor begins with: its layer's own rate, or the recipe's."""
+    layer = recipe.layer(layer_of(name))
+    if name.endswith(".bias"):
+        for own in (layer.bias_learning_rate, recipe.bias_learning_rate):
+            if own is not None:
+                return _Rate(own, None)
+    return _Rate(recipe.learning_rate if layer.learning_rate is None else layer.learning_rate, 0)
+
+
+def _weight_decay(recipe: Recipe, name: str) -> float:
+    """Of a layer's weights its own or the recipe's; of biases and scales what the recipe says."""
+    layer = recipe.layer(layer_of(name))
+    if name != f"{layer.name}.weight":
+        return recipe.weight_decay if recipe.decay_biases else 0.0
+    return recipe.weight_decay if layer.weight_decay is None else layer.weight_decay
+
+
 def settings_at(
     recipe: Recipe,
     names: Iterable[str],
@@ -103,12 +124,10 @@ def settings_at(
         by_hand: what was set by hand, in the order in which it was.
     """
     names = list(names)
-    biases_are_apart = recipe.bias_learning_rate is not None
     biases = {name for name in names if name.endswith(".bias")}
     common = _Rate(recipe.learning_rate, 0)
-    rates = {name: _Rate(recipe.learning_rate, 0) for name in names}
-    if recipe.bias_learning_rate is not None:
-        rates.update({name: _Rate(recipe.bias_learning_rate, None) for name in biases})
+    rates = {name: _first_rate(recipe, name) for name in names}
+    apart = {name for name, rate in rates.items() if rate.drops is None}
     color_noise = recipe.color_noise
     moments = [
         *(
@@ -129,21 +148,19 @@ def settings_at(
         if target == "color_noise":
             color_noise = value
         elif target == "bias_learning_rate":
-            biases_are_apart = True
+            apart = biases
             rates.update({n: _Rate(value, None) for n in biases if rates[n].value})
         elif target == "learning_rate":
             common = _Rate(value, drops)
-            apart = biases if biases_are_apart else set()
             moved = [n for n in names if n not in apart and rates[n].value]
             rates.update({n: _Rate(value, drops) for n in moved})
         else:
-            named = [n for n in names if n == target or n.startswith(f"{target}.")]
-            for name in named:
-                is_apart = biases_are_apart and name in biases
-                rates[name] = _Rate(value, None if is_apart else drops)
+            named = [n for n in names if target in (n, layer_of(n))]
+            rates.update({n: _Rate(value, None if n in apart else drops) for n in named})
     drops, factor = drops_at(step), recipe.drop_factor
     return Settings(
         common.after(drops, factor),
         {name: rate.after(drops, factor) for name, rate in rates.items()},
+        {name: _weight_decay(recipe, name) for name in names},
         color_noise,
     )
