@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -27,7 +26,7 @@ from tqdm import tqdm
 
 from data_prep.color_statistics import comparison_with_published
 from data_prep.errors import OneLineParser, UserError
-from data_prep.files import part_of
+from data_prep.files import locked, part_of
 from data_prep.manifest import (
     FORMAT_NAME,
     FORMAT_VERSION,
@@ -550,23 +549,10 @@ def estimate(pictures: PictureSet, settings: BuildSettings, *, num_workers: int)
     )
 
 
-@contextmanager
-def locked(output: Path, name: str) -> Iterator[None]:
-    """Holds the directory for this build alone; the lock ends with the process, however it ends."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        lock = (output / name).open("w")
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot be written: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"--output {output}: another build is at work there: wait for it, or choose "
-                "another directory"
-            ) from None
-        yield
+def locked_output(output: Path, name: str) -> contextlib.AbstractContextManager[None]:
+    """Holds the directory for this build alone."""
+    when_held = "another build is at work there: wait for it, or choose another directory"
+    return locked(output / name, title=f"--output {output}", when_held=when_held)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -580,7 +566,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.finish:
         if not output.is_dir():
             raise UserError(f"--finish: expected --output with the shares, found no {output}")
-        with locked(output, "build.lock"):
+        with locked_output(output, "build.lock"):
             manifest = join(output)
             for lock in output.glob("build-*-of-*.lock"):
                 lock.unlink()
@@ -601,7 +587,7 @@ def run(arguments: argparse.Namespace) -> None:
         pictures = find_pictures(arguments, num_workers=num_workers)
         check_pictures(pictures, strict=arguments.strict)
     lock_name = "build.lock" if share is None else f"build-{share[0]}-of-{share[1]}.lock"
-    with locked(output, lock_name):
+    with locked_output(output, lock_name):
         if is_drawn:  # under the lock, as the toy set may have to be drawn
             pictures = find_pictures(arguments, num_workers=num_workers)
             check_pictures(pictures, strict=arguments.strict)

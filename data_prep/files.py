@@ -1,6 +1,7 @@
 """Files that are whole or not there, and their digests."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -47,6 +48,31 @@ def write_whole(path: Path, data: bytes) -> str:
             os.fsync(file.fileno())
         temporary.replace(path)
     return hashlib.sha256(data).hexdigest()
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, title: str, when_held: str) -> Iterator[None]:
+    """Holds a lock for this process alone; the lock ends with the process, however it ends.
+
+    Args:
+        path: the file that is locked; it is made where it is missing, with its directory.
+        title: what a message begins with, such as `--out runs/1`.
+        when_held: the rest of it where another process holds the lock.
+
+    Raises:
+        UserError: another process holds it, or the file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise UserError(f"{title}: cannot be written: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{title}: {when_held}") from None
+        yield
 
 
 def structure_sha256(path: Path, large_data: list[list[int]]) -> str:

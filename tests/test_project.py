@@ -18,7 +18,7 @@ PACKAGES = ("cuda_ext", "data_prep", "replica")
 # What `replica` may import of data_prep: the file format, what is beside it, one picture's way.
 OF_DATA_PREP = (
     *("data_prep.errors", "data_prep.files", "data_prep.manifest", "data_prep.shards"),
-    *("data_prep.pictures", "data_prep.require_environment"),
+    *("data_prep.parent", "data_prep.pictures", "data_prep.require_environment"),
 )
 # Of `replica`, the lowest first; commands are above all of them.
 LAYERS = ("paper", "recipes", "network", "feed", "distributed", "training", "results", "claims")
