@@ -30,8 +30,9 @@ from data_prep.pictures import PictureFormat, decode_picture, decoder_name
 from data_prep.shard_builder import BuildSettings, ShardTask, build_shard
 from data_prep.shard_writer import Classes, Storage, encode_jpeg
 from data_prep.shards import decode_jpeg
-from data_prep.sources import Picture, Pictures, kaggle
-from data_prep.trees import Folder
+from data_prep.sources import kaggle
+from data_prep.sources.picture_set import Picture, Pictures
+from data_prep.sources.trees import Folder
 from data_prep.workers import worker_pool
 
 PICTURES_A_SHARD = 256

@@ -48,7 +48,6 @@ from data_prep.manifests import (
     start_manifest,
 )
 from data_prep.pictures import DECODERS, FILTERS, FITS, RESAMPLING, PictureFormat, decoder_name
-from data_prep.recognise import SOURCES, only_folder, recognise
 from data_prep.shard_builder import (
     BAD_PICTURES,
     DISK_BYTES,
@@ -60,11 +59,11 @@ from data_prep.shard_builder import (
 )
 from data_prep.shard_writer import Classes, Storage
 from data_prep.shards import open_data_set, shard_problem
-from data_prep.sources import (
-    PictureSet,
-    toy,
-)
-from data_prep.trees import Folder, open_tree, text_lines
+from data_prep.sources import toy
+from data_prep.sources.picture_set import PictureSet
+from data_prep.sources.recognize import SOURCES, only_folder, recognize
+from data_prep.sources.text import text_lines
+from data_prep.sources.trees import Folder, open_tree
 from data_prep.workers import StoppedError, Workers, num_cores, worker_pool
 
 # The sets whose statistics are set beside those that others measured on ImageNet.
@@ -85,7 +84,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser(
         prog="python data_prep/build_shards.py",
         description="Pictures -> HDF5 shards of 256 x 256 RGB images, restartable.",
-        epilog="sources, in the order in which they are recognised:\n"
+        epilog="sources, in the order in which they are recognized:\n"
         + "\n".join(f"  {name:<15}{module.LAYOUT}" for name, module in SOURCES.items())
         + "\n  toy            the embedded data set, which is drawn",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -245,7 +244,7 @@ def find_pictures(arguments: argparse.Namespace, *, num_workers: int) -> Picture
             raise UserError(f"--source {source}: expected --input PATH with the pictures, got none")
         tree = open_tree(arguments.input)
         if source in (None, "auto"):
-            source, tree = recognise(tree, arguments.input)
+            source, tree = recognize(tree, arguments.input)
         elif not SOURCES[source].is_here(tree):
             tree = next(
                 (inner for inner in only_folder(tree) if SOURCES[source].is_here(inner)), tree

@@ -72,7 +72,7 @@ def start_manifest(
         "parts": {part: {"shards": [None] * num_shards[part]} for part in PARTS},
         "complete": False,
     }
-    # Written before the first shard: an interrupted build is recognised by it.
+    # Written before the first shard: an interrupted build is recognized by it.
     write_manifest(output, manifest, name)
     return manifest
 
@@ -175,5 +175,5 @@ def join(output: Path) -> dict[str, Any]:
 
 
 def share_of(number: int, num_shares: int) -> int:
-    """Which share a shard belongs to; neighbours go to different machines."""
+    """Which share a shard belongs to; neighbors go to different machines."""
     return number % num_shares + 1

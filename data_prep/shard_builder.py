@@ -22,8 +22,8 @@ from data_prep.pictures import (
 )
 from data_prep.shard_writer import Classes, JpegShardWriter, RawShardWriter, Storage, encode_jpeg
 from data_prep.shards import decode_jpeg
-from data_prep.sources import Picture, Pictures
-from data_prep.trees import InputChangedError, Pixels, Reader
+from data_prep.sources.picture_set import Picture, Pictures
+from data_prep.sources.places import InputChangedError, Pixels, Reader
 from data_prep.workers import check_wanted, count
 
 # Counters that the parent shows.

@@ -25,7 +25,7 @@ from data_prep.files import disk_errors, part_of, sha256_of_file, structure_sha2
 from data_prep.manifest import FORMAT_NAME, FORMAT_VERSION
 from data_prep.shards import PAGE_BYTES
 
-# Colours at full resolution: at quality 95 it takes some more room, and the largest error of a
+# Colors at full resolution: at quality 95 it takes some more room, and the largest error of a
 # pixel falls from 183 to 25 (on benchmarks/build_shards.py's pictures; Pillow's default is 4:2:0).
 JPEG_SUBSAMPLING = "4:4:4"
 

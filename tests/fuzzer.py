@@ -30,13 +30,14 @@ from archives import (
 from PIL import Image
 
 from data_prep.build_shards import main as build_shards
-from data_prep.devkit import read_devkit
 from data_prep.errors import UserError
 from data_prep.manifest import shard_entries
 from data_prep.pictures import BadPictureError, PictureFormat, decode_picture
 from data_prep.shards import open_data_set
 from data_prep.sources import cifar10, kaggle, tiny_imagenet
-from data_prep.trees import Folder, Reader, open_tree
+from data_prep.sources.devkit import read_devkit
+from data_prep.sources.places import Reader
+from data_prep.sources.trees import Folder, open_tree
 from data_prep.verify_shards import ShardToCheck, check_shard
 
 SECONDS_AN_INPUT = 60

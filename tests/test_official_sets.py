@@ -25,23 +25,23 @@ from data_prep.build_shards import check_pictures
 from data_prep.build_shards import main as build_shards
 from data_prep.errors import UserError
 from data_prep.pictures import PictureFormat
-from data_prep.recognise import SOURCES, recognise
 from data_prep.shard_builder import BuildSettings, ShardTask, build_shard
 from data_prep.shard_writer import Classes, Storage
 from data_prep.shards import Shard, open_data_set
 from data_prep.sources import (
-    Picture,
     cifar10,
     class_tars,
     folder,
-    halves,
     ilsvrc2010,
     ilsvrc2012,
     kaggle,
     tiny_image10,
     tiny_imagenet,
 )
-from data_prep.trees import Folder, Reader, open_tree
+from data_prep.sources.picture_set import Picture, halves
+from data_prep.sources.places import Reader
+from data_prep.sources.recognize import SOURCES, recognize
+from data_prep.sources.trees import Folder, open_tree
 
 BUILD = "data_prep/build_shards.py"
 
@@ -270,7 +270,7 @@ def test_the_halves_depend_on_the_seed_and_on_nothing_else():
 def test_class_tars_in_one_large_tar_are_read_in_place(tmp_path):
     directory = write_class_tars(tmp_path / "fall", 5)
     (tmp_path / "whole.tar").write_bytes(tar_bytes(files_below(directory)))
-    source, tree = recognise(open_tree(tmp_path / "whole.tar"), tmp_path / "whole.tar")
+    source, tree = recognize(open_tree(tmp_path / "whole.tar"), tmp_path / "whole.tar")
     assert source == "class-tars"
     inside, outside = class_tars.find(tree), class_tars.find(Folder(directory))
     for part in ("train", "test"):
@@ -285,7 +285,7 @@ def test_the_training_tar_of_an_official_set_alone_is_not_cut_in_half_unasked(tm
     alone = tmp_path / "ILSVRC2012_img_train.tar"
     alone.write_bytes(tar_bytes(files_below(directory)))
     with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar: expected the directory that"):
-        recognise(open_tree(alone), alone)
+        recognize(open_tree(alone), alone)
 
 
 def test_21843_classes_fit_into_a_shard(tmp_path):
@@ -532,13 +532,13 @@ def test_every_source_is_recognised_by_what_it_is(official, toy_dir, tmp_path, c
     # Tiny Image10 is a cut of Tiny ImageNet: it has to be asked for.
     assert set(given) == set(SOURCES) - {"tiny-image10"}
     for name, directory in given.items():
-        assert recognise(Folder(directory), directory)[0] == name
+        assert recognize(Folder(directory), directory)[0] == name
         assert f"source: {name} (found at {directory})" in capsys.readouterr().out
 
 
 def test_a_folder_around_the_set_is_looked_into(tmp_path, capsys):
     write_tiny(tmp_path / "download" / "tiny-imagenet-200", [wnid_of(1), wnid_of(2)])
-    source, tree = recognise(Folder(tmp_path / "download"), tmp_path / "download")
+    source, tree = recognize(Folder(tmp_path / "download"), tmp_path / "download")
     assert source == "tiny-imagenet"
     assert len(tiny_imagenet.find(tree).parts["train"]) == 12
     assert "tiny-imagenet-200)" in capsys.readouterr().out

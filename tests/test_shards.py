@@ -25,7 +25,7 @@ from data_prep.files import write_whole
 from data_prep.shard_writer import structure_entry
 from data_prep.shards import Part, open_data_set
 from data_prep.sources import kaggle
-from data_prep.trees import Folder
+from data_prep.sources.trees import Folder
 
 BUILD, VERIFY = "data_prep/build_shards.py", "data_prep/verify_shards.py"
 

@@ -11,7 +11,7 @@ from PIL import Image
 from data_prep.errors import UserError
 from data_prep.shards import open_data_set
 from data_prep.sources import folder, kaggle, tiny_imagenet, toy
-from data_prep.trees import Folder
+from data_prep.sources.trees import Folder
 
 BUILD = "data_prep/build_shards.py"
 
