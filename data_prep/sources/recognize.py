@@ -44,7 +44,6 @@ def recognize(tree: Tree, path: Path) -> tuple[str, Tree]:
                         "pictures and the devkit, too, got the training pictures alone: give that "
                         "directory, or --source class-tars to cut each class in half"
                     )
-                print(f"source: {name} (found at {candidate.title})")
                 return name, candidate
     seen = visible_names(tree, "")
     shown = ", ".join(seen[:4]) + (", ..." if len(seen) > 4 else "")
