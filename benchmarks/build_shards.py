@@ -26,17 +26,20 @@ from benchmarks.measure import Row, say
 from data_prep import shard_builder
 from data_prep.color_statistics import PixelSums
 from data_prep.errors import UserError
+from data_prep.jpeg import QUALITY, decode_jpeg, encode_jpeg
+from data_prep.manifest import ShardFile, Storage, Structure
 from data_prep.pictures import PictureFormat, decode_picture, decoder_name
 from data_prep.shard_builder import BuildSettings, ShardTask, build_shard
-from data_prep.shard_writer import Classes, Storage, encode_jpeg
-from data_prep.shards import decode_jpeg
-from data_prep.sources import Picture, Pictures, kaggle
-from data_prep.trees import Folder
+from data_prep.shard_writer import Classes
+from data_prep.sources import kaggle
+from data_prep.sources.picture_set import Picture, Pictures
+from data_prep.sources.trees import Folder
 from data_prep.workers import worker_pool
 
 PICTURES_A_SHARD = 256
 IMAGE_SIZE = 256
 PLAIN, BUILD = "decode and resize", "build"
+RAW = Storage("raw")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,16 +106,14 @@ def _measure(arguments: argparse.Namespace, scratch: Path) -> list[Row]:
 
 
 def _candidates(classes: Classes) -> dict[str, Callable[[ShardTask], None]]:
-    def settings(decoder: str = "pillow", storage: str = "raw") -> BuildSettings:
-        return BuildSettings(
-            PictureFormat(IMAGE_SIZE, decoder=decoder), Storage(storage), classes, True
-        )
+    def settings(decoder: str = "pillow", storage: Storage = RAW) -> BuildSettings:
+        return BuildSettings(PictureFormat(IMAGE_SIZE, decoder=decoder), storage, classes, True)
 
     candidates: dict[str, Callable[[ShardTask], None]] = {
         PLAIN: _decode_and_resize,
         BUILD: partial(_build, settings()),
         "build without hashing and writing": partial(_build_without_writing, settings()),
-        "build, storage jpeg": partial(_build, settings(storage="jpeg")),
+        "build, storage jpeg": partial(_build, settings(storage=Storage("jpeg", QUALITY))),
     }
     try:
         say(decoder_name("fast"))
@@ -186,14 +187,15 @@ class _NoWriter:
     """Takes images and forgets them."""
 
     def __init__(self, *_: Any, **__: Any):
-        self._entry = {"num_images": 1, "num_bytes": 1}
+        """Opens nothing."""
 
-    def add(self, image: np.ndarray, **_: Any) -> None:
-        """Does nothing."""
+    def add(self, image: np.ndarray, **_: Any) -> np.ndarray:
+        """Gives the image back."""
+        return image
 
-    def finish(self, sums: PixelSums) -> dict[str, Any]:
+    def finish(self, sums: PixelSums) -> ShardFile:
         """An entry of no file."""
-        return self._entry
+        return ShardFile("", 1, "", 1, Structure((), ""))
 
 
 def _build_without_writing(settings: BuildSettings, task: ShardTask) -> None:

@@ -54,15 +54,13 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         _run(name, ["data_prep/verify_shards.py", str(out), "--contact-sheet", str(sheet),
                     "--seed", "1"])  # fmt: skip
         data = open_data_set(out)
-        entries = [
-            entry for part in PARTS for entry in data.manifest["parts"][part]["shards"] if entry
-        ]
+        entries = [entry for part in PARTS for entry in data.manifest.parts[part] if entry]
         title = " ".join([name, *options])
         note = f"manifest {data.manifest_sha256}"
         for part in PARTS:
             if len(data.part(part)):
                 rows.append(Row(f"{title}: {part}", len(data.part(part)), "images"))
-        bad = sum(len(entry["bad_pictures"]) for entry in entries)
+        bad = sum(len(entry.bad_pictures) for entry in entries)
         rows.append(Row(f"{title}: bad files", bad, "files"))
         num_bytes = sum(path.stat().st_size for path in out.iterdir())
         rows.append(Row(f"{title}: size", num_bytes / 1e6, "MB", note=note))

@@ -90,7 +90,7 @@ class PixelSummer:
 
 @dataclass(frozen=True)
 class ColorStatistics:
-    """What training subtracts and what colour noise is made of.
+    """What training subtracts and what color noise is made of.
 
     Attributes:
         mean_image: float32 (H, W, 3), on 0..255.

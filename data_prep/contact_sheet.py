@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from data_prep.errors import UserError
 from data_prep.manifest import PARTS
 from data_prep.shards import DataSet
-from data_prep.sources import matching_labels
+from data_prep.sources.picture_set import matching_labels
 
 COLUMNS, ROWS = 8, 3  # of each part
 SIDE = 128  # of a picture, in pixels

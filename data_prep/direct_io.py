@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.shards import PAGE_BYTES
-
+PAGE_BYTES = 4096
 # Without this flag (macOS), or on a file system that refuses it, files are written as usual.
 _DIRECT = getattr(os, "O_DIRECT", 0)
 

@@ -1,12 +1,19 @@
-"""Files that are whole or not there, and their digests."""
+"""Files that are whole or not there, their digests, and locks."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from data_prep.errors import UserError
+
+
+def part_of(path: Path) -> Path:
+    """The temporary name of a file that is being written."""
+    return path.with_name(path.name + ".part")
 
 
 @contextlib.contextmanager
@@ -26,13 +33,9 @@ def disk_errors(path: Path, num_bytes: int) -> Iterator[None]:
         ) from None
 
 
-def part_of(path: Path) -> Path:
-    """The temporary name of a file that is being written."""
-    return path.with_name(path.name + ".part")
-
-
-def write_whole(path: Path, data: bytes) -> str:
-    """Writes a file completely or not at all, and returns its SHA-256.
+@contextlib.contextmanager
+def whole_file(path: Path, num_bytes: int = 0) -> Iterator[BinaryIO]:
+    """A new file to write to, which is there completely after the block, or not at all.
 
     The bytes reach the disk under a temporary name before the file gets its own.
 
@@ -40,27 +43,47 @@ def write_whole(path: Path, data: bytes) -> str:
         UserError: the file system refuses (full, read-only, ...); nothing is left behind.
     """
     temporary = part_of(path)
-    with disk_errors(path, len(data)):
+    with disk_errors(path, num_bytes):
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+
+
+def write_whole(path: Path, data: bytes) -> str:
+    """Writes a file completely or not at all, as `whole_file`, and returns its SHA-256."""
+    with whole_file(path, len(data)) as file:
+        file.write(data)
     return hashlib.sha256(data).hexdigest()
-
-
-def structure_sha256(path: Path, large_data: list[list[int]]) -> str:
-    """The SHA-256 of a file without the spans [offset, size] of its large data sets."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for offset, size in large_data:
-            digest.update(file.read(offset - file.tell()))
-            file.seek(offset + size)
-        digest.update(file.read())
-    return digest.hexdigest()
 
 
 def sha256_of_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, title: str, when_held: str) -> Iterator[None]:
+    """Holds a lock for this process alone; the lock ends with the process, however it ends.
+
+    Args:
+        path: the file that is locked; it is made where it is missing, with its directory.
+        title: what a message begins with, such as `--out runs/1`.
+        when_held: the rest of it where another process holds the lock.
+
+    Raises:
+        UserError: another process holds it, or the file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise UserError(f"{title}: cannot be written: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{title}: {when_held}") from None
+        yield

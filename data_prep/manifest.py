@@ -1,14 +1,12 @@
-"""`manifest.json`: what a data set is, and which files it has. FORMAT.md describes it."""
+"""A data set as its manifest says it: what it is, and which files it has."""
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import UserError
-from data_prep.files import write_whole
+from data_prep.files import sha256_of_file
 
 FORMAT_NAME = "replica-shards"
 FORMAT_VERSION = 2
@@ -18,178 +16,197 @@ STATISTICS_FILE = "statistics.h5"
 LABELS_FILE = "labels.csv"
 BUILD_COMMAND = "python data_prep/build_shards.py"
 MAX_IMAGE_SIZE = 4096
-# A manifest of ImageNet's 1251 shards has 0.5 MB, one of Fall 2011 about 10 MB.
-MAX_MANIFEST_BYTES = 512 << 20
 
 
-def plan_sha256(manifest: dict[str, Any]) -> str:
-    """The digest of all in a manifest that decides the bytes of its shards; each shard holds it."""
-    outcome = ("parts", "complete", "statistics", "labels")
-    plan = {key: value for key, value in manifest.items() if key not in outcome}
-    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+@dataclass(frozen=True)
+class Storage:
+    """How shards hold their images: pixels (`raw`), or JPEG files (`jpeg`), and which."""
+
+    kind: str = "raw"
+    quality: int | None = None
+    subsampling: str | None = None
+    encoder: str | None = None
 
 
-def write_manifest(directory: Path, manifest: dict[str, Any], name: str = MANIFEST_FILE) -> None:
-    """Replaces `manifest.json`; no times and no host names, so equal builds give equal bytes."""
-    text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=True)
-    write_whole(directory / name, (text + "\n").encode())
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the bytes of a build; two builds of one plan are the same."""
+
+    source: str
+    recipe: str | None
+    wnids: tuple[str, ...]
+    class_names: tuple[str, ...]
+    classes_without_pictures: dict[str, list[str]]
+    pictures_sha256: dict[str, str]
+    limit: int | None
+    image_size: int
+    fit: str
+    images_per_shard: int
+    resampling: str
+    decoder: str
+    exif_orientation: str
+    storage: Storage
+    cycle_seed: int
+
+    def record(self) -> dict[str, Any]:
+        """What a manifest holds of it."""
+        storage = {key: value for key, value in vars(self.storage).items() if value is not None}
+        head = {"format": FORMAT_NAME, "version": FORMAT_VERSION}
+        return {**head, **vars(self), "storage": storage}
+
+    def sha256(self) -> str:
+        """The digest that each shard of a build holds."""
+        return plan_sha256(self.record())
+
+    def differing(self, other: "Plan") -> list[str]:
+        """The fields in which two plans differ."""
+        return [key for key, value in vars(self).items() if getattr(other, key) != value]
 
 
-def read_manifest(directory: Path, name: str = MANIFEST_FILE) -> dict[str, Any]:
-    """Reads and checks `manifest.json`, or that of one machine of several.
+def plan_sha256(record: dict[str, Any]) -> str:
+    """The digest of a plan as a manifest holds it."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
-    Raises:
-        UserError: there is none, it is damaged, or it is of another format version; all that is
-            wrong with its form is named.
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What the manifest says of a file."""
+
+    file: str
+    num_bytes: int
+    sha256: str
+
+    def problem(self, directory: Path) -> str | None:
+        """Why the file in a directory cannot be this one; of a shard no pixels are read."""
+        path = directory / self.file
+        if not path.is_file():
+            return f"{self.file} is missing"
+        num_bytes = path.stat().st_size
+        if num_bytes != self.num_bytes:
+            return f"{self.file} has {num_bytes} bytes instead of {self.num_bytes}"
+        return self._content_problem(path)
+
+    def _content_problem(self, path: Path) -> str | None:
+        if sha256_of_file(path) != self.sha256:
+            return f"{self.file} is not the file that the manifest names (SHA-256)"
+        return None
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A shard but for the spans (offset, size) of its large data sets.
+
+    HDF5 trusts the structure of a file: a flipped bit in it may end the process or never let it
+    return. So a reader compares this before HDF5 sees the file.
     """
-    path = directory / name
-    if not path.is_file():
-        raise UserError(
-            f"no data at {directory}: expected {name} there; build the shards with "
-            f"`{BUILD_COMMAND} --output {directory}`, or give their place with --data"
-        )
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise UserError(f"{path}: expected at most {MAX_MANIFEST_BYTES >> 20} MiB")
-    try:
-        manifest = json.loads(
-            path.read_bytes(), object_pairs_hook=_unique, parse_constant=_no_constant
-        )
-    except RecursionError:
-        raise UserError(f"{path}: expected JSON, got too many brackets: build it again") from None
-    except ValueError as error:
-        raise UserError(f"{path}: expected JSON, got {error}: build the shards again") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT_NAME:
-        raise UserError(
-            f"{path}: expected the manifest of a data set of shards, got something else"
-        )
-    if manifest.get("version") != FORMAT_VERSION:
-        raise UserError(
-            f"{path}: expected format version {FORMAT_VERSION}, got {manifest.get('version')}: "
-            "build the shards with this version of the project, or use the one that built them"
-        )
-    problems = list(_manifest_problems(manifest))
-    if problems:
-        raise UserError(
-            f"{path}: {'; '.join(problems[:5])}: it was changed; build the shards again"
-        )
-    return manifest
+
+    large_data: tuple[tuple[int, int], ...]
+    sha256: str
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key that stands there twice")
-    return result
+@dataclass(frozen=True)
+class ShardFile(FileEntry):
+    """What the manifest says of a shard that holds images."""
+
+    num_images: int
+    structure: Structure
+
+    def _content_problem(self, path: Path) -> str | None:
+        if structure_sha256(path, self.structure.large_data) != self.structure.sha256:
+            return (
+                f"{self.file} is not the shard that the manifest names (SHA-256 of its structure)"
+            )
+        return None
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(name)
+def structure_sha256(path: Path, large_data: tuple[tuple[int, int], ...]) -> str:
+    """The SHA-256 of a file without the spans (offset, size) of its large data sets."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for offset, size in large_data:
+            digest.update(file.read(offset - file.tell()))
+            file.seek(offset + size)
+        digest.update(file.read())
+    return digest.hexdigest()
 
 
-def _is_count(value: Any, least: int = 0) -> bool:
-    return type(value) is int and least <= value < 2**53
+@dataclass(frozen=True)
+class BadPicture:
+    """A picture that is in no shard."""
+
+    picture: str
+    reason: str
 
 
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+@dataclass(frozen=True)
+class ShardEntry:
+    """What building one shard gave.
+
+    Attributes:
+        file: the shard; None where none of its pictures could be read.
+        bad_pictures: those that could not be read.
+        pictures_seen: how many of which mode, how many that EXIF would rotate.
+    """
+
+    file: ShardFile | None
+    bad_pictures: tuple[BadPicture, ...]
+    pictures_seen: dict[str, int]
+
+    @property
+    def num_images(self) -> int:
+        """How many pictures are in the shard."""
+        return self.file.num_images if self.file else 0
+
+    def record(self) -> dict[str, Any]:
+        """What a manifest holds of it."""
+        file: dict[str, Any] = {"num_images": 0}
+        if self.file:
+            file = {**vars(self.file), "structure": vars(self.file.structure)}
+        bad = [vars(picture) for picture in self.bad_pictures]
+        return {**file, "bad_pictures": bad, "pictures_seen": self.pictures_seen}
 
 
-def _manifest_problems(manifest: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with the form of a manifest, each with its rule."""
-    wnids, names = manifest.get("wnids"), manifest.get("class_names")
-    if not isinstance(wnids, list) or not wnids or not _is_texts(wnids):
-        yield "expected wnids, a list of texts"
-    elif len(set(wnids)) != len(wnids):
-        yield "expected wnids that all differ"
-    elif not isinstance(names, list) or not _is_texts(names) or len(names) != len(wnids):
-        yield "expected class_names, one a wnid"
-    size = manifest.get("image_size")
-    if not isinstance(size, int) or not _is_count(size, 1) or size > MAX_IMAGE_SIZE:
-        yield f"expected an image_size of 1 to {MAX_IMAGE_SIZE}, got {str(size)[:20]}"
-    if not _is_count(manifest.get("cycle_seed")):
-        yield "expected a cycle_seed, a whole number"
-    if not isinstance(manifest.get("complete"), bool):
-        yield "expected complete to be true or false"
-    if not isinstance(manifest.get("recipe"), str | None):
-        yield "expected a recipe's name or null"
-    storage = manifest.get("storage")
-    if not isinstance(storage, dict) or storage.get("kind") not in ("raw", "jpeg"):
-        yield "expected storage of the kind raw or jpeg"
-    if manifest.get("complete"):
-        for key, file in (("statistics", STATISTICS_FILE), ("labels", LABELS_FILE)):
-            if _entry_problem(manifest.get(key), file):
-                yield f"expected {key}, the entry of {file}"
-    parts = manifest.get("parts")
-    if not isinstance(parts, dict) or set(parts) != set(PARTS):
-        yield f"expected the parts {', '.join(PARTS)}"
-        return
-    for part, content in parts.items():
-        shards = content.get("shards") if isinstance(content, dict) else None
-        if not isinstance(shards, list):
-            yield f"expected a list of shards in {part}"
-            continue
-        for i, entry in enumerate(shards):
-            if entry is None:
-                if manifest.get("complete"):
-                    yield f"{part} lacks shard {i}"
-                continue
-            problem = _shard_entry_problem(entry, shard_file(part, i))
-            if problem:
-                yield problem
+@dataclass(frozen=True)
+class Manifest:
+    """What a data set is, and which files it has.
+
+    Attributes:
+        plan: what decides the bytes of the files.
+        plan_sha256: as the shards hold it; of a manifest that was read, the digest of all that
+            stands there, whether this version knows it or not.
+        parts: `train`, `val`, `test` -> its shards; None for one that is not built yet.
+        complete: the build has ended; only then are the other two surely there.
+        statistics, labels: the entries of those files.
+    """
+
+    plan: Plan
+    plan_sha256: str
+    parts: dict[str, tuple[ShardEntry | None, ...]]
+    complete: bool = False
+    statistics: FileEntry | None = None
+    labels: FileEntry | None = None
+
+    def shard_files(self, part: str) -> list[ShardFile]:
+        """The shards of a part that hold images."""
+        return [entry.file for entry in self.parts[part] if entry and entry.file]
+
+    def with_shard(self, part: str, number: int, entry: ShardEntry) -> "Manifest":
+        """The same with one more shard, which is to be followed by the files made of all."""
+        shards = self.parts[part]
+        parts = {**self.parts, part: (*shards[:number], entry, *shards[number + 1 :])}
+        return replace(self, parts=parts, complete=False)
+
+    def record(self) -> dict[str, Any]:
+        """What the file holds."""
+        parts = {
+            part: {"shards": [entry and entry.record() for entry in shards]}
+            for part, shards in self.parts.items()
+        }
+        others = {"statistics": self.statistics, "labels": self.labels}
+        files = {key: vars(entry) for key, entry in others.items() if entry}
+        return {**self.plan.record(), "parts": parts, "complete": self.complete, **files}
 
 
 def shard_file(part: str, number: int) -> str:
     """The name of a shard."""
     return f"{part}-{number:05d}.h5"
-
-
-def _entry_problem(entry: Any, file: str) -> str | None:
-    if (
-        not isinstance(entry, dict)
-        or entry.get("file") != file
-        or not _is_count(entry.get("num_bytes"), 1)
-        or not isinstance(entry.get("sha256"), str)
-        or not re.fullmatch(r"[0-9a-f]{64}", entry["sha256"])
-    ):
-        return f"expected the entry of {file} with its size and SHA-256"
-    return None
-
-
-def _shard_entry_problem(entry: Any, file: str) -> str | None:
-    if not isinstance(entry, dict) or not _is_count(entry.get("num_images")):
-        return f"expected the entry of {file} with its num_images"
-    bad = entry.get("bad_pictures")
-    if not isinstance(bad, list) or not all(
-        isinstance(item, dict) and _is_texts([item.get("picture"), item.get("reason")])
-        for item in bad
-    ):
-        return f"expected bad_pictures in the entry of {file}"
-    if not entry["num_images"]:
-        return None
-    structure = entry.get("structure")
-    if (
-        not isinstance(structure, dict)
-        or not isinstance(structure.get("sha256"), str)
-        or not _are_spans(structure.get("large_data"), entry.get("num_bytes"))
-    ):
-        return f"expected the structure of {file} with its large_data and SHA-256"
-    return _entry_problem(entry, file)
-
-
-def _are_spans(spans: Any, end: Any) -> bool:
-    """Whether these are [offset, size] that follow one another in a file of `end` bytes."""
-    at = 0
-    if not isinstance(spans, list) or not _is_count(end):
-        return False
-    for span in spans:
-        if not isinstance(span, list) or len(span) != 2 or not all(map(_is_count, span)):
-            return False
-        if span[0] < at:
-            return False
-        at = span[0] + span[1]
-    return at <= int(end)
-
-
-def shard_entries(manifest: dict[str, Any], part: str) -> list[dict[str, Any]]:
-    """The manifest's entries of the shards of a part that hold images."""
-    return [entry for entry in manifest["parts"][part]["shards"] if entry and entry["num_images"]]

@@ -25,7 +25,7 @@ FILTERS = ("bilinear", "bicubic", "lanczos", "hamming", "box", "nearest")
 FITS = ("crop", "pad")
 DECODERS = ("pillow", "fast")
 ORIENTATION_TAG = 0x0112
-# A grey level of 16 bits is cut to its upper 8: 257 of its levels are one of ours.
+# A gray level of 16 bits is cut to its upper 8: 257 of its levels are one of ours.
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L")
 
 
@@ -94,7 +94,7 @@ def decoder_name(decoder: str) -> str:
 def decode_picture(data: bytes, picture_format: PictureFormat | None = None) -> Decoded:
     """Decodes a file, rescales it and cuts the square (paper 2).
 
-    Orientation tags are not applied: no known pipeline for ImageNet did. Grey pictures get three
+    Orientation tags are not applied: no known pipeline for ImageNet did. Gray pictures get three
     equal channels, CMYK is converted, transparency is dropped.
 
     Args:
@@ -154,9 +154,9 @@ def _exif(picture: Image.Image) -> tuple[bool, bool]:
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode in DEEP_MODES:
-        # 16-bit grey: Pillow's conversion would clip at 255 instead of scaling.
-        grey = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255)
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        # 16-bit gray: Pillow's conversion would clip at 255 instead of scaling.
+        gray = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255)
+        return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
     if picture.mode == "CMYK" and "adobe" not in picture.info:
         # Pillow takes every CMYK file for Adobe's, whose inks are inverted; this one says nothing.
         picture.load()

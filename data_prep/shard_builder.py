@@ -9,10 +9,11 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_prep.color_statistics import PixelSummer
 from data_prep.errors import UserError
+from data_prep.jpeg import encode_jpeg
+from data_prep.manifest import BadPicture, ShardEntry, Storage
 from data_prep.pictures import (
     BadPictureError,
     Decoded,
@@ -20,10 +21,9 @@ from data_prep.pictures import (
     decode_picture,
     fit_pixels,
 )
-from data_prep.shard_writer import Classes, JpegShardWriter, RawShardWriter, Storage, encode_jpeg
-from data_prep.shards import decode_jpeg
-from data_prep.sources import Picture, Pictures
-from data_prep.trees import InputChangedError, Pixels, Reader
+from data_prep.shard_writer import Classes, JpegShardWriter, RawShardWriter
+from data_prep.sources.picture_set import Picture, Pictures
+from data_prep.sources.places import InputChangedError, Pixels, Reader
 from data_prep.workers import check_wanted, count
 
 # Counters that the parent shows.
@@ -87,7 +87,7 @@ def shown_name(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def build_shard(task: ShardTask, settings: BuildSettings) -> tuple[ShardTask, dict[str, Any]]:
+def build_shard(task: ShardTask, settings: BuildSettings) -> tuple[ShardTask, ShardEntry]:
     """Builds one shard, and returns its manifest entry.
 
     Pictures that cannot be read are left out and stand in the entry with their reason.
@@ -96,22 +96,10 @@ def build_shard(task: ShardTask, settings: BuildSettings) -> tuple[ShardTask, di
         UserError: the disk refuses, the input vanished, or with `strict` a picture is bad.
         StoppedError: the parent has given up.
     """
-    size, storage = settings.picture_format.image_size, settings.storage
-    summer, reader = PixelSummer(size), Reader()
-    bad: list[dict[str, str]] = []
+    summer, reader = PixelSummer(settings.picture_format.image_size), Reader()
+    bad: list[BadPicture] = []
     seen: dict[str, int] = {}
-    is_raw = storage.kind == "raw"
-    writer: RawShardWriter | JpegShardWriter = (
-        RawShardWriter(
-            task.path,
-            pictures=[picture.name for picture in task.pictures],
-            labels=[picture.label for picture in task.pictures],
-            classes=settings.classes,
-            size=size,
-        )
-        if is_raw
-        else JpegShardWriter(task.path, classes=settings.classes)
-    )
+    writer = _open_writer(task, settings)
     num_images = 0
     try:
         for picture in task.pictures:
@@ -123,7 +111,7 @@ def build_shard(task: ShardTask, settings: BuildSettings) -> tuple[ShardTask, di
                     raise UserError(
                         f"{shown_name(picture.name)}: {error} (--strict stops here)"
                     ) from None
-                bad.append({"picture": shown_name(picture.name), "reason": str(error)})
+                bad.append(BadPicture(shown_name(picture.name), str(error)))
                 count(BAD_PICTURES)
                 count(PICTURES)
                 continue
@@ -134,21 +122,13 @@ def build_shard(task: ShardTask, settings: BuildSettings) -> tuple[ShardTask, di
             ):
                 if applies:
                     seen[what] = seen.get(what, 0) + 1
-            image = decoded.image
-            if isinstance(writer, RawShardWriter):
-                writer.add(image, picture=picture.name, label=picture.label)
-            else:
-                data = encode_jpeg(image, storage.quality)
-                # The sums are those of the pixels that a reader of the shard will get.
-                image = decode_jpeg(data, size)
-                writer.add(data, picture=picture.name, label=picture.label)
-            summer.add(image)
+            summer.add(writer.add(decoded.image, picture=picture.name, label=picture.label))
             num_images += 1
             count(PICTURES)
-        entry: dict[str, Any] = {"num_images": 0}
+        file = None
         if num_images:
-            entry = writer.finish(summer.sums())
-            count(DISK_BYTES, entry["num_bytes"])
+            file = writer.finish(summer.sums())
+            count(DISK_BYTES, file.num_bytes)
         else:
             writer.abandon()
     except BaseException:
@@ -156,7 +136,18 @@ def build_shard(task: ShardTask, settings: BuildSettings) -> tuple[ShardTask, di
         raise
     finally:
         reader.close()
-    return task, {**entry, "bad_pictures": bad, "pictures_seen": seen}
+    return task, ShardEntry(file, tuple(bad), seen)
+
+
+def _open_writer(task: ShardTask, settings: BuildSettings) -> RawShardWriter | JpegShardWriter:
+    classes, size = settings.classes, settings.picture_format.image_size
+    if settings.storage.kind == "jpeg":
+        assert settings.storage.quality is not None
+        quality = settings.storage.quality
+        return JpegShardWriter(task.path, classes=classes, size=size, quality=quality)
+    names = [picture.name for picture in task.pictures]
+    labels = [picture.label for picture in task.pictures]
+    return RawShardWriter(task.path, pictures=names, labels=labels, classes=classes, size=size)
 
 
 def sample_cost(pictures: Pictures, settings: BuildSettings) -> tuple[int, int, float]:
@@ -173,7 +164,7 @@ def sample_cost(pictures: Pictures, settings: BuildSettings) -> tuple[int, int, 
             image = read_picture(picture, reader, settings.picture_format).image
         except BadPictureError:
             continue
-        if settings.storage.kind == "jpeg":
+        if settings.storage.quality is not None:
             num_bytes += len(encode_jpeg(image, settings.storage.quality))
         else:
             num_bytes += image.nbytes

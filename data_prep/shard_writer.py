@@ -4,7 +4,6 @@ N images, H rows, W columns, C channels.
 """
 
 import contextlib
-import csv
 import hashlib
 import io
 import math
@@ -17,17 +16,21 @@ from typing import Any
 
 import h5py
 import numpy as np
-from PIL import Image
 
 from data_prep.color_statistics import ColorStatistics, PixelSums
 from data_prep.direct_io import DirectFile, page_aligned
-from data_prep.files import disk_errors, part_of, sha256_of_file, structure_sha256, write_whole
-from data_prep.manifest import FORMAT_NAME, FORMAT_VERSION
-from data_prep.shards import PAGE_BYTES
+from data_prep.files import disk_errors, part_of, sha256_of_file, write_whole
+from data_prep.jpeg import decode_jpeg, encode_jpeg
+from data_prep.manifest import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    FileEntry,
+    ShardFile,
+    Structure,
+    structure_sha256,
+)
 
-# Colours at full resolution: at quality 95 it takes some more room, and the largest error of a
-# pixel falls from 183 to 25 (on benchmarks/build_shards.py's pictures; Pillow's default is 4:2:0).
-JPEG_SUBSAMPLING = "4:4:4"
+PAGE_BYTES = 4096
 
 
 IMAGES_AT_ONCE = 16  # written together: 3 MB at 256 x 256
@@ -49,25 +52,6 @@ def _hdf5_bytes(fill: Callable[[h5py.File], None]) -> bytes:
         fill(file)
         file.flush()
         return file.id.get_file_image()
-
-
-@dataclass(frozen=True)
-class Storage:
-    """How shards hold their images.
-
-    Attributes:
-        kind: `raw`, or `jpeg`.
-        quality: of the JPEG files, 1 to 100; 85 was the 2012 value.
-    """
-
-    kind: str = "raw"
-    quality: int = 95
-
-    def record(self) -> dict[str, Any]:
-        """What the manifest says of it."""
-        if self.kind == "raw":
-            return {"kind": "raw"}
-        return {"kind": "jpeg", "quality": self.quality, "subsampling": JPEG_SUBSAMPLING}
 
 
 @dataclass(frozen=True)
@@ -93,19 +77,15 @@ def _fill_head(file: h5py.File) -> None:
 LARGE_DATA = ("images", "jpeg_bytes", "pixel_sum", "wnids", "names")
 
 
-def structure_entry(path: Path) -> dict[str, Any]:
-    """The digest of a new shard's structure: all its bytes but those of the large data sets.
-
-    HDF5 trusts the structure of a file: a flipped bit in it may end the process or never let it
-    return. So a reader compares this before HDF5 sees the file.
-    """
+def structure_of(path: Path) -> Structure:
+    """The structure of a new shard: all its bytes but those of the large data sets."""
     with h5py.File(path, "r", locking=False) as file:
         spans = sorted(
-            [int(file[name].id.get_offset()), int(file[name].nbytes)]
+            (int(file[name].id.get_offset()), int(file[name].nbytes))
             for name in LARGE_DATA
             if name in file and file[name].id.get_offset() is not None
         )
-    return {"large_data": spans, "sha256": structure_sha256(path, spans)}
+    return Structure(tuple(spans), structure_sha256(path, tuple(spans)))
 
 
 def _fill_labels(file: h5py.File, labels: list[int], pictures: list[str], classes: Classes) -> None:
@@ -240,14 +220,15 @@ class RawShardWriter:
             raise
         return target, offsets
 
-    def add(self, image: np.ndarray, *, picture: str, label: int) -> None:
-        """Adds the next image, uint8 (size, size, 3)."""
+    def add(self, image: np.ndarray, *, picture: str, label: int) -> np.ndarray:
+        """Adds the next image, uint8 (size, size, 3), and returns what a reader will get."""
         self._pictures.append(picture)
         self._labels.append(label)
         self._block[self._num_pending] = image
         self._num_pending += 1
         if self._num_pending == len(self._block):
             self._flush()
+        return image
 
     def _flush(self) -> None:
         """Hands the block over to the thread, once it has written the other one."""
@@ -276,7 +257,7 @@ class RawShardWriter:
         self._file.close()
         part_of(self._path).unlink(missing_ok=True)
 
-    def finish(self, sums: PixelSums) -> dict[str, Any]:
+    def finish(self, sums: PixelSums) -> ShardFile:
         """Writes the rest, gives the file its name, and returns its manifest entry."""
         self._flush()
         self._wait_for_thread()
@@ -297,13 +278,9 @@ class RawShardWriter:
                 sha256 = self._digest.hexdigest()
             else:
                 sha256 = sha256_of_file(temporary)
-            entry = {
-                "file": self._path.name,
-                "num_images": len(self._pictures),
-                "num_bytes": num_bytes,
-                "sha256": sha256,
-                "structure": structure_entry(temporary),
-            }
+            entry = ShardFile(
+                self._path.name, num_bytes, sha256, len(self._pictures), structure_of(temporary)
+            )
             # A quarter of a terabyte would push all other files out of memory; and a shard that
             # goes into pages just freed is written in half the time on a virtual machine.
             self._file.forget()
@@ -329,23 +306,25 @@ class RawShardWriter:
 class JpegShardWriter:
     """Collects a shard of JPEG files, some 30 MB, and writes them at the end."""
 
-    def __init__(self, path: Path, *, classes: Classes):
-        self._path, self._classes = path, classes
+    def __init__(self, path: Path, *, classes: Classes, size: int, quality: int):
+        self._path, self._classes, self._size, self._quality = path, classes, size, quality
         self._files: list[bytes] = []
         self._pictures: list[str] = []
         self._labels: list[int] = []
 
-    def add(self, data: bytes, *, picture: str, label: int) -> None:
-        """Adds the next image, encoded."""
+    def add(self, image: np.ndarray, *, picture: str, label: int) -> np.ndarray:
+        """Adds the next image, uint8 (size, size, 3), and returns what a reader will get."""
+        data = encode_jpeg(image, self._quality)
         self._files.append(data)
         self._pictures.append(picture)
         self._labels.append(label)
+        return decode_jpeg(data, self._size)
 
     def abandon(self) -> None:
         """Forgets everything."""
         self._files.clear()
 
-    def finish(self, sums: PixelSums) -> dict[str, Any]:
+    def finish(self, sums: PixelSums) -> ShardFile:
         """Writes the file, and returns its manifest entry."""
 
         def fill(file: h5py.File) -> None:
@@ -358,20 +337,9 @@ class JpegShardWriter:
             _fill_labels(file, self._labels, self._pictures, self._classes)
 
         data = _hdf5_bytes(fill)
-        return {
-            "file": self._path.name,
-            "num_images": len(self._files),
-            "num_bytes": len(data),
-            "sha256": write_whole(self._path, data),
-            "structure": structure_entry(self._path),
-        }
-
-
-def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """An image as the JPEG file that a shard holds."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=JPEG_SUBSAMPLING)
-    return buffer.getvalue()
+        sha256 = write_whole(self._path, data)
+        structure = structure_of(self._path)
+        return ShardFile(self._path.name, len(data), sha256, len(self._files), structure)
 
 
 STATISTICS_FIELDS = {
@@ -384,7 +352,7 @@ STATISTICS_FIELDS = {
 }
 
 
-def write_statistics(path: Path, statistics: ColorStatistics) -> dict[str, Any]:
+def write_statistics(path: Path, statistics: ColorStatistics) -> FileEntry:
     """Writes `statistics.h5` and returns its manifest entry."""
 
     def fill(file: h5py.File) -> None:
@@ -394,33 +362,4 @@ def write_statistics(path: Path, statistics: ColorStatistics) -> dict[str, Any]:
             file[name].attrs["unit"] = unit
 
     data = _hdf5_bytes(fill)
-    return {"file": path.name, "num_bytes": len(data), "sha256": write_whole(path, data)}
-
-
-def write_labels(path: Path, rows: Iterable[tuple[str, str, int, str, str]]) -> dict[str, Any]:
-    """Writes `labels.csv` (image, wnid, index, name, part), and returns its manifest entry."""
-    temporary, digest, num_bytes = part_of(path), hashlib.sha256(), 0
-    with disk_errors(path, 0):
-        with temporary.open("wb") as file:
-            for block in csv_blocks(rows):
-                digest.update(block)
-                num_bytes += len(block)
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    return {"file": path.name, "num_bytes": num_bytes, "sha256": digest.hexdigest()}
-
-
-def csv_blocks(rows: Iterable[tuple[str, str, int, str, str]]) -> Iterator[bytes]:
-    """The bytes of `labels.csv`, some thousand rows at a time."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("image", "wnid", "index", "name", "part"))
-    for number, row in enumerate(rows, start=1):
-        writer.writerow(row)
-        if number % 1000 == 0:
-            yield text.getvalue().encode("utf-8", "surrogateescape")
-            text.seek(0)
-            text.truncate()
-    yield text.getvalue().encode("utf-8", "surrogateescape")
+    return FileEntry(path.name, len(data), write_whole(path, data))

@@ -16,7 +16,6 @@ N images, H rows, W columns, C channels, K classes, B bytes.
 """
 
 import contextlib
-import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,11 +25,11 @@ from typing import Any
 
 import h5py
 import numpy as np
-from PIL import Image
 
 from data_prep.color_statistics import ColorStatistics, PixelSums
 from data_prep.errors import UserError
-from data_prep.files import sha256_of_file, structure_sha256
+from data_prep.files import sha256_of_file
+from data_prep.jpeg import decode_jpeg
 from data_prep.manifest import (
     BUILD_COMMAND,
     FORMAT_NAME,
@@ -38,50 +37,9 @@ from data_prep.manifest import (
     MANIFEST_FILE,
     PARTS,
     STATISTICS_FILE,
-    plan_sha256,
-    read_manifest,
-    shard_entries,
+    Manifest,
 )
-
-PAGE_BYTES = 4096
-
-
-def decode_jpeg(data: bytes, image_size: int) -> np.ndarray:
-    """The image of a JPEG file of a shard: uint8 (image_size, image_size, 3).
-
-    Raises:
-        UserError: it is no such file; the caller knows of which shard.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as picture:
-            if picture.size != (image_size, image_size) or picture.mode != "RGB":
-                raise UserError(
-                    f"expected a JPEG of {image_size} x {image_size} RGB, got {picture.size[0]} x "
-                    f"{picture.size[1]} {picture.mode}"
-                )
-            return np.asarray(picture)
-    except (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"a JPEG in it cannot be decoded: {error}") from None
-
-
-def shard_problem(path: Path, entry: dict[str, Any]) -> str | None:
-    """Why a file cannot be the one that the manifest names, without reading its pixels."""
-    if not path.is_file():
-        return f"{path.name} is missing"
-    num_bytes = path.stat().st_size
-    if num_bytes != entry["num_bytes"]:
-        return f"{path.name} has {num_bytes} bytes instead of {entry['num_bytes']}"
-    if "structure" in entry:
-        found = structure_sha256(path, entry["structure"]["large_data"])
-        if found != entry["structure"]["sha256"]:
-            return (
-                f"{path.name} is not the shard that the manifest names (SHA-256 of its structure)"
-            )
-    elif sha256_of_file(path) != entry["sha256"]:
-        return f"{path.name} is not the file that the manifest names (SHA-256)"
-    return None
+from data_prep.manifest_json import read_manifest
 
 
 def _open_dataset(
@@ -299,7 +257,7 @@ class DataSet:
     """A complete data set of shards."""
 
     directory: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     manifest_sha256: str
     train: Part
     val: Part
@@ -308,27 +266,27 @@ class DataSet:
     @property
     def wnids(self) -> list[str]:
         """One identifier a class."""
-        return list(self.manifest["wnids"])
+        return list(self.manifest.plan.wnids)
 
     @property
     def class_names(self) -> list[str]:
         """One readable name a class."""
-        return list(self.manifest["class_names"])
+        return list(self.manifest.plan.class_names)
 
     @property
     def recipe(self) -> str | None:
         """The recipe that the data set names as its default."""
-        return self.manifest["recipe"]
+        return self.manifest.plan.recipe
 
     @property
     def cycle_seed(self) -> int:
         """The seed of the one order in which training goes through the images, epoch by epoch."""
-        return int(self.manifest["cycle_seed"])
+        return self.manifest.plan.cycle_seed
 
     @property
     def image_size(self) -> int:
         """The side of an image in pixels."""
-        return int(self.manifest["image_size"])
+        return self.manifest.plan.image_size
 
     @property
     def held_out(self) -> str:
@@ -375,26 +333,22 @@ def open_data_set(directory: Path) -> DataSet:
     """
     manifest = read_manifest(directory)
     again = f"run `{BUILD_COMMAND}` as before; it makes what is missing"
-    if not manifest.get("complete"):
+    if not manifest.complete:
         raise UserError(f"{directory}: the build has not finished: {again}")
-    entries = [entry for part in PARTS for entry in shard_entries(manifest, part)]
-    problems = [
-        shard_problem(directory / entry["file"], entry)
-        for entry in [*entries, manifest["statistics"]]
-    ]
-    found = [problem for problem in problems if problem]
-    if found:
-        raise UserError(f"{directory}: {'; '.join(found)}: {again}")
+    assert manifest.statistics is not None
+    files = [*(file for part in PARTS for file in manifest.shard_files(part)), manifest.statistics]
+    problems = [problem for file in files if (problem := file.problem(directory))]
+    if problems:
+        raise UserError(f"{directory}: {'; '.join(problems)}: {again}")
     parts = {part: Part(shards_of(directory, manifest, part)) for part in PARTS}
     data_set = DataSet(directory, manifest, sha256_of_file(directory / MANIFEST_FILE), **parts)
     if not len(data_set.train) or not len(data_set.part(data_set.held_out)):
         raise UserError(f"{directory}: expected train and val or test images, got none of one")
-    plan = plan_sha256(manifest)
     # What is wrong with a file fails now, not in the middle of an epoch.
     for part in parts.values():
         for shard in part.shards:
             shard.images()
-            if shard.plan_sha256() != plan:
+            if shard.plan_sha256() != manifest.plan_sha256:
                 raise UserError(
                     f"{shard.path}: is of another data set than {MANIFEST_FILE}, or one of them "
                     f"was changed; remove it and {again}"
@@ -404,26 +358,15 @@ def open_data_set(directory: Path) -> DataSet:
     return data_set
 
 
-def shards_of(directory: Path, manifest: dict[str, Any], part: str) -> list[Shard]:
+def shards_of(directory: Path, manifest: Manifest, part: str) -> list[Shard]:
     """The shards of a part that hold images."""
     return [
         Shard(
-            directory / entry["file"],
-            entry["num_images"],
-            len(manifest["wnids"]),
-            manifest["image_size"],
-            manifest["storage"]["kind"],
+            directory / file.file,
+            file.num_images,
+            len(manifest.plan.wnids),
+            manifest.plan.image_size,
+            manifest.plan.storage.kind,
         )
-        for entry in shard_entries(manifest, part)
+        for file in manifest.shard_files(part)
     ]
-
-
-def label_rows(
-    manifest: dict[str, Any], directory: Path
-) -> Iterator[tuple[str, str, int, str, str]]:
-    """The rows of `labels.csv`, read from the shards: image, wnid, label, name, part."""
-    wnids, names = manifest["wnids"], manifest["class_names"]
-    for part in PARTS:
-        for shard in shards_of(directory, manifest, part):
-            for picture, label in zip(shard.pictures(), shard.labels().tolist(), strict=True):
-                yield picture, wnids[label], label, names[label], part

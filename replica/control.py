@@ -1,7 +1,6 @@
 """Changes a live run by hand, as in 2012: `python -m replica.control --help`."""
 
 import argparse
-import fcntl
 import json
 import os
 import sys
@@ -9,7 +8,7 @@ import time
 from pathlib import Path
 
 from data_prep.errors import OneLineParser, UserError
-from data_prep.files import write_whole
+from data_prep.files import locked, write_whole
 from replica.recipes import from_record
 from replica.recipes.recipe import target_problem
 from replica.training import run_directory
@@ -101,14 +100,14 @@ def changes_of(arguments: argparse.Namespace) -> dict[str, float]:
 
 def is_live(run_dir: Path) -> bool:
     """Whether a process holds the run's lock."""
-    try:
-        with (run_dir / run_directory.LOCK_FILE).open("r") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    lock = run_dir / run_directory.LOCK_FILE
+    if not lock.exists():
         return False
-    except OSError:
+    try:
+        with locked(lock, title=str(run_dir), when_held="is live"):
+            return False
+    except UserError:
         return True
-    return False
 
 
 def send(arguments: argparse.Namespace) -> str:

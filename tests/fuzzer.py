@@ -30,14 +30,14 @@ from archives import (
 from PIL import Image
 
 from data_prep.build_shards import main as build_shards
-from data_prep.devkit import read_devkit
 from data_prep.errors import UserError
-from data_prep.manifest import shard_entries
 from data_prep.pictures import BadPictureError, PictureFormat, decode_picture
 from data_prep.shards import open_data_set
 from data_prep.sources import cifar10, kaggle, tiny_imagenet
-from data_prep.trees import Folder, Reader, open_tree
-from data_prep.verify_shards import ShardToCheck, check_shard
+from data_prep.sources.devkit import read_devkit
+from data_prep.sources.places import Reader
+from data_prep.sources.trees import Folder, open_tree
+from data_prep.verification import ShardToCheck, check_shard
 
 SECONDS_AN_INPUT = 60
 INTERESTING = (0, 1, 127, 128, 255)
@@ -105,8 +105,8 @@ def shard_target(directory: Path, *options: str) -> tuple[bytes, Check]:
     path = out / "val-00000.h5"
     whole = path.read_bytes()
     data = open_data_set(out)
-    entry = shard_entries(data.manifest, "val")[0]
-    task = ShardToCheck("val", 0, data.val.shards[0], entry["sha256"], data.wnids, data.class_names)
+    sha256 = data.manifest.shard_files("val")[0].sha256
+    task = ShardToCheck("val", 0, data.val.shards[0], sha256, data.wnids, data.class_names)
 
     def check(content: bytes) -> str:
         path.write_bytes(content)

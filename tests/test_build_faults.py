@@ -16,7 +16,7 @@ from archives import files_below, tar_bytes
 from conftest import PROJECT_DIR, assert_user_error, is_running, run
 
 from data_prep.errors import UserError
-from data_prep.manifest import read_manifest, write_manifest
+from data_prep.manifest_json import read_manifest
 from data_prep.shards import open_data_set
 from data_prep.sources import toy
 
@@ -51,9 +51,9 @@ def finished(out):
     except UserError:
         return []
     return [
-        out / entry["file"]
-        for part in manifest["parts"].values()
-        for entry in part["shards"]
+        out / entry.file.file
+        for shards in manifest.parts.values()
+        for entry in shards
         if entry is not None
     ]
 
@@ -292,7 +292,7 @@ def test_a_shard_damaged_between_two_runs_is_named_and_can_be_built_again(
     manifest["complete"] = False
     for key in ("statistics", "labels"):
         (out / manifest.pop(key)["file"]).unlink()
-    write_manifest(out, manifest)
+    (out / "manifest.json").write_text(json.dumps(manifest))
     (out / lost["file"]).unlink()
     path = out / damaged["file"]
     data = bytearray(path.read_bytes())

@@ -101,7 +101,7 @@ def test_a_shard_is_the_same_file_wherever_it_is_written(tmp_path, monkeypatch, 
     path = tmp_path / "other" / "shard.h5"
     assert write_shard(path, num_images, num_images + num_bad) == expected
     # The digest was taken while the file was written.
-    assert sha256_of_file(path) == expected["sha256"]
+    assert sha256_of_file(path) == expected.sha256
 
 
 @pytest.mark.parametrize("failing_block", [1, 2, 4])

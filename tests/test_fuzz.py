@@ -17,10 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep.errors import UserError
-from data_prep.manifest import _manifest_problems, read_manifest
+from data_prep.manifest_json import _manifest_problems, read_manifest
 from data_prep.pictures import FITS, PictureFormat, _new_size
-from data_prep.sources import Picture, PictureSet, halves, kaggle, tiny_imagenet
-from data_prep.trees import Folder
+from data_prep.sources import kaggle, tiny_imagenet
+from data_prep.sources.picture_set import Picture, PictureSet, halves
+from data_prep.sources.trees import Folder
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "1"))
 

@@ -21,27 +21,28 @@ from archives import (
 from conftest import PROJECT_DIR, assert_user_error, run
 from PIL import Image
 
-from data_prep.build_shards import check_pictures
 from data_prep.build_shards import main as build_shards
 from data_prep.errors import UserError
+from data_prep.manifest import Storage
 from data_prep.pictures import PictureFormat
-from data_prep.recognise import SOURCES, recognise
+from data_prep.plan import check_pictures
 from data_prep.shard_builder import BuildSettings, ShardTask, build_shard
-from data_prep.shard_writer import Classes, Storage
+from data_prep.shard_writer import Classes
 from data_prep.shards import Shard, open_data_set
 from data_prep.sources import (
-    Picture,
     cifar10,
     class_tars,
     folder,
-    halves,
     ilsvrc2010,
     ilsvrc2012,
     kaggle,
     tiny_image10,
     tiny_imagenet,
 )
-from data_prep.trees import Folder, Reader, open_tree
+from data_prep.sources.picture_set import Picture, halves
+from data_prep.sources.places import Reader
+from data_prep.sources.recognize import SOURCES, recognize
+from data_prep.sources.trees import Folder, open_tree
 
 BUILD = "data_prep/build_shards.py"
 
@@ -270,7 +271,7 @@ def test_the_halves_depend_on_the_seed_and_on_nothing_else():
 def test_class_tars_in_one_large_tar_are_read_in_place(tmp_path):
     directory = write_class_tars(tmp_path / "fall", 5)
     (tmp_path / "whole.tar").write_bytes(tar_bytes(files_below(directory)))
-    source, tree = recognise(open_tree(tmp_path / "whole.tar"), tmp_path / "whole.tar")
+    source, tree = recognize(open_tree(tmp_path / "whole.tar"), tmp_path / "whole.tar")
     assert source == "class-tars"
     inside, outside = class_tars.find(tree), class_tars.find(Folder(directory))
     for part in ("train", "test"):
@@ -285,7 +286,7 @@ def test_the_training_tar_of_an_official_set_alone_is_not_cut_in_half_unasked(tm
     alone = tmp_path / "ILSVRC2012_img_train.tar"
     alone.write_bytes(tar_bytes(files_below(directory)))
     with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar: expected the directory that"):
-        recognise(open_tree(alone), alone)
+        recognize(open_tree(alone), alone)
 
 
 def test_21843_classes_fit_into_a_shard(tmp_path):
@@ -297,7 +298,7 @@ def test_21843_classes_fit_into_a_shard(tmp_path):
                  enumerate((0, 21_842)))  # fmt: skip
     settings = BuildSettings(PictureFormat(8), Storage(), Classes(wnids, names, "0" * 64), True)
     _, entry = build_shard(ShardTask("train", 0, tmp_path / "train-00000.h5", rows), settings)
-    shard = Shard(tmp_path / "train-00000.h5", entry["num_images"], 21_843, 8)
+    shard = Shard(tmp_path / "train-00000.h5", entry.num_images, 21_843, 8)
     assert tuple(shard.wnids()) == wnids
     assert tuple(shard.class_names()) == names
     assert shard.labels().tolist() == [0, 21_842]
@@ -440,7 +441,7 @@ def test_every_version_of_cifar10_gives_the_same_pictures(form, container, tmp_p
                          "--workers", "1"]) == 0  # fmt: skip
     data = open_data_set(out)
     assert data.wnids == list(cifar10.CLASSES)
-    assert data.manifest["source"] == "cifar10"
+    assert data.manifest.plan.source == "cifar10"
     assert (len(data.train), len(data.val), len(data.test)) == (100, 0, 20)
     assert data.held_out == "test"
     if form == "jpg":
@@ -518,7 +519,7 @@ def test_pickles_of_an_old_numpy_are_read(tmp_path):
 # --- Recognition
 
 
-def test_every_source_is_recognised_by_what_it_is(official, toy_dir, tmp_path, capsys):
+def test_every_source_is_recognised_by_what_it_is(official, toy_dir, tmp_path):
     given = {
         "kaggle": toy_dir,
         "ilsvrc2012": official[2012],
@@ -532,16 +533,16 @@ def test_every_source_is_recognised_by_what_it_is(official, toy_dir, tmp_path, c
     # Tiny Image10 is a cut of Tiny ImageNet: it has to be asked for.
     assert set(given) == set(SOURCES) - {"tiny-image10"}
     for name, directory in given.items():
-        assert recognise(Folder(directory), directory)[0] == name
-        assert f"source: {name} (found at {directory})" in capsys.readouterr().out
+        source, tree = recognize(Folder(directory), directory)
+        assert (source, tree.title) == (name, str(directory))
 
 
-def test_a_folder_around_the_set_is_looked_into(tmp_path, capsys):
+def test_a_folder_around_the_set_is_looked_into(tmp_path):
     write_tiny(tmp_path / "download" / "tiny-imagenet-200", [wnid_of(1), wnid_of(2)])
-    source, tree = recognise(Folder(tmp_path / "download"), tmp_path / "download")
+    source, tree = recognize(Folder(tmp_path / "download"), tmp_path / "download")
     assert source == "tiny-imagenet"
     assert len(tiny_imagenet.find(tree).parts["train"]) == 12
-    assert "tiny-imagenet-200)" in capsys.readouterr().out
+    assert tree.title == str(tmp_path / "download" / "tiny-imagenet-200")
 
 
 def test_a_named_source_that_is_not_there_says_what_is_missing(tmp_path):
@@ -599,7 +600,7 @@ def test_the_source_that_contributing_shows_works_as_it_stands(tmp_path, monkeyp
         arguments = ["--input", str(given), "--output", str(out), "--size", "8"]
         assert build_shards([*arguments, "--workers", "1"]) == 0
         data = open_data_set(out)
-        assert data.manifest["source"] == "list"
+        assert data.manifest.plan.source == "list"
         assert data.wnids == ["ant", "dog"]
         assert data.train.labels.tolist() == [1, 0]
         assert number_of(data.val.image(0)[4, 4]) == 2

@@ -13,10 +13,10 @@ from conftest import run
 from PIL import Image
 from scipy.io import loadmat
 
-from data_prep.devkit import read_devkit
 from data_prep.shards import open_data_set
 from data_prep.sources import kaggle, tiny_imagenet
-from data_prep.trees import Below, Folder, open_tree
+from data_prep.sources.devkit import read_devkit
+from data_prep.sources.trees import Below, Folder, open_tree
 from replica.feed.augment import center_crop, ten_crops
 from replica.training.evaluation import count, evaluate
 

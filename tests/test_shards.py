@@ -22,10 +22,10 @@ from conftest import PROJECT_DIR, assert_user_error, is_running, run
 from data_prep.build_shards import main as build_shards
 from data_prep.errors import UserError
 from data_prep.files import write_whole
-from data_prep.shard_writer import structure_entry
+from data_prep.shard_writer import structure_of
 from data_prep.shards import Part, open_data_set
 from data_prep.sources import kaggle
-from data_prep.trees import Folder
+from data_prep.sources.trees import Folder
 
 BUILD, VERIFY = "data_prep/build_shards.py", "data_prep/verify_shards.py"
 
@@ -166,7 +166,7 @@ def rewrite(path, change, *, is_signed=True):
             if entry["file"] == path.name:
                 entry["num_bytes"] = path.stat().st_size
                 if is_signed:
-                    entry["structure"] = structure_entry(path)
+                    entry["structure"] = vars(structure_of(path))
     manifest_path.write_text(json.dumps(manifest))
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from data_prep.errors import UserError
 from data_prep.shards import open_data_set
 from data_prep.sources import folder, kaggle, tiny_imagenet, toy
-from data_prep.trees import Folder
+from data_prep.sources.trees import Folder
 
 BUILD = "data_prep/build_shards.py"
 
@@ -177,7 +177,7 @@ def test_classes_without_pictures_are_counted_and_strict_refuses_them(pictures, 
     assert result.returncode == 0, result.stderr
     assert "train: 2 of 10 classes have no pictures (such as n90000003)" in result.stdout
     data = open_data_set(tmp_path / "out")
-    assert data.manifest["classes_without_pictures"]["train"] == [toy.WNIDS[3], toy.WNIDS[5]]
+    assert data.manifest.plan.classes_without_pictures["train"] == [toy.WNIDS[3], toy.WNIDS[5]]
     assert len(data.wnids) == 10
 
 

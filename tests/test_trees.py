@@ -8,18 +8,10 @@ import pytest
 from archives import tar_bytes, zip_bytes
 
 from data_prep.errors import UserError
-from data_prep.trees import (
-    Below,
-    Folder,
-    Held,
-    InputChangedError,
-    Reader,
-    Span,
-    nested_tar_files,
-    open_tree,
-    read_bytes,
-    tar_files,
-)
+from data_prep.sources.archives import nested_tar_files, tar_files
+from data_prep.sources.places import Held, InputChangedError, Reader, Span
+from data_prep.sources.text import read_bytes
+from data_prep.sources.trees import Below, Folder, open_tree
 
 FILES = [
     ("a/one.JPEG", b"first"),
@@ -186,7 +178,7 @@ def test_a_nested_tar_that_is_none_is_refused_with_both_names(tmp_path):
 
 
 def test_a_compressed_tar_that_grows_too_large_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_prep.trees.MAX_COMPRESSED_TAR_BYTES", 1 << 20)
+    monkeypatch.setattr("data_prep.sources.archives.MAX_COMPRESSED_TAR_BYTES", 1 << 20)
     (tmp_path / "bomb.tar.gz").write_bytes(tar_bytes([("zeros", bytes(2 << 20))], mode="w:gz"))
     with pytest.raises(UserError, match="decompress it, and give the plain tar"):
         open_tree(tmp_path / "bomb.tar.gz")

@@ -12,9 +12,9 @@ from PIL import Image
 
 from data_prep.build_shards import main as build_shards
 from data_prep.files import sha256_of_file
-from data_prep.shard_writer import structure_entry
+from data_prep.shard_writer import structure_of
 from data_prep.shards import open_data_set
-from data_prep.verify_shards import describe_duplicates, find_duplicates, verify
+from data_prep.verification import describe_duplicates, find_duplicates, verify
 
 VERIFY = "data_prep/verify_shards.py"
 
@@ -35,7 +35,7 @@ def signed(path, change):
             if entry["file"] == path.name:
                 entry["num_bytes"] = path.stat().st_size
                 entry["sha256"] = sha256_of_file(path)
-                entry["structure"] = structure_entry(path)
+                entry["structure"] = vars(structure_of(path))
     manifest_path.write_text(json.dumps(manifest))
 
 

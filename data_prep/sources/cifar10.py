@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 
 from data_prep.errors import UserError
-from data_prep.sources import Picture, Pictures, PictureSet, folder
-from data_prep.trees import Pixels, Tree, read_bytes, read_text, visible_names
+from data_prep.sources import folder
+from data_prep.sources.picture_set import Picture, Pictures, PictureSet
+from data_prep.sources.places import Pixels
+from data_prep.sources.text import read_bytes, read_text
+from data_prep.sources.trees import Tree, visible_names
 
 LAYOUT = "data_batch_1 or data_batch_1.bin, or train/{airplane,...,truck}: CIFAR-10"
 CLASSES = (

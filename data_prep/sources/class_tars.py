@@ -6,8 +6,10 @@ The classes' names come from `words.txt` (wnid, tab, names), where it lies besid
 """
 
 from data_prep.errors import UserError
-from data_prep.sources import WNID, Picture, PictureSet, halves, read_class_names
-from data_prep.trees import Tree, nested_tar_files, visible_names
+from data_prep.sources.archives import nested_tar_files
+from data_prep.sources.picture_set import WNID, Picture, PictureSet, halves
+from data_prep.sources.text import read_class_names
+from data_prep.sources.trees import Tree, visible_names
 
 LAYOUT = "nXXXXXXXX.tar: one tar a class, as ImageNet of Fall 2009 and 2011"
 NAMES_FILE = "words.txt"

@@ -2,8 +2,8 @@
 
 from data_prep.errors import UserError
 from data_prep.manifest import PARTS
-from data_prep.sources import PictureSet, class_pictures
-from data_prep.trees import Tree, visible_names
+from data_prep.sources.picture_set import PictureSet, class_pictures
+from data_prep.sources.trees import Tree, visible_names
 
 LAYOUT = "train/<class>/* and val/<class>/* or test/<class>/*"
 

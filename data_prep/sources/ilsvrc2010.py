@@ -5,10 +5,10 @@ In one directory: the tars of the training, validation and test pictures
 them or in the devkit. Its 1000 classes are not those of 2012.
 """
 
-from data_prep.devkit import numbered_pictures, one_of, read_devkit, train_pictures
 from data_prep.errors import UserError
-from data_prep.sources import PictureSet
-from data_prep.trees import Tree, visible_names
+from data_prep.sources.devkit import numbered_pictures, one_of, read_devkit, train_pictures
+from data_prep.sources.picture_set import PictureSet
+from data_prep.sources.trees import Tree, visible_names
 
 LAYOUT = "ILSVRC2010_*train*.tar, *val*.tar, *test*.tar, the devkit and the public test labels"
 TEST_LABELS = "ILSVRC2010_test_ground_truth.txt"

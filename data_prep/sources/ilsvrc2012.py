@@ -4,9 +4,9 @@ In one directory: `ILSVRC2012_img_train.tar`, `ILSVRC2012_img_val.tar` and
 `ILSVRC2012_devkit_t12.tar.gz` (or the devkit unpacked).
 """
 
-from data_prep.devkit import numbered_pictures, one_of, read_devkit, train_pictures
-from data_prep.sources import PictureSet
-from data_prep.trees import Tree
+from data_prep.sources.devkit import numbered_pictures, one_of, read_devkit, train_pictures
+from data_prep.sources.picture_set import PictureSet
+from data_prep.sources.trees import Tree
 
 LAYOUT = "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and the devkit: the official files"
 TRAIN_TAR = "ILSVRC2012_img_train.tar"

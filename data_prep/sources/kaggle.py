@@ -14,8 +14,10 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import PurePath
 
 from data_prep.errors import UserError
-from data_prep.sources import WNID, Picture, PictureSet, class_pictures, tree_place
-from data_prep.trees import Reader, Tree, read_text, text_lines, visible_names
+from data_prep.sources.picture_set import WNID, Picture, PictureSet, class_pictures
+from data_prep.sources.places import Reader
+from data_prep.sources.text import read_text, text_lines
+from data_prep.sources.trees import Tree, visible_names
 
 LAYOUT = "ILSVRC/Data/CLS-LOC/train/<wnid>: ImageNet as Kaggle packs it, also its zip file"
 MAPPING_FILE = "LOC_synset_mapping.txt"
@@ -78,24 +80,24 @@ def find(tree: Tree) -> PictureSet:
             f"{origin}: expected wnids of {MAPPING_FILE}, got {len(unknown)} others (such as "
             f"{unknown[0]})"
         )
-    unlabelled = [name for name in val_names if PurePath(name).stem not in val_wnids]
-    if unlabelled:
+    unlabeled = [name for name in val_names if PurePath(name).stem not in val_wnids]
+    if unlabeled:
         raise UserError(
-            f"{tree.title}/{val_dir}: {len(unlabelled)} of {len(val_names)} validation pictures "
-            f"have no label (such as {unlabelled[0]}): expected one in {SOLUTION_FILE} or an XML "
+            f"{tree.title}/{val_dir}: {len(unlabeled)} of {len(val_names)} validation pictures "
+            f"have no label (such as {unlabeled[0]}): expected one in {SOLUTION_FILE} or an XML "
             f"file in {tree.title}/{base}Annotations/CLS-LOC/val"
         )
     val = tuple(
         Picture(
             f"{val_dir}/{name}",
             labels[val_wnids[PurePath(name).stem]],
-            tree_place(tree, f"{val_dir}/{name}"),
+            tree.place(f"{val_dir}/{name}"),
         )
         for name in val_names
     )
     absent = len(val_wnids) - len({PurePath(name).stem for name in val_names} & val_wnids.keys())
     if absent:
-        notes.append(f"{absent} labelled validation pictures are not in {tree.title}/{val_dir}")
+        notes.append(f"{absent} labeled validation pictures are not in {tree.title}/{val_dir}")
     return PictureSet(
         "kaggle", tree.title, wnids, class_names, {"train": train, "val": val}, notes=tuple(notes)
     )

@@ -6,8 +6,9 @@ compared with it. `--classes FILE --per-class 400,50,50` does the same for other
 
 from dataclasses import replace
 
-from data_prep.sources import PictureSet, tiny_imagenet
-from data_prep.trees import Tree
+from data_prep.sources import tiny_imagenet
+from data_prep.sources.picture_set import PictureSet
+from data_prep.sources.trees import Tree
 
 LAYOUT = "ten classes of Tiny ImageNet, 400/50/50 a class; only by name"
 PER_CLASS = (400, 50, 50)

@@ -9,16 +9,9 @@ of the wnid in sorted order. The test pictures have no labels and are left out.
 import re
 
 from data_prep.errors import UserError
-from data_prep.sources import (
-    WNID,
-    Picture,
-    Pictures,
-    PictureSet,
-    class_pictures,
-    read_class_names,
-    tree_place,
-)
-from data_prep.trees import Tree, text_lines, visible_names
+from data_prep.sources.picture_set import WNID, Picture, Pictures, PictureSet, class_pictures
+from data_prep.sources.text import read_class_names, text_lines
+from data_prep.sources.trees import Tree, visible_names
 
 LAYOUT = "wnids.txt and train/<wnid>/images: Tiny ImageNet"
 CLASSES_FILE = "wnids.txt"
@@ -55,20 +48,20 @@ def find(tree: Tree) -> PictureSet:
             f"(such as {unknown[0]})"
         )
     names = visible_names(tree, VAL_DIR)
-    unlabelled = [name for name in names if name not in val_wnids]
-    if unlabelled:
+    unlabeled = [name for name in names if name not in val_wnids]
+    if unlabeled:
         raise UserError(
-            f"{tree.title}/{VAL_DIR}: {len(unlabelled)} of {len(names)} validation pictures have "
-            f"no label (such as {unlabelled[0]}): expected one in {annotations}"
+            f"{tree.title}/{VAL_DIR}: {len(unlabeled)} of {len(names)} validation pictures have "
+            f"no label (such as {unlabeled[0]}): expected one in {annotations}"
         )
     val = tuple(
-        Picture(f"{VAL_DIR}/{name}", labels[val_wnids[name]], tree_place(tree, f"{VAL_DIR}/{name}"))
+        Picture(f"{VAL_DIR}/{name}", labels[val_wnids[name]], tree.place(f"{VAL_DIR}/{name}"))
         for name in names
     )
     notes = []
     if len(val_wnids) > len(names):
         absent = len(val_wnids) - len(names)
-        notes.append(f"{absent} labelled validation pictures are not in {tree.title}/{VAL_DIR}")
+        notes.append(f"{absent} labeled validation pictures are not in {tree.title}/{VAL_DIR}")
     if tree.is_dir("test"):
         notes.append("the test pictures have no labels and are left out")
     class_names = read_names(tree, NAMES_FILE, wnids)

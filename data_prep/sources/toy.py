@@ -3,7 +3,7 @@
 Ten classes in Kaggle's layout: JPEG files of varied sizes, shapes and modes, validation XML,
 `LOC_synset_mapping.txt` and `LOC_val_solution.csv`. `kaggle.py` reads it as it reads ImageNet. Each
 picture shows one object at a random place, of a random size, on a random background; classes differ
-in orientation, texture, colour or shape, so no single pixel tells anything and a linear classifier
+in orientation, texture, color or shape, so no single pixel tells anything and a linear classifier
 on raw pixels does badly.
 """
 
@@ -21,14 +21,16 @@ from tqdm import tqdm
 
 from data_prep.errors import UserError
 from data_prep.files import write_whole
-from data_prep.sources import PictureSet, kaggle
-from data_prep.trees import Folder
+from data_prep.sources import kaggle
+from data_prep.sources.picture_set import PictureSet
+from data_prep.sources.trees import Folder
 from data_prep.workers import worker_pool
 
 RECIPE = "mini"
 DESCRIPTION_FILE = "toy.json"
 DRAWING_VERSION = 1
 
+# As drawn sets have them: a name, once it is in files, stays.
 CLASS_NAMES = (
     "horizontal stripes, orientation",
     "vertical stripes, orientation",
@@ -46,7 +48,7 @@ WNIDS = tuple(f"n900000{label:02d}" for label in range(len(CLASS_NAMES)))
 DISK_COLORS = {4: (205, 40, 40), 5: (40, 170, 60), 6: (45, 70, 215)}
 
 MIN_SIDE, MAX_SIDE = 258, 400
-GREY_FRACTION = 0.1
+GRAY_FRACTION = 0.1
 CMYK_FRACTION = 0.05
 
 
@@ -184,7 +186,7 @@ def draw_picture(rng: np.random.Generator, *, label: int) -> tuple[Image.Image, 
     picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
     mode = rng.uniform()
-    if mode < GREY_FRACTION and label not in DISK_COLORS:
+    if mode < GRAY_FRACTION and label not in DISK_COLORS:
         picture = picture.convert("L")
     elif mode > 1 - CMYK_FRACTION:
         picture = picture.convert("CMYK")
@@ -198,7 +200,7 @@ def draw_picture(rng: np.random.Generator, *, label: int) -> tuple[Image.Image, 
 
 
 def _background(rng: np.random.Generator, v: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Two random colours, blended along waves of a random direction."""
+    """Two random colors, blended along waves of a random direction."""
     first, second = rng.uniform(0, 255, 3), rng.uniform(0, 255, 3)
     wave = np.zeros_like(u)
     for _ in range(3):
@@ -210,7 +212,7 @@ def _background(rng: np.random.Generator, v: np.ndarray, u: np.ndarray) -> np.nd
 
 
 def _contrasting(rng: np.random.Generator, color: np.ndarray) -> np.ndarray:
-    """A random colour that is clearly lighter or darker, so that grey copies keep the pattern."""
+    """A random color that is clearly lighter or darker, so that gray copies keep the pattern."""
     luma = np.array((0.299, 0.587, 0.114))
     while True:
         other = rng.uniform(0, 255, 3)
@@ -221,7 +223,7 @@ def _contrasting(rng: np.random.Generator, color: np.ndarray) -> np.ndarray:
 def _object_masks(
     rng: np.random.Generator, label: int, x: np.ndarray, y: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where the object is, and where in it the second colour is; x and y are in radii."""
+    """Where the object is, and where in it the second color is; x and y are in radii."""
     inside = x * x + y * y < 1
     nowhere = np.zeros_like(inside)
     period, phase = float(rng.uniform(0.4, 0.75)), float(rng.uniform(0, 1))

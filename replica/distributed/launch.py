@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ import torch
 import torch.distributed as dist
 
 from data_prep.errors import UserError
+from data_prep.parent import end_with_parent
 from replica.distributed import heartbeat
 from replica.distributed.devices import Devices
 from replica.distributed.mesh import Rank
@@ -177,7 +177,7 @@ def _run_rank(
     timeout: float,
     failures: Any,
 ) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     # All processes are on this machine, so its loopback interface is all that gloo needs.
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -256,13 +256,6 @@ def _end(status: int) -> None:
     os._exit(status)
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(EXIT_FAILURE)
-
-
 # --- Started by torchrun
 
 
@@ -304,7 +297,7 @@ def run_as_told(worker: Worker, argument: Any, rank: Rank, *, timeout: float) ->
         Never: a process of a group ends here, with 0, 130 or 143 as `run_processes` returns, 1
         after a failure, and 2 after a user's mistake.
     """
-    threading.Thread(target=_end_with_starter, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
     stop = threading.Event()
     received: list[int] = []
     opened: list[str] = []
@@ -334,9 +327,3 @@ def run_as_told(worker: Worker, argument: Any, rank: Rank, *, timeout: float) ->
             status = 128 + received[0]
     _end(status or (128 + received[0] if received else 0))
     raise AssertionError("the process has ended")
-
-
-def _end_with_starter(starter: int) -> None:
-    while os.getppid() == starter:
-        time.sleep(1.0)
-    os._exit(EXIT_FAILURE)

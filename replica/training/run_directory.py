@@ -1,6 +1,5 @@
 """A run's directory: its record (run.json), its metrics (metrics.jsonl), its lock."""
 
-import fcntl
 import json
 import math
 import os
@@ -17,7 +16,7 @@ import torch
 
 import cuda_ext
 from data_prep.errors import UserError
-from data_prep.files import write_whole
+from data_prep.files import locked, write_whole
 from replica import __version__
 
 RUNS_DIR = Path("runs")
@@ -63,18 +62,8 @@ def locked_run(run_dir: Path, *, resume: bool) -> Iterator[None]:
             f"--out {run_dir}: in use: expected an empty or a new directory: choose another one, "
             "or continue the run in it with --resume"
         )
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = (run_dir / LOCK_FILE).open("w")
-    except OSError as error:
-        raise UserError(f"--out {run_dir}: cannot be written: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"--out {run_dir}: in use by another process: wait for it, or choose another one"
-            ) from None
+    when_held = "in use by another process: wait for it, or choose another one"
+    with locked(run_dir / LOCK_FILE, title=f"--out {run_dir}", when_held=when_held):
         yield
 
 

@@ -9,6 +9,7 @@ import faulthandler
 import io
 import multiprocessing
 import re
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -17,21 +18,13 @@ from pathlib import Path
 from scipy.io import loadmat
 
 from data_prep.errors import UserError
-from data_prep.sources import WNID, Picture, Pictures
-from data_prep.trees import (
-    Archive,
-    Held,
-    Place,
-    Tree,
-    compressed_tar_files,
-    nested_tar_files,
-    read_bytes,
-    text_lines,
-    visible_names,
-)
+from data_prep.sources.archives import compressed_tar_files, nested_tar_files
+from data_prep.sources.picture_set import WNID, Picture, Pictures
+from data_prep.sources.places import Place
+from data_prep.sources.text import read_bytes, text_lines
+from data_prep.sources.trees import Archive, Tree, visible_names
 
 NUM_CLASSES = 1000
-MAX_META_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -111,14 +104,10 @@ def read_devkit(tree: Tree, *, year: int) -> Devkit:
     raise UserError(f"{tree.title}/{name}: expected data/meta.mat in the development kit")
 
 
-def _kit_files(tree: Tree, name: str) -> dict[str, Place]:
+def _kit_files(tree: Tree, name: str) -> Mapping[str, Place]:
     place = tree.place(name)
     if isinstance(place, str) and not name.endswith(".tar"):
-        files: dict[str, Place] = {}
-        for path, held in compressed_tar_files(Path(place)):
-            assert isinstance(held, Held)
-            files[path] = held
-        return files
+        return dict(compressed_tar_files(Path(place)))
     return dict(nested_tar_files(f"{tree.title}/{name}", place))
 
 
@@ -126,7 +115,7 @@ def _read_meta(
     tree: Tree, path: str, year: int
 ) -> tuple[tuple[str, ...], tuple[str, ...], dict[int, int]]:
     title = f"{tree.title}/{path}"
-    data = read_bytes(tree, path, "the classes", limit=MAX_META_BYTES)
+    data = read_bytes(tree, path, "the classes")
     # SciPy's reader crashes on some damaged files: it runs in a process of its own.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as process:

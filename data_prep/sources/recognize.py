@@ -1,4 +1,4 @@
-"""Which source reads a tree: the table of all, and how a layout is recognised."""
+"""Which source reads a tree: the table of all, and how a layout is recognized."""
 
 from pathlib import Path
 from types import ModuleType
@@ -14,9 +14,9 @@ from data_prep.sources import (
     tiny_image10,
     tiny_imagenet,
 )
-from data_prep.trees import Below, Tree, visible_names
+from data_prep.sources.trees import Below, Tree, visible_names
 
-# What --input may hold, in the order in which it is recognised.
+# What --input may hold, in the order in which it is recognized.
 SOURCES: dict[str, ModuleType] = {
     "kaggle": kaggle,
     "ilsvrc2012": ilsvrc2012,
@@ -29,7 +29,7 @@ SOURCES: dict[str, ModuleType] = {
 }
 
 
-def recognise(tree: Tree, path: Path) -> tuple[str, Tree]:
+def recognize(tree: Tree, path: Path) -> tuple[str, Tree]:
     """The first source whose layout is in a tree, or in the one folder at its top.
 
     Raises:
@@ -44,7 +44,6 @@ def recognise(tree: Tree, path: Path) -> tuple[str, Tree]:
                         "pictures and the devkit, too, got the training pictures alone: give that "
                         "directory, or --source class-tars to cut each class in half"
                     )
-                print(f"source: {name} (found at {candidate.title})")
                 return name, candidate
     seen = visible_names(tree, "")
     shown = ", ".join(seen[:4]) + (", ..." if len(seen) > 4 else "")

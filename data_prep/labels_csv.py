@@ -1,0 +1,47 @@
+"""`labels.csv`: one line an image, for people and spreadsheets."""
+
+import csv
+import hashlib
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from data_prep.files import whole_file
+from data_prep.manifest import PARTS, FileEntry, Manifest
+from data_prep.shards import shards_of
+
+Row = tuple[str, str, int, str, str]  # image, wnid, index, name, part
+
+
+def label_rows(manifest: Manifest, directory: Path) -> Iterator[Row]:
+    """The rows, read from the shards."""
+    wnids, names = manifest.plan.wnids, manifest.plan.class_names
+    for part in PARTS:
+        for shard in shards_of(directory, manifest, part):
+            for picture, label in zip(shard.pictures(), shard.labels().tolist(), strict=True):
+                yield picture, wnids[label], label, names[label], part
+
+
+def write_labels(path: Path, rows: Iterable[Row]) -> FileEntry:
+    """Writes the file, and returns its manifest entry."""
+    digest, num_bytes = hashlib.sha256(), 0
+    with whole_file(path) as file:
+        for block in csv_blocks(rows):
+            digest.update(block)
+            num_bytes += len(block)
+            file.write(block)
+    return FileEntry(path.name, num_bytes, digest.hexdigest())
+
+
+def csv_blocks(rows: Iterable[Row]) -> Iterator[bytes]:
+    """The bytes of the file, some thousand rows at a time."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("image", "wnid", "index", "name", "part"))
+    for number, row in enumerate(rows, start=1):
+        writer.writerow(row)
+        if number % 1000 == 0:
+            yield text.getvalue().encode("utf-8", "surrogateescape")
+            text.seek(0)
+            text.truncate()
+    yield text.getvalue().encode("utf-8", "surrogateescape")

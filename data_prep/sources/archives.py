@@ -1,0 +1,241 @@
+"""The files of tar and zip archives, listed and never extracted.
+
+An uncompressed tar, and a tar inside it, hold each file as one span of bytes; a zip file holds it
+as one compressed span.
+"""
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_prep.errors import UserError
+from data_prep.sources.places import ZIP_HEADER_BYTES, Held, Place, Span, container_at
+
+# A compressed tar cannot be read in the middle: it is held in memory, up to this size.
+MAX_COMPRESSED_TAR_BYTES = 2 << 30
+COMPRESSIONS = {"gz": gzip.GzipFile, "bz2": bz2.BZ2File, "xz": lzma.LZMAFile}
+
+
+def file_kind(path: Path) -> str | None:
+    """`zip`, `tar`, `gz`, `bz2`, `xz`, or None: told by the first bytes, not by the name."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    for magic, kind in (
+        (b"PK\x03\x04", "zip"),
+        (b"\x1f\x8b", "gz"),
+        (b"BZh", "bz2"),
+        (b"\xfd7zXZ\0", "xz"),
+    ):
+        if head.startswith(magic):
+            return kind
+    return "tar" if head[257:262] == b"ustar" or _is_old_tar_header(head) else None
+
+
+def _is_old_tar_header(head: bytes) -> bool:
+    if len(head) < 512 or not head[0]:
+        return False
+    try:
+        checksum = int(head[148:156].strip(b"\0 ") or b"x", 8)
+    except ValueError:
+        return False
+    return checksum == sum(head[:148]) + 8 * 32 + sum(head[156:])
+
+
+def _check_name(title: str, name: str) -> str:
+    parts = name.removeprefix("./").rstrip("/").split("/")
+    if name.startswith("/") or "\\" in name or "\0" in name or ".." in parts or "" in parts:
+        raise UserError(
+            f"{title}: expected names below the archive itself, got {name[:80]!r}: this is not "
+            "the archive that it should be"
+        )
+    return "/".join(part for part in parts if part != ".")
+
+
+@contextmanager
+def _archive_errors(title: str, kind: str) -> Iterator[None]:
+    """Whatever a damaged archive leads Python's readers to becomes one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{title}: cannot be read: {error}") from None
+    except Exception as error:
+        raise UserError(f"{title}: expected a whole {kind} file, got one with: {error}") from None
+
+
+# --- Tar
+
+
+class _Part(io.RawIOBase):
+    """The bytes of a file from `start` to `end`."""
+
+    def __init__(self, file: io.BufferedIOBase | io.RawIOBase, start: int, end: int):
+        self._file, self._start, self._end, self._at = file, start, end, start
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: self._start, io.SEEK_CUR: self._at, io.SEEK_END: self._end}[whence]
+        self._at = max(self._start, base + offset)
+        return self._at - self._start
+
+    def tell(self) -> int:
+        return self._at - self._start
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        wanted = min(len(buffer), max(0, self._end - self._at))
+        self._file.seek(self._at)
+        data = self._file.read(wanted) or b""
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def tar_files(path: Path, *, within: Span | None = None) -> Iterator[tuple[str, Span]]:
+    """Lists the plain files of an uncompressed tar, in the tar's order.
+
+    Args:
+        path: the file.
+        within: a tar inside that file, instead of the file itself.
+
+    Raises:
+        UserError: the tar is damaged or cut off, or holds something else than directories and
+            plain files below itself (links, devices, `..`), or a name twice.
+    """
+    container = within.container if within else container_at(path)
+    start = within.offset if within else 0
+    end = start + (within.size if within else container.num_bytes)
+    title = str(path)
+    seen: set[str] = set()
+    with (
+        _archive_errors(title, "tar"),
+        path.open("rb", buffering=0) as file,
+        io.BufferedReader(_Part(file, start, end), 4096) as part,
+        tarfile.open(fileobj=part, mode="r:") as tar,
+    ):
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # it would remember them all
+            name = _check_member(title, member, seen)
+            if name is None:
+                continue
+            offset = start + member.offset_data
+            if offset + member.size > end:
+                raise UserError(f"{title}: is cut off in {name}: expected the whole archive")
+            yield name, Span(container, offset, member.size)
+        part.seek(tar.offset)
+        if part.read(512).count(0) != 512:
+            raise UserError(f"{title}: is cut off: expected an end mark after the last file")
+
+
+def nested_tar_files(title: str, place: Place) -> Iterator[tuple[str, Span]]:
+    """Lists the files of a tar that is a file of a tree; `title` is what messages call it.
+
+    Raises:
+        UserError: it is no tar, or a damaged one.
+    """
+    if not isinstance(place, str | Span) or (isinstance(place, Span) and place.is_zip):
+        raise UserError(f"{title}: a tar inside a compressed file cannot be read: unpack the outer")
+    try:
+        if isinstance(place, str):
+            yield from tar_files(Path(place))
+        else:
+            yield from tar_files(Path(place.container.path), within=place)
+    except UserError as error:
+        raise UserError(f"{title}: {error}") from None
+
+
+def _check_member(title: str, member: tarfile.TarInfo, seen: set[str]) -> str | None:
+    """The name of a plain file; None for a directory, which needs no entry."""
+    name = _check_name(title, member.name)
+    if member.isdir():
+        return None
+    if not member.isreg() or member.issparse():
+        raise UserError(
+            f"{title}: expected plain files, got {name[:80]!r}, which is a link, a device or the "
+            "like: this is not the archive that it should be"
+        )
+    if name in seen:
+        raise UserError(f"{title}: expected each name once, got {name[:80]!r} twice")
+    seen.add(name)
+    return name
+
+
+def compressed_tar_files(path: Path) -> Iterator[tuple[str, Held]]:
+    """Reads a compressed tar into memory, and lists its plain files.
+
+    Raises:
+        UserError: as `tar_files`, or it holds more than `MAX_COMPRESSED_TAR_BYTES`.
+    """
+    title, total, seen = str(path), 0, set[str]()
+    with (
+        _archive_errors(title, "tar"),
+        COMPRESSIONS[file_kind(path) or "gz"](path) as file,
+        tarfile.open(fileobj=file, mode="r|") as tar,
+    ):
+        for member in tar:
+            name = _check_member(title, member, seen)
+            total += member.size
+            if total > MAX_COMPRESSED_TAR_BYTES:
+                raise UserError(
+                    f"{title}: holds more than {MAX_COMPRESSED_TAR_BYTES >> 30} GiB: a "
+                    "compressed tar is read in memory; decompress it, and give the plain tar"
+                )
+            if name is None:
+                continue
+            opened = tar.extractfile(member)
+            assert opened is not None
+            data = opened.read()
+            if len(data) != member.size:
+                raise UserError(f"{title}: is cut off in {name}: expected the whole archive")
+            yield name, Held(data)
+        while rest := file.read(1 << 20):  # up to the checksum at the end
+            total += len(rest)
+            if total > MAX_COMPRESSED_TAR_BYTES:
+                raise UserError(f"{title}: has too much after its last file")
+
+
+# --- Zip
+
+
+def zip_files(path: Path) -> Iterator[tuple[str, Span]]:
+    """Lists the files of a zip file, stored or deflated.
+
+    Raises:
+        UserError: the zip is damaged or encrypted, or holds names outside of itself or twice.
+    """
+    container, title, seen = container_at(path), str(path), set[str]()
+    with _archive_errors(title, "zip"), zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.is_dir():
+                _check_name(title, info.filename)
+                continue
+            name = _check_name(title, info.filename)
+            if info.flag_bits & 1 or info.compress_type not in (0, 8):
+                raise UserError(
+                    f"{title}: {name[:80]!r} is encrypted or compressed in a way that is not "
+                    "read here: expected stored or deflated files; unpack it"
+                )
+            if name in seen:
+                raise UserError(f"{title}: expected each name once, got {name[:80]!r} twice")
+            if info.compress_type == 0 and info.compress_size != info.file_size:
+                raise UserError(f"{title}: {name[:80]!r} has two sizes: the file is damaged")
+            held = info.compress_size if info.compress_type else info.file_size
+            if not 0 <= info.header_offset <= container.num_bytes - ZIP_HEADER_BYTES - held:
+                raise UserError(f"{title}: {name[:80]!r} is not in the file: it is damaged")
+            seen.add(name)
+            compressed = info.compress_size if info.compress_type else 0
+            yield name, Span(container, info.header_offset, info.file_size, compressed, True)

@@ -1,0 +1,180 @@
+"""A data set before it is decoded: pictures with their labels, and what is chosen of them."""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from data_prep.errors import UserError
+from data_prep.manifest import PARTS
+from data_prep.sources.places import Place
+from data_prep.sources.trees import Tree
+
+WNID = re.compile(r"n\d{8}")
+
+
+class Picture(NamedTuple):
+    """A picture before it is decoded: its name in the data set, its label, and its bytes."""
+
+    name: str
+    label: int
+    place: Place
+
+
+Pictures = tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """A data set before it is decoded: pictures and labels, in the source's own order.
+
+    Attributes:
+        source: the name of the module that found it.
+        title: where it was found, for messages.
+        wnids: one identifier a class; a label is an index into it.
+        class_names: one readable name a class.
+        parts: `train`, `val`, `test` -> pictures; a part that is missing has none.
+        recipe: the recipe that this data set names as its default, or None.
+        notes: what the user should know about what was found, one line each.
+    """
+
+    source: str
+    title: str
+    wnids: tuple[str, ...]
+    class_names: tuple[str, ...]
+    parts: dict[str, Pictures]
+    recipe: str | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def classes_without_pictures(self) -> dict[str, list[str]]:
+        """The wnids that have no picture, for each part that has pictures at all."""
+        empty = {}
+        for part, pictures in self.parts.items():
+            present = {picture.label for picture in pictures}
+            empty[part] = [wnid for i, wnid in enumerate(self.wnids) if i not in present]
+        return {part: empty[part] for part in PARTS if self.parts.get(part)}
+
+    def limited(self, limit: int) -> "PictureSet":
+        """The same set with at most `limit` pictures of each class in each part."""
+        parts = {}
+        for part, pictures in self.parts.items():
+            seen = [0] * len(self.wnids)
+            kept = []
+            for picture in pictures:
+                seen[picture.label] += 1
+                if seen[picture.label] <= limit:
+                    kept.append(picture)
+            parts[part] = tuple(kept)
+        return replace(self, parts=parts)
+
+    def with_classes(self, wanted: Iterable[str]) -> "PictureSet":
+        """Only the pictures of some classes, given by wnid or name; the labels are counted anew.
+
+        Raises:
+            UserError: a class is unknown, ambiguous or given twice; all of them are named.
+        """
+        chosen: list[int] = []
+        problems = []
+        for name in wanted:
+            found = matching_labels(name, self.wnids, self.class_names)
+            if len(found) != 1:
+                problems.append(f"{name!r} is {'no class' if not found else 'several classes'}")
+            elif found[0] in chosen:
+                problems.append(f"{name!r} stands there a second time")
+            else:
+                chosen.append(found[0])
+        if problems or not chosen:
+            raise UserError(
+                f"--classes: expected wnids or names of the {len(self.wnids)} classes of "
+                f"{self.title}, one a line; got: {'; '.join(problems[:5]) or 'none'}"
+            )
+        chosen.sort()
+        new_label = {label: i for i, label in enumerate(chosen)}
+        parts = {
+            part: tuple(p._replace(label=new_label[p.label]) for p in pictures if p.label in chosen)
+            for part, pictures in self.parts.items()
+        }
+        return replace(
+            self,
+            wnids=tuple(self.wnids[label] for label in chosen),
+            class_names=tuple(self.class_names[label] for label in chosen),
+            parts=parts,
+        )
+
+    def cut_from_train(self, per_class: tuple[int, int, int]) -> "PictureSet":
+        """New parts, all cut from the training pictures of each class, in their order.
+
+        Args:
+            per_class: how many pictures of a class become train, val and test.
+
+        Raises:
+            UserError: a class has too few training pictures.
+        """
+        of_class: dict[int, list[Picture]] = {label: [] for label in range(len(self.wnids))}
+        for picture in self.parts.get("train", ()):
+            of_class[picture.label].append(picture)
+        few = [self.wnids[i] for i, pictures in of_class.items() if len(pictures) < sum(per_class)]
+        if few:
+            raise UserError(
+                f"--per-class {','.join(map(str, per_class))}: expected {sum(per_class)} training "
+                f"pictures of each class, but {len(few)} classes have fewer (such as {few[0]})"
+            )
+        parts, first = {}, 0
+        for part, count in zip(PARTS, per_class, strict=True):
+            parts[part] = tuple(p for ps in of_class.values() for p in ps[first : first + count])
+            first += count
+        return replace(self, parts=parts)
+
+
+def matching_labels(name: str, wnids: Iterable[str], class_names: Iterable[str]) -> list[int]:
+    """The labels of the classes with this wnid, this name, or this among names between commas."""
+    wanted = name.strip().lower()
+    return [
+        label
+        for label, (wnid, names) in enumerate(zip(wnids, class_names, strict=True))
+        if wanted == wnid.lower()
+        or wanted in [names.lower(), *(word.strip().lower() for word in names.split(","))]
+    ]
+
+
+def class_pictures(tree: Tree, folders: Iterable[tuple[str, int]]) -> Pictures:
+    """The pictures of class folders, in the order of the folders, each with its label.
+
+    Every entry counts, also one that is no picture: the builder lists what it cannot read.
+    """
+    pictures: list[Picture] = []
+    for folder, label in folders:
+        if not tree.is_dir(folder):
+            raise UserError(
+                f"{tree.title}/{folder}: expected a folder of pictures, got a file: move it away"
+            )
+        pictures.extend(
+            Picture(f"{folder}/{name}", label, tree.place(f"{folder}/{name}"))
+            for name in tree.names(folder)
+        )
+    return tuple(pictures)
+
+
+def halves(pictures: Pictures, *, seed: int) -> tuple[Pictures, Pictures]:
+    """Cuts a set in two by a rule: of each class one half of its pictures, the first the larger.
+
+    The pictures of a class are put in the order of the SHA-256 of seed and name; the halves keep
+    the order that the pictures came in.
+    """
+    of_class: dict[int, list[Picture]] = {}
+    for picture in pictures:
+        of_class.setdefault(picture.label, []).append(picture)
+    first: set[str] = set()
+    for members in of_class.values():
+        names = sorted(
+            (picture.name for picture in members),
+            key=lambda name: hashlib.sha256(
+                f"{seed}\0{name}".encode("utf-8", "surrogateescape")
+            ).digest(),
+        )
+        first.update(names[: (len(names) + 1) // 2])
+    return (
+        tuple(picture for picture in pictures if picture.name in first),
+        tuple(picture for picture in pictures if picture.name not in first),
+    )

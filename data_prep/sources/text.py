@@ -1,0 +1,63 @@
+"""The texts and tables that lie beside the pictures."""
+
+from data_prep.errors import UserError
+from data_prep.sources.places import Reader
+from data_prep.sources.trees import Tree
+
+# The largest text beside the pictures; WordNet's names are 2.6 MB.
+MAX_TEXT_BYTES = 64 << 20
+
+
+def read_text(tree: Tree, path: str, what: str) -> str:
+    """The text of a file of a tree, in UTF-8 with or without a byte order mark.
+
+    Raises:
+        UserError: there is no such file, or it is too large or no text; `what` says what was
+            expected in it.
+    """
+    title = f"{tree.title}/{path}"
+    try:
+        return read_bytes(tree, path, what).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{title}: expected text in UTF-8, got {error.reason}") from None
+
+
+def read_bytes(tree: Tree, path: str, what: str, *, limit: int = MAX_TEXT_BYTES) -> bytes:
+    """The bytes of a file of a tree that stands beside the pictures.
+
+    Raises:
+        UserError: there is no such file, or it is too large or cannot be read.
+    """
+    title = f"{tree.title}/{path}"
+    if not tree.is_file(path):
+        raise UserError(f"{title}: expected {what}, found no file")
+    reader = Reader()
+    try:
+        return reader.read(tree.place(path), limit=limit)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{title}: {error}: expected {what}") from None
+    except OSError as error:
+        raise UserError(f"{title}: cannot be read: {error.strerror}") from None
+    finally:
+        reader.close()
+
+
+def text_lines(tree: Tree, path: str, what: str) -> list[tuple[int, str]]:
+    """The numbered lines of a text file that are not empty."""
+    lines = read_text(tree, path, what).splitlines()
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def read_class_names(tree: Tree, path: str) -> dict[str, str]:
+    """Reads a file of `wnid<tab>names` lines, such as WordNet's `words.txt`."""
+    names: dict[str, str] = {}
+    for number, line in text_lines(tree, path, "a wnid, a tab and its names a line"):
+        wnid, tab, name = line.partition("\t")
+        if not tab:
+            raise UserError(
+                f"{tree.title}/{path} line {number}: expected `wnid<tab>names`, got {line[:60]!r}"
+            )
+        names[wnid.strip()] = name.strip()
+    return names

@@ -1,0 +1,164 @@
+"""Folders, zip files and tar files as one kind of tree."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from data_prep.errors import UserError
+from data_prep.sources.archives import (
+    compressed_tar_files,
+    file_kind,
+    tar_files,
+    zip_files,
+)
+from data_prep.sources.places import Place
+
+
+class Tree(Protocol):
+    """What a source reads from: folders and files, whatever they are stored in."""
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+
+    def names(self, directory: str) -> list[str]:
+        """The names in a directory in byte order; empty where there is no such directory."""
+
+    def is_dir(self, path: str) -> bool:
+        """Whether the path is a directory."""
+
+    def is_file(self, path: str) -> bool:
+        """Whether the path is a file."""
+
+    def place(self, path: str) -> Place:
+        """Where the bytes of a file are."""
+
+
+class Folder:
+    """A directory on disk."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.title = str(root)
+
+    def names(self, directory: str) -> list[str]:
+        """The names in a directory in byte order, whatever the locale and the file system."""
+        try:
+            return sorted(os.listdir(self.root / directory), key=os.fsencode)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise UserError(
+                f"{self.root / directory}: cannot be listed: {error.strerror}"
+            ) from None
+
+    def is_dir(self, path: str) -> bool:
+        """Whether the path is a directory."""
+        return (self.root / path).is_dir()
+
+    def is_file(self, path: str) -> bool:
+        """Whether the path is a file."""
+        return (self.root / path).is_file()
+
+    def place(self, path: str) -> Place:
+        """Where the bytes of a file are."""
+        return str(self.root / path)
+
+
+class Archive:
+    """The files of a tar or zip file."""
+
+    def __init__(self, title: str, files: Mapping[str, Place]):
+        self.title, self._files = title, files
+        self._children: dict[str, set[str]] = {"": set()}
+        for path in files:
+            parent, _, name = path.rpartition("/")
+            while name not in self._children.setdefault(parent, set()):
+                self._children[parent].add(name)
+                if not parent:
+                    break
+                parent, _, name = parent.rpartition("/")
+
+    def names(self, directory: str) -> list[str]:
+        """The names in a directory in byte order."""
+        return sorted(self._children.get(_normal(directory), ()), key=os.fsencode)
+
+    def is_dir(self, path: str) -> bool:
+        """Whether the path is a directory."""
+        return _normal(path) in self._children
+
+    def is_file(self, path: str) -> bool:
+        """Whether the path is a file."""
+        return _normal(path) in self._files
+
+    def place(self, path: str) -> Place:
+        """Where the bytes of a file are.
+
+        Raises:
+            UserError: it is a folder, which has none.
+        """
+        if _normal(path) not in self._files:
+            raise UserError(f"{self.title}/{path}: expected a picture, got a folder")
+        return self._files[_normal(path)]
+
+
+@dataclass
+class Below:
+    """The part of a tree below one of its directories."""
+
+    tree: Tree
+    prefix: str
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f"{self.tree.title}/{self.prefix}"
+
+    def names(self, directory: str) -> list[str]:
+        """The names in a directory in byte order."""
+        return self.tree.names(self._inner(directory))
+
+    def is_dir(self, path: str) -> bool:
+        """Whether the path is a directory."""
+        return self.tree.is_dir(self._inner(path))
+
+    def is_file(self, path: str) -> bool:
+        """Whether the path is a file."""
+        return self.tree.is_file(self._inner(path))
+
+    def place(self, path: str) -> Place:
+        """Where the bytes of a file are."""
+        return self.tree.place(self._inner(path))
+
+    def _inner(self, path: str) -> str:
+        return f"{self.prefix}/{path}" if path else self.prefix
+
+
+def _normal(path: str) -> str:
+    return str(PurePosixPath(path)) if path else ""
+
+
+def visible_names(tree: Tree, directory: str) -> list[str]:
+    """The names in a directory that do not begin with a dot."""
+    return [name for name in tree.names(directory) if not name.startswith(".")]
+
+
+def open_tree(path: Path) -> Tree:
+    """The tree at a path: a directory, a zip file or a tar file.
+
+    Raises:
+        UserError: there is nothing, or a file of another kind.
+    """
+    if path.is_dir():
+        return Folder(path)
+    if not path.exists():
+        raise UserError(f"{path}: expected a directory, a zip file or a tar file, found none there")
+    kind = file_kind(path)
+    if kind is None:
+        raise UserError(
+            f"{path}: expected a directory, a zip file or a tar file, found something else"
+        )
+    files = {"zip": zip_files, "tar": tar_files}.get(kind, compressed_tar_files)
+    return Archive(str(path), dict(files(path)))
