@@ -51,9 +51,10 @@ def local_response_norm(
         ValueError: an argument is outside of these rules.
     """
     _check(x, n=n, k=k, alpha=alpha, beta=beta, towers=towers)
-    return torch.ops.replica.local_response_norm(
+    result: torch.Tensor = torch.ops.replica.local_response_norm(
         x, int(n), float(k), float(alpha), float(beta), int(towers)
     )
+    return result
 
 
 def local_response_norm_out(
