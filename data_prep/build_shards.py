@@ -21,7 +21,7 @@ if not __package__:
 
 from data_prep import require_environment
 
-require_environment("numpy", "PIL", "h5py", "scipy", "tqdm")
+require_environment(__name__)
 
 from tqdm import tqdm
 

@@ -14,7 +14,7 @@ if not __package__:
 
 from data_prep import require_environment
 
-require_environment("numpy", "PIL", "h5py", "scipy", "tqdm")
+require_environment(__name__)
 
 import numpy as np
 from tqdm import tqdm
