@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PROJECT_DIR, run
+from conftest import PROJECT_DIR, assert_user_error, run
 from torch.utils import cpp_extension
 
 from cuda_ext import toolchain
@@ -184,6 +184,25 @@ def test_a_memory_library_of_another_pytorch_is_reported_and_not_used(package):
         f"_memory.abi3.so was built with PyTorch {other.decode()}, this is {torch.__version__}: "
         "run `make clean setup`"
     )
+
+
+def test_a_report_that_nobody_reads_ends_in_silence():
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run(
+        [sys.executable, "-m", "cuda_ext", "--json"],
+        cwd=PROJECT_DIR,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_a_wrong_setting_is_one_line_of_the_report():
+    assert_user_error(run("-m", "cuda_ext", REPLICA_EXT="fast"), "cuda_ext: REPLICA_EXT: expected")
 
 
 def test_the_report_says_for_what_the_library_was_built():
