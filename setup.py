@@ -6,16 +6,31 @@ Without a compiler the project installs without them, and the operators run in p
 
 import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 from setuptools import Extension, setup
-from setuptools.command.build_ext import build_ext
 
 CSRC = Path("cuda_ext/csrc")
+ARCHITECTURES = "TORCH_CUDA_ARCH_LIST"
 HEADERS = sorted(str(path) for path in CSRC.glob("*") if path.suffix in (".h", ".inl", ".cuh"))
+
+
+def stop(problem: str) -> NoReturn:
+    """Ends the build with one line."""
+    sys.exit(f"setup.py: {problem}")
+
+
+try:
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+except ImportError:
+    stop(
+        "expected PyTorch in this environment: install torch first, then use "
+        "`pip install --no-build-isolation -e .`"
+    )
 
 
 def load_toolchain() -> ModuleType:
@@ -30,50 +45,42 @@ def load_toolchain() -> ModuleType:
 
 
 toolchain = load_toolchain()
+TARGET = ("TORCH_TARGET_VERSION", toolchain.TARGET_VERSION)
 
 
-def stop(problem: str) -> None:
-    """Ends the build with one line."""
-    sys.exit(f"setup.py: {problem}")
+class BuildOperators(BuildExtension):
+    """PyTorch's build, whose complaints become one line."""
 
-
-class BuildOperators(build_ext):
-    """The libraries register operators with PyTorch; they are loaded, not imported."""
-
-    def get_export_symbols(self, ext: Extension) -> list[str]:
-        """No PyInit function is exported."""
-        return []
-
-    def build_extension(self, ext: Extension) -> None:
-        """Calls nvcc for the CUDA library, and leaves the other one to setuptools."""
-        if not ext.sources[0].endswith(".cu"):
-            super().build_extension(ext)
-            return
-        import torch
-
-        output = Path(self.get_ext_fullpath(ext.name))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        torch_dir = Path(torch.__file__).parent
+    def build_extensions(self) -> None:
+        """Builds all libraries."""
         try:
-            command = toolchain.nvcc_command(
-                toolchain.find_nvcc(), Path(ext.sources[0]), output, torch_dir
-            )
-        except ValueError as problem:
-            stop(str(problem))
-        print(*command, flush=True)
-        if subprocess.run(command, check=False).returncode:
-            stop("nvcc failed, see above: set CUDACXX to another nvcc, or to none to go without")
+            super().build_extensions()
+        except (OSError, RuntimeError, ValueError) as problem:
+            stop(" ".join(map(str, problem.args)))
+
+
+def cuda_library() -> Extension:
+    """The operators on a GPU, for several architectures at once."""
+    if not os.environ.get(ARCHITECTURES):
+        version = toolchain.nvcc_version(toolchain.find_nvcc())
+        os.environ[ARCHITECTURES] = toolchain.architectures(version)
+    library = CUDAExtension(
+        "cuda_ext._cuda",
+        sources=[str(CSRC / "local_response_norm.cu")],
+        depends=HEADERS,
+        define_macros=[TARGET, ("USE_CUDA", None)],
+        extra_compile_args={
+            "nvcc": ["-std=c++20", "-O3", "--threads", str(min(4, os.cpu_count() or 1))]
+        },
+        py_limited_api=True,
+    )
+    # It comes with torch_cuda; a toolkit whose nvcc is reached through a script has it elsewhere.
+    library.libraries.remove("cudart")
+    return library
 
 
 def extensions() -> list[Extension]:
     """The libraries that can be built here; a line says which cannot, and why."""
-    try:
-        import torch
-    except ImportError:
-        stop(
-            "expected PyTorch in this environment: install torch first, then use "
-            "`pip install --no-build-isolation -e .`"
-        )
     if torch.torch_version.TorchVersion(torch.__version__) < toolchain.OLDEST_TORCH:
         oldest = ".".join(map(str, toolchain.OLDEST_TORCH))
         stop(f"expected PyTorch {oldest} or later, got {torch.__version__}: upgrade torch")
@@ -83,36 +90,27 @@ def extensions() -> list[Extension]:
         return []
     # setuptools links with CC; a C++ compiler does both.
     os.environ["CC"] = os.environ["CXX"] = compiler
-    torch_dir = Path(torch.__file__).parent
     libraries = [
-        Extension(
+        CppExtension(
             "cuda_ext._cpu",
             sources=[str(CSRC / "local_response_norm.cpp"), str(CSRC / "momentum_sgd.cpp")],
             depends=HEADERS,
-            include_dirs=[str(torch_dir / "include")],
-            library_dirs=[str(torch_dir / "lib")],
-            libraries=["torch_cpu"],
-            define_macros=[("TORCH_TARGET_VERSION", toolchain.TARGET_VERSION)],
+            define_macros=[TARGET],
             # No fast-math: NaN and infinity keep their meaning, and each sum its order and its
             # roundings, wherever the loops are cut.
             extra_compile_args=[
                 *("-std=c++20", "-O3"),
                 *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
             ],
-            language="c++",
             py_limited_api=True,
         ),
         # Uses PyTorch's C++ classes: for this version only, and where they have changed for none.
-        Extension(
+        CppExtension(
             "cuda_ext._memory",
             optional=True,
             sources=[str(CSRC / "large_blocks.cpp")],
-            include_dirs=[str(torch_dir / "include")],
-            library_dirs=[str(torch_dir / "lib")],
-            libraries=["c10"],
             define_macros=[("REPLICA_TORCH_VERSION", f'"{torch.__version__}"')],
             extra_compile_args=["-std=c++20", "-O2"],
-            language="c++",
             py_limited_api=True,
         ),
     ]
@@ -120,16 +118,11 @@ def extensions() -> list[Extension]:
     if problem:
         print(f"setup.py: no CUDA library: {problem}")
     else:
-        libraries.append(
-            Extension(
-                "cuda_ext._cuda",
-                sources=[str(CSRC / "local_response_norm.cu")],
-                depends=HEADERS,
-                py_limited_api=True,
-            )
-        )
+        libraries.append(cuda_library())
     return libraries
 
 
 if __name__ == "__main__":
-    setup(ext_modules=extensions(), cmdclass={"build_ext": BuildOperators})
+    # Without ninja, which builds everything anew each time.
+    build = BuildOperators.with_options(use_ninja=False)  # type: ignore[no-untyped-call]
+    setup(ext_modules=extensions(), cmdclass={"build_ext": build})

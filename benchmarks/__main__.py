@@ -1,5 +1,10 @@
 """`python -m benchmarks`: lists the benchmarks, or runs one."""
 
+if __name__ == "__main__":  # before the imports that it is about
+    from data_prep import require_environment
+
+    require_environment(__name__, "torch")
+
 import argparse
 import importlib
 import json

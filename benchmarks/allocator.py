@@ -62,7 +62,8 @@ def _run_side(arguments: argparse.Namespace, side: str) -> dict[str, float]:
         command += [f"--{name}", str(getattr(arguments, name.replace("-", "_")))]
     environment = {**os.environ, SWITCH: side}
     result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(result.stdout)
+    medians: dict[str, float] = json.loads(result.stdout)
+    return medians
 
 
 def _one_process(arguments: argparse.Namespace) -> dict[str, float]:

@@ -156,7 +156,8 @@ def _run(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
         command += [f"--{option}", str(getattr(arguments, option.replace("-", "_")))]
     environment = {**os.environ, SWITCH: CANDIDATES[name].get("malloc", "keep")}
     result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(result.stdout.splitlines()[-1])
+    record: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return record
 
 
 def _one_process(arguments: argparse.Namespace, what: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 import argparse
 import dataclasses
 import json
+import os
 import platform
+import signal
 import sys
 
 import torch
@@ -22,15 +24,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m cuda_ext", description=main.__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    try:
-        libraries = {
-            "cpu": compiled_state(),
-            "cuda": compiled_cuda_state(),
-            "memory": memory_state(),
-        }
-    except ValueError as error:
-        print(f"cuda_ext: {error}", file=sys.stderr)
-        sys.exit(2)
+    libraries = {
+        "cpu": compiled_state(),
+        "cuda": compiled_cuda_state(),
+        "memory": memory_state(),
+    }
     report = {
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
@@ -45,7 +43,8 @@ def main() -> None:
         return
     cuda = f"CUDA {report['torch_cuda']}" if report["torch_cuda"] else "no CUDA"
     print(f"PyTorch {report['torch']} ({cuda}) on {report['processor']}")
-    print(f"compilers: {report['cxx'] or 'no C++ compiler'}, {report['nvcc'] or 'no nvcc'}")
+    nvcc = report["nvcc"] or "no nvcc for this PyTorch"
+    print(f"compilers: {report['cxx'] or 'no C++ compiler'}, {nvcc}")
     for name, state in libraries.items():
         built_for = f", built {state.built_for}" if state.built_for else ""
         print(f"{name} library: {state.reason}{built_for}")
@@ -53,5 +52,20 @@ def main() -> None:
         print(f"{name}: {implementation}")
 
 
+def run() -> int:
+    """The exit status of the report; what is wrong with a setting is one line."""
+    try:
+        main()
+        sys.stdout.flush()  # here, where a closed pipe is still ours to catch
+    except ValueError as error:
+        print(f"cuda_ext: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The interpreter flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(run())

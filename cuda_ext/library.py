@@ -135,7 +135,7 @@ def _is_cut_off(path: Path) -> bool:
         return False
     (table,) = struct.unpack_from("<Q", header, 0x28)
     size, count = struct.unpack_from("<HH", header, 0x3A)
-    return path.stat().st_size < table + size * count
+    return bool(path.stat().st_size < table + size * count)
 
 
 def implementations() -> dict[str, str]:
@@ -166,7 +166,8 @@ def set_instruction_set(wanted: int) -> int:
     state = compiled_state()
     if not state.is_live:
         raise RuntimeError(f"set_instruction_set: expected compiled operators, got: {state.reason}")
-    return torch.ops.replica_cpu.set_isa(wanted)
+    in_use: int = torch.ops.replica_cpu.set_isa(wanted)
+    return in_use
 
 
 if not SWITCH_PROBLEM:

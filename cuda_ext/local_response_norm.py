@@ -1,4 +1,4 @@
-"""Local response normalisation: schemas, shape functions and gradients of the operator (paper 3.3).
+"""Local response normalization: schemas, shape functions and gradients of the operator (paper 3.3).
 
 The kernels are in `csrc`; where there is none for a device, `reference` serves.
 """
@@ -26,7 +26,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def local_response_norm(
     x: torch.Tensor, *, n: int, k: float, alpha: float, beta: float, towers: int = 1
 ) -> torch.Tensor:
-    """Divides each activation by a power of the activity of its neighbour channels (paper 3.3).
+    """Divides each activation by a power of the activity of its neighboring channels (paper 3.3).
 
         y[c] = x[c] / (k + alpha * sum over c - n // 2 <= j <= c + n // 2 of x[j] ** 2) ** beta
 
@@ -51,9 +51,10 @@ def local_response_norm(
         ValueError: an argument is outside of these rules.
     """
     _check(x, n=n, k=k, alpha=alpha, beta=beta, towers=towers)
-    return torch.ops.replica.local_response_norm(
+    result: torch.Tensor = torch.ops.replica.local_response_norm(
         x, int(n), float(k), float(alpha), float(beta), int(towers)
     )
+    return result
 
 
 def local_response_norm_out(

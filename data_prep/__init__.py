@@ -6,46 +6,39 @@ import sys
 from pathlib import Path
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
-OUR_PROGRAMS = ("replica", "cuda_ext", "benchmarks")
+DEPENDENCIES = ("numpy", "PIL", "h5py", "scipy", "tqdm")
 # Set for the Python of .venv, so that one without our dependencies does not start itself for ever.
 ALREADY_TRIED = "REPLICA_ENVIRONMENT_TRIED"
 
 
-def require_environment(*modules: str) -> None:
-    """Makes sure that this Python can run the project's commands.
+def require_environment(name: str, *modules: str) -> None:
+    """Makes sure that this Python can run the project; old Pythons can read this file.
 
-    A command of ours that was started with a Python without our dependencies goes on with the one
-    that `make setup` made, and says so; where there is none, the command ends with one line.
+    A command that was started with a Python without our dependencies goes on with the one that
+    `make setup` made, and says so; where there is none, it ends with one line. An import only
+    ever raises.
 
     Args:
-        modules: the third-party modules that the caller is about to import.
+        name: `__name__` of the caller, which is a command where it is "__main__".
+        modules: third-party modules that the caller needs beside those of this package.
 
     Raises:
-        ImportError: another program than our commands imported us, and a module is missing.
+        ImportError: another program imports the caller, and a module is missing.
     """
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    wanted = (*DEPENDENCIES, *modules)
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if sys.version_info >= (3, 11) and not missing:
         return
     have = f"{sys.executable} (Python {sys.version_info.major}.{sys.version_info.minor})"
     lack = f"lacks {', '.join(missing)}" if missing else "is older than Python 3.11"
     environment_python = PROJECT_DIR / ".venv" / "bin" / "python"
     way_out = "run `make setup`, then `source .venv/bin/activate`"
-    command = _our_command(sys.orig_argv[1:])
-    if not command:
+    if name != "__main__":
         raise ImportError(f"{have} {lack}: {way_out}")
     if environment_python.exists() and ALREADY_TRIED not in os.environ:
         print(f"{have} {lack}: continuing with {environment_python}", file=sys.stderr, flush=True)
         os.environ[ALREADY_TRIED] = "1"
-        os.execv(environment_python, [str(environment_python), *command])
+        started = sys.modules["__main__"].__spec__  # by -m; None where a file was named
+        command = ["-m", started.name] if started else [sys.argv[0]]
+        os.execv(environment_python, [str(environment_python), *command, *sys.argv[1:]])
     sys.exit(f"{have} {lack}: {way_out}")
-
-
-def _our_command(arguments: list[str]) -> list[str]:
-    """The arguments from `-m replica...` or from a script of this folder on; empty for others."""
-    for i, argument in enumerate(arguments):
-        if argument == "-m" and arguments[i + 1].split(".")[0] in OUR_PROGRAMS:
-            return arguments[i:]
-        if argument.endswith(".py"):
-            is_ours = Path(argument).resolve().parent == PROJECT_DIR / "data_prep"
-            return arguments[i:] if is_ours else []
-    return []

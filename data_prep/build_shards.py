@@ -14,7 +14,7 @@ if not __package__:
 
 from data_prep import require_environment
 
-require_environment("numpy", "PIL", "h5py", "scipy", "tqdm")
+require_environment(__name__)
 
 from data_prep.builder import build, complete, is_complete, start_manifest
 from data_prep.color_statistics import comparison_with_published

@@ -11,7 +11,7 @@ if not __package__:
 
 from data_prep import require_environment
 
-require_environment("numpy", "PIL", "h5py", "scipy", "tqdm")
+require_environment(__name__)
 
 from data_prep import contact_sheet
 from data_prep.errors import OneLineParser, UserError, run_command

@@ -5,6 +5,11 @@ trains the two towers in two processes, tests with ten crops. Then it compares t
 chance and with the range that this demo is expected to reach.
 """
 
+if __name__ == "__main__":  # before the imports that it is about
+    from data_prep import require_environment
+
+    require_environment(__name__, "torch")
+
 import json
 import shutil
 import subprocess

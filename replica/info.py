@@ -1,5 +1,10 @@
 """The layer table of a recipe beside the paper's figures: `python -m replica.info --help`."""
 
+if __name__ == "__main__":  # before the imports that it is about
+    from data_prep import require_environment
+
+    require_environment(__name__, "torch")
+
 import argparse
 import json
 import sys

@@ -1,5 +1,10 @@
 """Trains a network: `python -m replica.train --help`."""
 
+if __name__ == "__main__":  # before the imports that it is about
+    from data_prep import require_environment
+
+    require_environment(__name__, "torch")
+
 import os
 import sys
 import threading

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -10,30 +9,46 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PROJECT_DIR, run
+from conftest import PROJECT_DIR, assert_user_error, run
+from torch.utils import cpp_extension
 
 from cuda_ext import toolchain
 
-SOURCE = PROJECT_DIR / "cuda_ext" / "csrc" / "local_response_norm.cu"
+# Compiles the CUDA library as setup.py does, with the toolkit that is named.
+COMPILE = """
+import logging, sys
+from setuptools import Distribution
+from torch.utils import cpp_extension
+cpp_extension.CUDA_HOME = sys.argv[1]  # a PyTorch without CUDA looks for none
+import setup
+logging.basicConfig(level="INFO")  # the commands
+
+class Compile(setup.BuildOperators):
+    def build_extensions(self):
+        # nor has it a library to link with
+        self.compiler.link_shared_object = lambda *arguments, **options: None
+        super().build_extensions()
+
+command = Compile(Distribution({"ext_modules": [setup.cuda_library()]}), use_ninja=False)
+command.build_temp, command.build_lib = sys.argv[2:]
+command.ensure_finalized()
+command.run()
+"""
 
 
 @pytest.fixture
 def nvcc(tmp_path, monkeypatch):
-    """A program that answers as an nvcc of CUDA 13.0 that knows two architectures."""
-    program = tmp_path / "nvcc"
-    program.write_text(
-        "#!/bin/sh\n"
-        'if [ "$1" = --version ]; then echo "Cuda compilation tools, release 13.0, V13.0.48"; fi\n'
-        'if [ "$1" = --list-gpu-code ]; then echo sm_90; echo sm_100; fi\n'
-    )
+    """A program that answers as an nvcc of CUDA 13.0, in the toolkit that PyTorch finds."""
+    program = tmp_path / "bin" / "nvcc"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\necho "Cuda compilation tools, release 13.0, V13.0.48"\n')
     program.chmod(0o755)
-    monkeypatch.setenv("CUDACXX", str(program))
-    monkeypatch.delenv(toolchain.ARCHITECTURE_VARIABLE, raising=False)
-    return str(program)
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path))
+    return program
 
 
 def test_an_nvcc_of_pytorchs_version_is_taken(nvcc):
-    assert toolchain.find_nvcc() == nvcc
+    assert toolchain.find_nvcc() == str(nvcc)
     assert toolchain.cuda_problem("13.2") is None
 
 
@@ -41,7 +56,7 @@ def test_an_nvcc_of_another_version_is_named(nvcc):
     problem = toolchain.cuda_problem("12.8")
     assert problem == (
         f"{nvcc}: expected nvcc 12, as this PyTorch has CUDA 12.8, got 13.0: "
-        "name another one in CUDACXX"
+        "name another one's directory in CUDA_HOME"
     )
 
 
@@ -49,64 +64,55 @@ def test_a_pytorch_without_cuda_needs_no_nvcc():
     assert toolchain.cuda_problem(None) == "this PyTorch has no CUDA"
 
 
-@pytest.mark.parametrize(("program", "reason"), [("false", "fails"), ("true", "says no release")])
-def test_a_program_that_is_no_nvcc_is_named(program, reason, monkeypatch):
-    monkeypatch.setenv("CUDACXX", shutil.which(program))
-    assert re.search(f"{program}: expected nvcc, got a program that {reason}", cuda_problem())
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [("#!/bin/sh\nfalse", "fails"), ("#!/bin/sh", "says no release"), ("\0", "fails")],
+)
+def test_a_program_that_is_no_nvcc_is_named(program, reason, nvcc):
+    nvcc.write_text(program)
+    problem = toolchain.cuda_problem("13.0")
+    assert f"{nvcc}: expected nvcc, got a program that {reason}" in problem
+    assert "\n" not in problem
 
 
-def cuda_problem():
-    return toolchain.cuda_problem("13.0")
-
-
-def test_without_nvcc_the_report_says_how_to_get_one(monkeypatch, tmp_path):
-    monkeypatch.setattr(shutil, "which", lambda *_: None)
-    assert cuda_problem() == "no nvcc found: install CUDA 13's, or name it in CUDACXX"
-
-
-def test_architectures_are_ours_as_far_as_nvcc_knows_them(nvcc):
-    assert toolchain.architecture_flags(nvcc) == [
-        "-gencode=arch=compute_90,code=sm_90",
-        "-gencode=arch=compute_100,code=sm_100",
-        "-gencode=arch=compute_100,code=compute_100",
-    ]
-
-
-def test_architectures_can_be_chosen_as_for_pytorch(nvcc, monkeypatch):
-    monkeypatch.setenv(toolchain.ARCHITECTURE_VARIABLE, "9.0; 10.0+PTX")
-    assert toolchain.architecture_flags(nvcc) == [
-        "-gencode=arch=compute_90,code=sm_90",
-        "-gencode=arch=compute_100,code=sm_100",
-        "-gencode=arch=compute_100,code=compute_100",
-    ]
-
-
-@pytest.mark.parametrize("wrong", ["9.9", "Hopper", "90", "sm_90"])
-def test_an_unknown_architecture_is_refused(nvcc, monkeypatch, wrong):
-    monkeypatch.setenv(toolchain.ARCHITECTURE_VARIABLE, wrong)
-    message = "TORCH_CUDA_ARCH_LIST: expected such as 9.0 or 9.0.PTX, of 9.0 10.0, got " + wrong
-    with pytest.raises(ValueError, match=message):
-        toolchain.architecture_flags(nvcc)
-
-
-def test_the_cuda_file_compiles_for_every_architecture(tmp_path, monkeypatch):
-    monkeypatch.delenv(toolchain.ARCHITECTURE_VARIABLE, raising=False)
-    compiler = toolchain.find_nvcc()
-    if compiler is None:
-        pytest.skip("no nvcc here")
-    known = toolchain.architecture_flags(compiler)
-    if int(toolchain.nvcc_version(compiler).split(".")[0]) >= 13:
-        assert len(known) == len(toolchain.CUDA_ARCHITECTURES) + 1
-    output = tmp_path / "local_response_norm.o"
-    torch_dir = Path(torch.__file__).parent
-    result = subprocess.run(
-        toolchain.nvcc_command(compiler, SOURCE, output, torch_dir),
-        capture_output=True,
-        text=True,
-        check=False,
+@pytest.mark.parametrize("home", [None, "/nowhere"])
+def test_without_nvcc_the_report_says_how_to_get_one(home, monkeypatch):
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", home)
+    assert toolchain.cuda_problem("13.0") == (
+        "no nvcc found: install CUDA 13's, or name its directory in CUDA_HOME"
     )
+
+
+def test_architectures_are_those_that_nvcc_knows():
+    assert toolchain.architectures((13, 0)) == "8.0;9.0;10.0;12.0+PTX"
+    assert toolchain.architectures((12, 8)) == toolchain.architectures((13, 0))
+    assert toolchain.architectures((12, 6)) == "8.0;9.0+PTX"
+
+
+def compiled(home, out, **environment):
+    return run("-c", COMPILE, str(home), str(out / "objects"), str(out / "lib"), **environment)
+
+
+@pytest.mark.parametrize("wrong", ["9.9", "sm_90a", "90", "sm_90"])
+def test_an_unknown_architecture_is_refused(nvcc, tmp_path, wrong):
+    result = compiled(tmp_path, tmp_path, TORCH_CUDA_ARCH_LIST=wrong)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(f"setup.py: Unknown CUDA arch ({wrong})")
+    assert "Traceback" not in result.stderr
+
+
+def test_the_cuda_file_compiles_for_every_architecture(tmp_path):
+    home = cpp_extension._find_cuda_home()
+    if home is None:
+        pytest.skip("no nvcc here")
+    result = compiled(home, tmp_path, TORCH_CUDA_ARCH_LIST="")
     assert result.returncode == 0, result.stderr
+    (output,) = tmp_path.rglob("local_response_norm.o")
     assert output.stat().st_size > 100_000
+    if toolchain.nvcc_version(f"{home}/bin/nvcc") >= (12, 8):
+        for architecture in ("80", "90", "100", "120"):
+            assert f"code=sm_{architecture}" in result.stderr
+        assert "arch=compute_120,code=compute_120" in result.stderr
 
 
 def test_without_a_compiler_the_build_says_so_and_goes_on():
@@ -178,6 +184,25 @@ def test_a_memory_library_of_another_pytorch_is_reported_and_not_used(package):
         f"_memory.abi3.so was built with PyTorch {other.decode()}, this is {torch.__version__}: "
         "run `make clean setup`"
     )
+
+
+def test_a_report_that_nobody_reads_ends_in_silence():
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run(
+        [sys.executable, "-m", "cuda_ext", "--json"],
+        cwd=PROJECT_DIR,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_a_wrong_setting_is_one_line_of_the_report():
+    assert_user_error(run("-m", "cuda_ext", REPLICA_EXT="fast"), "cuda_ext: REPLICA_EXT: expected")
 
 
 def test_the_report_says_for_what_the_library_was_built():

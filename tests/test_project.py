@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import PROJECT_DIR, run
@@ -244,15 +243,48 @@ def test_versions_agree():
     assert f"## {version}" in (PROJECT_DIR / "CHANGELOG.md").read_text()
 
 
-def test_a_python_without_our_dependencies_is_told_what_to_do(tmp_path):
-    """As a user who forgot to activate .venv: one line, and the project's own Python goes on."""
-    program = Path(PROJECT_DIR / "data_prep" / "build_shards.py")
-    result = run("-S", "-I", str(program), "--help", cwd=tmp_path)
-    assert "Traceback" not in result.stderr
-    if (PROJECT_DIR / ".venv" / "bin" / "python").exists() and "continuing" in result.stderr:
-        assert result.returncode == 0
-        assert "usage: python data_prep/build_shards.py" in result.stdout
-    else:
-        assert result.returncode == 1
-        assert "run `make setup`" in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+BARE = ("-S",)  # a Python without site-packages, as a user's is who forgot to activate .venv
+COMMANDS = [
+    ("data_prep/build_shards.py", "--help"),
+    ("data_prep/verify_shards.py", "--help"),
+    *(("-m", f"replica.{name}", "--help") for name in ("train", "test", "info", "demo")),
+    *(("-m", f"replica.{name}", "--help") for name in ("figures", "control")),
+    ("-m", "benchmarks", "--help"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_goes_on_with_the_environments_python_or_says_how_to_get_one(command):
+    for tried in ({}, {"REPLICA_ENVIRONMENT_TRIED": "1"}):
+        result = run(*BARE, *command, PYTHONPATH=str(PROJECT_DIR), **tried)
+        (line,) = result.stderr.strip().splitlines()
+        assert " lacks numpy, PIL, h5py, scipy, tqdm" in line
+        if (PROJECT_DIR / ".venv" / "bin" / "python").exists() and not tried:
+            assert line.endswith(f"continuing with {PROJECT_DIR / '.venv' / 'bin' / 'python'}")
+            assert result.returncode == 0
+            assert "usage: python " in result.stdout
+            assert command[0].removeprefix("-m") in result.stdout
+        else:
+            assert line.endswith("run `make setup`, then `source .venv/bin/activate`")
+            assert result.returncode == 1
+
+
+@pytest.mark.parametrize("module", ["replica", "replica.train", "data_prep.build_shards"])
+@pytest.mark.parametrize("arguments", [(), ("-m", "replica.train", "--help")])
+def test_an_import_never_starts_another_program(module, arguments):
+    """It raises with the line, whatever the program that imports us was given."""
+    program = f"try:\n import {module}\nexcept ImportError as error:\n print('raised', error)"
+    result = run(*BARE, "-c", program, *arguments, PYTHONPATH=str(PROJECT_DIR))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("raised ")
+    assert "lacks numpy, PIL, h5py, scipy, tqdm" in result.stdout
+    assert "run `make setup`" in result.stdout
+
+
+def test_only_the_main_program_starts_the_environments_python():
+    for path in modules():
+        text = path.read_text()
+        if path != PROJECT_DIR / "data_prep" / "__init__.py":
+            assert "os.exec" not in text, path
+        for call in re.findall(r"require_environment\((.*)\)", text):
+            assert call.startswith("__name__") or path.name == "__init__.py", path

@@ -3,7 +3,7 @@
 // The C library hands a large block back to the system when it is freed, and the next tensor of its
 // size is written into pages that the system has yet to find and clear. Told to keep them, it mixes
 // them with small objects that outlive them, so that large holes are cut into pieces. Here blocks
-// of a megabyte and more come from one region: the smallest hole that is large enough, neighbouring
+// of a megabyte and more come from one region: the smallest hole that is large enough, neighboring
 // holes joined. What was written once stays with the process. Everything smaller goes to the
 // allocator that was there before.
 //
@@ -75,7 +75,7 @@ class Blocks {
   }
 
  private:
-  std::map<size_t, size_t> holes_;  // by offset, so that neighbours are found
+  std::map<size_t, size_t> holes_;  // by offset, so that neighbors are found
   std::unordered_map<size_t, size_t> used_;
 };
 

@@ -1,4 +1,4 @@
-// Local response normalisation on the CPU (paper 3.3), forward and backward.
+// Local response normalization on the CPU (paper 3.3), forward and backward.
 //
 // One binary holds the loops four times, compiled for AVX-512 with and without its bfloat16
 // instructions, for AVX2 and for any processor;

@@ -1,4 +1,4 @@
-// GPU kernels of local response normalisation (paper 3.3), and which of them runs when.
+// GPU kernels of local response normalization (paper 3.3), and which of them runs when.
 //
 // Free of torch: local_response_norm.cu gives these kernels to PyTorch, and the tests run this file
 // on a CPU (tests/cuda_emulation.h).
@@ -84,7 +84,7 @@ __device__ inline DoublePowers inverse_powers(double base, const Problem<double>
 }
 
 // Planes of pixels, n = 5. A thread goes down the channels of one pixel of one group, and keeps the
-// channels of the window in registers: each value is read once. Threads of a warp have neighbour
+// channels of the window in registers: each value is read once. Threads of a warp have neighboring
 // pixels, so their reads are one piece of memory.
 constexpr int kPaperReach = 2;
 
@@ -155,7 +155,7 @@ __global__ void backward_planes_kernel(
   }
 }
 
-// Rows of channels, any n. A block does blockDim.y rows; its threads along x read neighbour
+// Rows of channels, any n. A block does blockDim.y rows; its threads along x read neighboring
 // channels. The row with zeros on both sides is in shared memory, where the windows are summed.
 template <typename A>
 __device__ inline A* shared_values() {
@@ -223,7 +223,7 @@ __global__ void backward_rows_kernel(
 }
 
 // Planes with another n, and rows too wide for shared memory. One thread does one element, and
-// reads its window through the caches; threads of a warp have neighbour elements.
+// reads its window through the caches; threads of a warp have neighboring elements.
 struct Place {
   int64_t first;   // of the element's column of channels
   int64_t stride;  // from one channel to the next

@@ -1,4 +1,4 @@
-// The loops of local response normalisation, for the instruction set that is in force where this
+// The loops of local response normalization, for the instruction set that is in force where this
 // file is included. V is a vector of lanes of the type in which sums are formed, T the type in
 // memory. Each output is computed from inputs alone, in a fixed order, so a cut of the work over
 // threads, or over whole and partial vectors, changes no bit.
@@ -133,7 +133,7 @@ void backward_any_rows(
   }
 }
 
-// For n = 5, beta = 3/4 the same in registers: the neighbours of a vector's lanes are shifted in
+// For n = 5, beta = 3/4 the same in registers: the neighbors of a vector's lanes are shifted in
 // from the vectors before and after it, and beyond the ends of the row are zeros.
 //
 // kTogether vectors go step by step together: the processor looks ahead only so far, and one
@@ -284,7 +284,7 @@ void backward_paper_rows(
 
 // Channels first: vectors lie along the pixels of a plane, and a window is 2 * reach + 1 planes.
 //
-// With the paper's n the planes of several neighbour outputs are read once into registers (for 4
+// With the paper's n the planes of several neighboring outputs are read once into registers (for 4
 // outputs 8 planes instead of 20), and the planes that come next are fetched into the second-level
 // cache. Measured as multiples of a copy at (128, 96, 55, 55) and (128, 256, 27, 27), two threads
 // of an AMD EPYC (Zen 4): forward 1.55 and 1.91 for one output at a time, 1.09 and 1.35 for four
