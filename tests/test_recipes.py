@@ -7,7 +7,8 @@ import pytest
 from golden_values import OLD_RUN
 
 from data_prep.errors import UserError
-from replica.recipes import MINI, PAPER, from_record, to_record, with_changes
+from replica.recipes import MINI, PAPER, EpochChange, from_record, to_record, with_changes
+from replica.recipes.recipe import target_problem
 from replica.recipes.record import differing_fields
 
 
@@ -72,3 +73,159 @@ def test_differences_are_named_by_layer():
     assert "momentum: 0.9 against 0.8" in lines
     assert "conv4.num_kernels: 384 against None" in lines
     assert differing_fields(PAPER, dataclasses.replace(PAPER)) == []
+
+
+# Field, the values at the border that are allowed, those beside them that are not, the rule.
+RULES = [
+    ("towers", (1, 2), (0, 3), "1 or 2"),
+    ("num_classes", (None, 2), (1,), "at least 2"),
+    ("crop_size", (256, 64), (257, 0), "1 to 256 pixels"),
+    ("activation", ("relu", "tanh", "linear"), ("ReLU",), "relu or tanh or linear"),
+    ("lrn_n", (1, 3), (0, 2), "an odd number >= 1"),
+    ("lrn_k", (0.1,), (0, -1), "a number > 0"),
+    ("lrn_alpha", (0, 0.5), (-0.1,), "a number >= 0"),
+    ("same_map_n", (1, 3), (0, 2), "an odd number >= 1"),
+    ("same_map_k", (0.1,), (0, -1), "a number > 0"),
+    ("same_map_alpha", (0, 0.5), (-0.1,), "a number >= 0"),
+    ("pool_window", (1, 2), (0,), "at least 1"),
+    ("pool_stride", (1, 2), (0,), "at least 1"),
+    ("dropout_keep", (0.1, 1), (0, 1.1), "more than 0, at most 1"),
+    ("color_noise", (0, 0.5), (-0.1,), "a number >= 0"),
+    ("batch_size", (1,), (0,), "at least 1"),
+    ("momentum", (0, 0.99), (-0.1, 1), "at least 0, less than 1"),
+    ("weight_decay", (0, 0.5), (-0.1,), "a number >= 0"),
+    ("learning_rate", (0, 0.5), (-0.1,), "a number >= 0"),
+    ("bias_learning_rate", (None, 0, 0.5), (-0.1,), "a number >= 0"),
+    ("epochs", (1,), (0,), "at least 1"),
+    ("drop_rule", ("plateau", "epochs"), ("never",), "plateau or epochs"),
+    ("drop_factor", (0.1, 1), (0, 1.1), "more than 0, at most 1"),
+    ("drop_epochs", ((), (1, 2)), ((0, 1), (2, 1), (2, 2)), "rising epochs, counted from 1"),
+    ("plateau_patience", (1,), (0,), "at least 1"),
+    ("plateau_improvement", (0, 0.5), (-0.1,), "a number >= 0"),
+    ("max_drops", (0, 1), (-1,), "at least 0"),
+    ("changes", ((EpochChange(1, "conv1", 0.0),),), ((EpochChange(0, "conv1", 0.0),),), "from 1"),
+]
+LAYER_RULES = [
+    ("conv2", "num_kernels", (2,), (0, 3), ""),
+    ("conv2", "kernel_size", (1,), (0,), "at least 1"),
+    ("conv3", "stride", (1, 2), (0,), "at least 1"),
+    (
+        "conv2",
+        "padding",
+        ((0, 1), (1, 0), (2, 2)),
+        ((-1, 2), (2, -1), (2,), (2, 2, 2)),
+        "two numbers",
+    ),
+    ("conv2", "pooling", ("max", "average", "none"), ("min",), "max or average or none"),
+    ("conv2", "pool_window", (None, 1), (0,), "at least 1"),
+    ("conv2", "pool_stride", (None, 1), (0,), "at least 1"),
+    ("conv2", "normalization", ((), ("lrn", "batch")), (("lrn", "lrn"), ("l2",)), "each once"),
+    ("fc6", "normalization", ((), ("batch",)), (("lrn",),), "each once"),
+    ("conv2", "weight_standard_deviation", (0, 0.1), (-0.1,), "a number >= 0"),
+    ("conv2", "learning_rate", (None, 0, 0.1), (-0.1,), "a number >= 0"),
+    ("conv2", "bias_learning_rate", (None, 0, 0.1), (-0.1,), "a number >= 0"),
+    ("fc6", "weight_decay", (None, 0, 0.1), (-0.1,), "a number >= 0"),
+    ("conv2", "activation", (None, "tanh"), ("sigmoid",), "relu or tanh or linear"),
+    (
+        "conv2",
+        "order",
+        (None, ("pooling", "activation", "normalization")),
+        (("pooling",),),
+        "order of",
+    ),
+    ("fc6", "num_units", (2,), (0, 3), ""),
+    ("conv2", "name", ("conv2b",), ("conv_2", "conv.2", "conv1"), "names"),
+]
+
+
+def refused(make):
+    with pytest.raises(UserError) as error:
+        make()
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("field", "good", "bad", "rule"), RULES, ids=lambda x: str(x)[:20])
+def test_each_field_has_its_border(field, good, bad, rule):
+    for value in good:
+        dataclasses.replace(PAPER, **{field: value})
+    for value in bad:
+        message = refused(lambda value=value: dataclasses.replace(PAPER, **{field: value}))
+        assert message.startswith(f"recipe paper: {field}: expected"), message
+        assert rule in message
+
+
+@pytest.mark.parametrize(
+    ("layer", "field", "good", "bad", "rule"), LAYER_RULES, ids=lambda x: str(x)[:20]
+)
+def test_each_field_of_a_layer_has_its_border(layer, field, good, bad, rule):
+    def changed(value):
+        return dataclasses.replace(
+            PAPER,
+            **{
+                kind: tuple(
+                    dataclasses.replace(x, **{field: value}) if x.name == layer else x
+                    for x in getattr(PAPER, kind)
+                )
+                for kind in ("convs", "fully_connected")
+            },
+        )
+
+    for value in good:
+        assert (
+            getattr(changed(value).layers[[x.name for x in PAPER.layers].index(layer)], field)
+            == value
+        )
+    for value in bad:
+        message = refused(lambda value=value: changed(value))
+        assert rule in message, message
+
+
+def test_targets_of_rates_are_the_layers_their_tensors_and_three_words():
+    for target in ("learning_rate", "bias_learning_rate", "color_noise", "conv1", "fc8.bias"):
+        assert target_problem(PAPER, target, 0.0) is None
+        assert ">= 0" in target_problem(PAPER, target, -0.1)
+        assert ">= 0" in target_problem(PAPER, target, float("inf"))
+    for target in ("conv6", "conv1.gain", "momentum"):
+        assert "expected learning_rate" in target_problem(PAPER, target, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("num_classes=none", None),
+        ("num_classes=7", 7),
+        ("bias_learning_rate=None", None),
+        ("random_flips=FALSE", False),
+        ("drop_epochs=3, 9", (3, 9)),
+        ("drop_epochs=", ()),
+        ("drop_epochs=none", ()),
+        ("changes=3:conv1=0.5,4:color_noise=0", None),
+        ("order=pooling,activation,normalization", ("pooling", "activation", "normalization")),
+        ("learning_rate=1e-3", 0.001),
+    ],
+)
+def test_a_text_is_read_as_the_type_of_its_field(change, value):
+    field = change.partition("=")[0]
+    got = getattr(with_changes(PAPER, [change]), field)
+    expected = (EpochChange(3, "conv1", 0.5), EpochChange(4, "color_noise", 0.0))
+    assert got == (expected if field == "changes" else value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("momentum", "expected field=value"),
+        ("momentum=fast", "a number for momentum"),
+        ("momentum=inf", "a number for momentum"),
+        ("momentum=nan", "a number for momentum"),
+        ("epochs=2.5", "an integer for epochs"),
+        ("num_classes=two", "an integer or none for num_classes"),
+        ("random_flips=1", "true or false for random_flips"),
+        ("drop_epochs=a", "integers with commas between them for drop_epochs"),
+        ("changes=3:conv1", "changes such as"),
+        ("changes=conv1=3", "changes such as"),
+        ("claim=mine", "no field claim"),
+    ],
+)
+def test_a_text_that_is_not_of_its_type_is_refused(change, words):
+    assert words in refused(lambda: with_changes(PAPER, [change]))
