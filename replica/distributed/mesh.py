@@ -1,4 +1,4 @@
-"""The processes of a run as a grid: axes `data` (shares of each batch) and `tower`."""
+"""The ranks of a run as a grid: copies of the network, and the towers of each copy."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +14,11 @@ from replica.network.placement import OneDevice, Placement
 
 @dataclass(frozen=True)
 class Rank:
-    """One process of a run: rank = data_index * split + tower.
+    """One process of a run: index = copy * split + tower.
 
     Attributes:
         index: 0 to devices.num_processes - 1; rank 0 writes the files and prints.
-        devices: how the whole run is placed.
+        devices: of the whole run.
         local_index: which device of its machine it has; `index` where there is one machine.
     """
 
@@ -27,8 +27,8 @@ class Rank:
     local_index: int | None = None
 
     @property
-    def data_index(self) -> int:
-        """Which share of each batch this process has."""
+    def copy(self) -> int:
+        """Which copy of the network it belongs to."""
         return self.index // self.devices.split
 
     @property
@@ -44,44 +44,46 @@ class Rank:
         return torch.device("cuda", number) if kind == "cuda" else torch.device(kind)
 
     def placement(self, towers: int) -> Placement:
-        """What the model needs to know."""
+        """Which of a recipe's towers it holds."""
         if self.devices.split == 1:
             return OneDevice(towers)
         return TwoDevices(tower=self.tower, peer=self.index + 1 - 2 * self.tower)
 
 
 class Mesh:
-    """The groups of processes that this rank belongs to: axes `data` and `tower`."""
+    """All ranks, as one of them sees them: what is summed over copies, and what goes to all."""
 
     def __init__(self, rank: Rank) -> None:
-        self.is_distributed = rank.devices.num_processes > 1
-        self.data_group: dist.ProcessGroup | None = None
+        devices = rank.devices
+        self.is_distributed = devices.num_processes > 1
+        # Of the ranks with this tower, one per copy; None where there is one copy.
+        self.copies: dist.ProcessGroup | None = None
         if self.is_distributed:
-            shape = (rank.devices.num_data_shares, rank.devices.split)
-            mesh = dist.init_device_mesh(rank.devices.kind, shape, mesh_dim_names=("data", "tower"))
-            self.data_group = mesh.get_group("data")
-        self.num_data_shares = rank.devices.num_data_shares
+            shape = (devices.num_copies, devices.split)
+            mesh = dist.init_device_mesh(devices.kind, shape, mesh_dim_names=("copy", "tower"))
+            if devices.num_copies > 1:
+                self.copies = mesh.get_group("copy")
 
-    def sum_over_data(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Adds up gradients over the shares of the batch."""
-        if self.num_data_shares == 1:
+    def sum_over_copies(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Adds up the copies' gradients, each from its own part of the batch."""
+        if self.copies is None:
             return tensors
-        # Values are added as they lie in memory, and a share without images has another layout.
+        # Values are added as they lie in memory, and a copy without images has another layout.
         tensors = [tensor.contiguous() for tensor in tensors]
         for tensor in tensors:
-            heartbeat.beat("sum of gradients over the shares")
-            dist.all_reduce(tensor, group=self.data_group)
+            heartbeat.beat("sum of gradients over the copies")
+            dist.all_reduce(tensor, group=self.copies)
         return tensors
 
     def sum_over_all_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Adds up over all processes, in place, and returns the tensor."""
+        """Adds up over all ranks, in place, and returns the tensor."""
         if self.is_distributed:
             heartbeat.beat("sum of counts over all processes")
             dist.all_reduce(tensor)
         return tensor
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """One value of every process, in the order of ranks."""
+        """One value of every rank, in their order."""
         if not self.is_distributed:
             return [value]
         values: list[Any] = [None] * dist.get_world_size()
