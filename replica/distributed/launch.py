@@ -3,6 +3,9 @@
 Ctrl-C and SIGTERM reach the parent, which sets an event; the ranks agree on it once per step, save,
 and end. A rank ends when the parent has ended, however it ended; when one rank fails, the parent
 ends the others. On several machines `torchrun` starts the ranks (torchrun.py).
+
+PyTorch's own parents (`torch.multiprocessing.start_processes`, and `torch.distributed.elastic` on
+top of it) name the rank that they look at first, which need not be the one that was killed.
 """
 
 import multiprocessing
