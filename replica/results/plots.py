@@ -17,7 +17,7 @@ STEPS_SMOOTHED = 20
 
 
 def loss_curve(metrics: list[MetricsLine], path: Path, *, title: str) -> None:
-    """Draws training loss a step, validation loss and errors an epoch, over steps."""
+    """Draws training loss per step, validation loss and errors per epoch, over steps."""
     pyplot = _pyplot()
     steps = [line for line in metrics if line.kind == "step"]
     validations = [line for line in metrics if line.kind == "val"]
