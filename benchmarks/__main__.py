@@ -12,8 +12,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.measure import machine, say, text_of
-from data_prep.errors import OneLineParser, UserError
+from benchmarks.measure import machine, text_of
+from data_prep.errors import OneLineParser, UserError, run_command
 
 # Name of the module, and what it says in one line.
 BENCHMARKS = {
@@ -57,18 +57,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def main() -> None:
-    """Runs the benchmark that is named, and prints its rows; without a name lists them."""
-    arguments = parse_arguments()
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the benchmark that is named, and prints its rows."""
     if arguments.name is None:
         return
-    try:
-        if arguments.save and not arguments.save.parent.is_dir():
-            raise UserError(f"--save {arguments.save}: expected a file in a directory that exists")
-        rows = arguments.measure(arguments)
-    except UserError as error:
-        say(f"benchmarks: {error}")
-        sys.exit(2)
+    if arguments.save and not arguments.save.parent.is_dir():
+        raise UserError(f"--save {arguments.save}: expected a file in a directory that exists")
+    rows = arguments.measure(arguments)
     described = machine()
     command = ["python", "-m", "benchmarks", *sys.argv[1:]]
     record = {"benchmark": arguments.name, "command": command, "machine": described}
@@ -83,5 +78,10 @@ def main() -> None:
     print(text_of(rows))
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    return run_command("benchmarks", lambda: run(parse_arguments(argv)))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import cuda_ext
-from replica.training.run_directory import describe_machine
+from replica.training.run_record import describe_machine
 
 
 @dataclass(frozen=True)

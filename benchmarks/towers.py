@@ -21,8 +21,9 @@ from benchmarks.measure import Row, say
 from benchmarks.training import our_step
 from data_prep.errors import UserError
 from replica.distributed.devices import Devices
-from replica.distributed.launch import StopRequest, run_processes
+from replica.distributed.launch import run_processes
 from replica.distributed.mesh import Rank
+from replica.distributed.worker import StopRequest
 from replica.recipes import RECIPES
 from replica.training.allocator import keep_large_blocks
 from replica.training.numerics import PRECISIONS, Numerics, set_numerics

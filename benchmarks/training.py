@@ -23,8 +23,9 @@ from torch import nn
 
 from benchmarks.measure import Row, interleaved, say
 from replica.distributed.devices import Devices
-from replica.distributed.launch import StopRequest, run_processes
+from replica.distributed.launch import run_processes
 from replica.distributed.mesh import Mesh, Rank
+from replica.distributed.worker import StopRequest
 from replica.feed.feed import Batch
 from replica.network import layers as layers_module
 from replica.network.alexnet import AlexNet
@@ -34,8 +35,9 @@ from replica.recipes.geometry import geometry
 from replica.training.allocator import SWITCH, keep_large_blocks
 from replica.training.loop import train_step_
 from replica.training.numerics import Numerics, parameter_dtype, set_numerics
+from replica.training.run import Run
 from replica.training.schedule import settings_at
-from replica.training.state import Run, RunState
+from replica.training.state import RunState
 
 NUM_CLASSES = 1000
 MATRIX_SIDE = 2048

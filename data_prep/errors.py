@@ -47,7 +47,11 @@ def run_command(
         more, as other programs end under `| head`.
     """
     try:
-        status = command() or 0
+        try:
+            status = command() or 0
+        except SystemExit:  # argparse has printed its help
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()  # here, where a closed pipe is still ours to catch
         return status
     except BrokenPipeError:

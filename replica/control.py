@@ -6,29 +6,14 @@ if __name__ == "__main__":  # before the imports that it is about
     require_environment(__name__, "torch")
 
 import argparse
-import json
-import os
 import sys
-import time
 from pathlib import Path
 
-from data_prep.errors import OneLineParser, UserError
-from data_prep.files import locked, write_whole
-from replica.recipes import from_record
-from replica.recipes.recipe import target_problem
-from replica.training import run_directory
-from replica.training.control_log import ACTIONS, REQUESTS_DIR, read_log
+from data_prep.errors import OneLineParser, UserError, run_command
+from replica.training.control_log import ACTIONS, send_request
+from replica.training.options import layers_in, rates_in
 
 DEFAULT_WAIT_SECONDS = 120.0
-
-
-# --- In the run
-
-
-# --- The log
-
-
-# --- The command
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -81,14 +66,8 @@ def changes_of(arguments: argparse.Namespace) -> dict[str, float]:
         pairs.append(("learning_rate", arguments.lr))
     if arguments.bias_lr is not None:
         pairs.append(("bias_learning_rate", arguments.bias_lr))
-    for text in arguments.rate:
-        target, _, value = text.partition("=")
-        try:
-            pairs.append((target, float(value)))
-        except ValueError:
-            raise UserError(f"--rate {text}: expected LAYER=RATE such as conv1=0.0001") from None
-    for text in arguments.freeze:
-        pairs += [(layer.strip(), 0.0) for layer in text.split(",") if layer.strip()]
+    pairs += rates_in(arguments.rate, example="conv1=0.0001")
+    pairs += [(layer, 0.0) for layer in layers_in(arguments.freeze)]
     if arguments.color_noise is not None:
         try:
             value = 0.0 if arguments.color_noise == "off" else float(arguments.color_noise)
@@ -97,80 +76,32 @@ def changes_of(arguments: argparse.Namespace) -> dict[str, float]:
                 f"--color-noise {arguments.color_noise}: expected off, or a number such as 0.1"
             ) from None
         pairs.append(("color_noise", value))
-    twice = {target for target, _ in pairs if [t for t, _ in pairs].count(target) > 1}
+    targets = [target for target, _ in pairs]
+    twice = {target for target in targets if targets.count(target) > 1}
     if twice:
         raise UserError(f"{', '.join(sorted(twice))}: expected one value each, got two")
     return dict(pairs)
 
 
-def is_live(run_dir: Path) -> bool:
-    """Whether a process holds the run's lock."""
-    lock = run_dir / run_directory.LOCK_FILE
-    if not lock.exists():
-        return False
-    try:
-        with locked(lock, title=str(run_dir), when_held="is live"):
-            return False
-    except UserError:
-        return True
-
-
-def send(arguments: argparse.Namespace) -> str:
-    """Leaves the request, waits until the run has read it, and returns what came of it."""
-    run_dir: Path = arguments.run
-    recipe = from_record(run_directory.read_run_record(run_dir)["recipe"])
-    changes = changes_of(arguments)
-    problems = [target_problem(recipe, target, value) for target, value in changes.items()]
-    if any(problems):
-        raise UserError("; ".join(problem for problem in problems if problem))
-    actions = [action for action in ACTIONS if getattr(arguments, action)]
-    if not changes and not actions:
-        raise UserError(
-            "expected something to change: --lr, --bias-lr, --rate, --freeze, --color-noise, "
-            "--checkpoint or --stop"
-        )
-    if not is_live(run_dir):
-        raise UserError(
-            f"{run_dir}: no run is alive there: start it with `python -m replica.train --resume "
-            f"--out {run_dir}`, or begin it with other values (--set)"
-        )
-    name = f"{time.time_ns()}-{os.getpid()}.json"
-    path = run_dir / REQUESTS_DIR / name
-    path.parent.mkdir(exist_ok=True)
-    content = {"changes": changes, "actions": actions, "reason": arguments.reason}
-    write_whole(path, json.dumps(content).encode())
-    deadline = time.monotonic() + arguments.wait
-    while True:
-        line = next((line for line in read_log(run_dir) if line["name"] == name), None)
-        if line is not None:
-            what = [f"{target}={value:g}" for target, value in changes.items()] + actions
-            return f"{', '.join(what)}: from step {line['step']}, epoch {line['epoch']}"
-        if time.monotonic() > deadline or not is_live(run_dir):
-            # Who removes the file decides: the run may be reading it now.
-            try:
-                path.unlink()
-            except FileNotFoundError:
-                deadline += 5.0
-                if is_live(run_dir):
-                    continue
-            raise UserError(
-                f"{run_dir}: the run has not read the request: nothing is changed: look whether "
-                "it makes steps, or give it more time with --wait"
-            )
-        time.sleep(0.1)
+def control(arguments: argparse.Namespace) -> None:
+    """Sends the request, and prints the step from which it acts."""
+    line = send_request(
+        arguments.run,
+        changes_of(arguments),
+        [action for action in ACTIONS if getattr(arguments, action)],
+        reason=arguments.reason,
+        wait_seconds=arguments.wait,
+    )
+    print(f"{line}: from step {line.step}, epoch {line.epoch}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    try:
-        print(send(parse_arguments(argv)))
-    except UserError as error:
-        print(f"replica.control: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("replica.control: interrupted; the request may still act", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(
+        "replica.control",
+        lambda: control(parse_arguments(argv)),
+        when_interrupted="interrupted; the request may still act",
+    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ if __name__ == "__main__":  # before the imports that it is about
 
     require_environment(__name__, "torch")
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import OneLineParser
+from data_prep.errors import EXIT_FAILURE, EXIT_USER_ERROR, OneLineParser, run_command
 from replica.results.plots import draw_run
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
@@ -30,7 +31,7 @@ CHANCE_TOP5_ERROR = 0.5
 EXPECTED_TOP1_ERROR = (0.0, 0.15)
 
 
-def run_command(command: list[str]) -> str:
+def run_shown(command: list[str]) -> str:
     """Runs one of the commands, shows it, and returns its standard output.
 
     Raises:
@@ -58,13 +59,13 @@ def run_demo(out: Path, train_arguments: list[str]) -> dict[str, Any]:
     shutil.rmtree(run_dir, ignore_errors=True)
     builder = str(PROJECT_DIR / "data_prep" / "build_shards.py")
     build = [sys.executable, builder, "--source", "toy", "--input", str(out / "toy")]
-    print(run_command([*build, "--output", str(shards)]))
+    print(run_shown([*build, "--output", str(shards)]))
     train = [sys.executable, "-m", "replica.train", "--gpus", "2", "--device", "cpu"]
     train += ["--data", str(shards), "--out", str(run_dir), *train_arguments]
-    print(run_command(train))
+    print(run_shown(train))
     test = [sys.executable, "-m", "replica.test", "--ten-crop", "--json", "--device", "cpu"]
     checkpoint = sorted(run_dir.glob("checkpoint-*.pt"))[-1]
-    tested = json.loads(run_command([*test, "--checkpoint", str(checkpoint)]))
+    tested = json.loads(run_shown([*test, "--checkpoint", str(checkpoint)]))
     figures = draw_run(run_dir, out)
     is_inside, sentence = judge(tested["top1_error"])
     return {
@@ -79,8 +80,8 @@ def run_demo(out: Path, train_arguments: list[str]) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the demo and returns its exit status: 1 where the error rate is outside the range."""
+def parse_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """Reads the command line: the demo's own options, and those of `replica.train`."""
     parser = OneLineParser(
         prog="python -m replica.demo",
         description="Draws, builds, trains on two CPU processes, tests with ten crops, and judges.",
@@ -89,15 +90,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", default=DEFAULT_OUT, help="default: %(default)s"
     )
-    arguments, train_arguments = parser.parse_known_args(argv)
+    return parser.parse_known_args(argv)
+
+
+def demo(out: Path, train_arguments: list[str]) -> int:
+    """Runs the demo and prints what came of it; returns 1 where the error is outside the range."""
     try:
-        result = run_demo(arguments.out, train_arguments)
+        result = run_demo(out, train_arguments)
     except subprocess.CalledProcessError as error:
-        return 2 if error.returncode == 2 else 1
-    except KeyboardInterrupt:
-        print("replica.demo: interrupted; run it again, what is drawn and built is kept")
-        return 130
-    path = arguments.out / "result.json"
+        is_users = error.returncode == EXIT_USER_ERROR
+        return EXIT_USER_ERROR if is_users else EXIT_FAILURE
+    path = out / "result.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     for name in ("top1", "top5"):
         low, high = result[f"{name}_interval"]
@@ -107,7 +110,21 @@ def main(argv: list[str] | None = None) -> int:
         )
     print(result["verdict"])
     print(f"wrote {path} and {', '.join(result['figures'])} in {result['seconds']} s")
-    return 0 if result["is_as_expected"] else 1
+    return 0 if result["is_as_expected"] else EXIT_FAILURE
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+
+    def command() -> int:
+        arguments, train_arguments = parse_arguments(argv)
+        return demo(arguments.out, train_arguments)
+
+    return run_command(
+        "replica.demo",
+        command,
+        when_interrupted="interrupted; run it again, what is drawn and built is kept",
+    )
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.errors import OneLineParser, UserError
+from data_prep.errors import OneLineParser, run_command
 from replica.results.plots import draw_curves, draw_run
-from replica.training import run_directory
+from replica.training.run_directory import newest_run
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -36,23 +36,22 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def draw(arguments: argparse.Namespace) -> None:
+    """Draws, and prints the names of the files."""
+    if arguments.what == "curves":
+        draw_curves(arguments.runs, arguments.picture)
+        print(f"wrote {arguments.picture}")
+        return
+    run_dir = arguments.run or newest_run(purpose="draw")
+    if arguments.run is None:
+        print(f"run: {run_dir} (no --run given: the newest)")
+    for path in draw_run(run_dir, arguments.out or run_dir / "figures"):
+        print(f"wrote {path}")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    arguments = parse_arguments(argv)
-    try:
-        if arguments.what == "curves":
-            draw_curves(arguments.runs, arguments.picture)
-            print(f"wrote {arguments.picture}")
-            return 0
-        run_dir = arguments.run or run_directory.newest_run(purpose="draw")
-        if arguments.run is None:
-            print(f"run: {run_dir} (no --run given: the newest)")
-        for path in draw_run(run_dir, arguments.out or run_dir / "figures"):
-            print(f"wrote {path}")
-    except UserError as error:
-        print(f"replica.figures: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command("replica.figures", lambda: draw(parse_arguments(argv)))
 
 
 if __name__ == "__main__":

@@ -5,99 +5,228 @@ if __name__ == "__main__":  # before the imports that it is about
 
     require_environment(__name__, "torch")
 
-import os
 import sys
 import threading
-from contextlib import redirect_stdout
+from contextlib import nullcontext
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.errors import UserError
-from replica.distributed.launch import (
-    EXIT_FAILURE,
-    EXIT_USER_ERROR,
-    Torchrun,
-    run_as_told,
-    run_processes,
-    torchrun,
-)
+from data_prep.errors import EXIT_USER_ERROR, OneLineParser, UserError, run_command
+from replica.distributed.launch import run_processes
 from replica.distributed.mesh import Rank
-from replica.training import control_log, run_directory
+from replica.distributed.torchrun import run_under_torchrun, torchrun_here
+from replica.distributed.worker import WAY_OUT
+from replica.network.draws import UINT32_RANGE
+from replica.recipes import ALIASES
+from replica.recipes.changes import settable_fields
+from replica.training.checkpoint import NUM_KEPT
+from replica.training.control_log import copy_log
 from replica.training.dry_run import dry_run
 from replica.training.loop import run_rank, train_step_
-from replica.training.options import parse_arguments, prepare_run
-from replica.training.state import Run
+from replica.training.numerics import (
+    COMPILE_MODES,
+    COMPILED,
+    MEMORY_FORMATS,
+    PRECISIONS,
+    Numerics,
+)
+from replica.training.options import (
+    DEFAULT_DATA,
+    DEFAULT_SEED,
+    DEFAULT_TIMEOUT_SECONDS,
+    TrainOptions,
+    say_nothing,
+)
+from replica.training.run import prepare_run
+from replica.training.run_directory import locked_run
+
+PROGRAM = "replica.train"
 
 # A lock within one process is all that our bars need; tqdm's own is a semaphore of the system.
 tqdm.set_lock(threading.RLock())
 
 
-# --- The steps
+def _parser() -> OneLineParser:
+    """The options, and what `--help` says of them."""
+    parser = OneLineParser(
+        prog="python -m replica.train",
+        description="Trains a network on shards; writes a run directory. Ctrl-C and SIGTERM save "
+        "a checkpoint after the step and end with status 130 and 143.",
+    )
+    what = parser.add_argument_group("what is trained").add_argument
+    what("--data", type=Path, metavar="DIR", help=f"shards (default: {DEFAULT_DATA})")
+    what("--recipe", metavar="NAME", help="default: the data set's own, or paper")
+    what(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help=f"change a field of the recipe; fields: {', '.join(settable_fields())}",
+    )
+    for option, name in ALIASES.items():
+        what(option, metavar="VALUE", help=f"the same as --set {name}=VALUE")
+    what(
+        "--freeze",
+        action="append",
+        default=[],
+        metavar="LAYERS",
+        help="layers that stay as they are, such as conv1,conv2: a rate of 0 from the first epoch",
+    )
+    what(
+        "--rate",
+        action="append",
+        default=[],
+        metavar="LAYER=RATE",
+        help="a layer's own learning rate from the first epoch, such as fc8=0.01 or conv1.bias=0",
+    )
+    what("--seed", type=int, metavar="S", help=f"default: {DEFAULT_SEED}")
+    what("--init", type=Path, metavar="FILE", help="begin with the weights of a checkpoint")
+    what("--new-head", action="store_true", help="with --init: draw the last layer anew")
+    what(
+        "--new-layers",
+        default="",
+        metavar="LAYERS",
+        help="with --init: draw these layers anew, such as conv6,fc6",
+    )
+    where = parser.add_argument_group("where and how").add_argument
+    where("--gpus", type=int, metavar="N", help="devices; CPU processes where there is no GPU")
+    where(
+        "--split",
+        type=int,
+        choices=(1, 2),
+        help="over how many devices one network is cut (default: 2 where there are two devices)",
+    )
+    where("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    where("--precision", choices=PRECISIONS, help=f"default: {Numerics.precision}")
+    where(
+        "--memory-format",
+        choices=MEMORY_FORMATS,
+        help=f"of activations (default: {Numerics.memory_format})",
+    )
+    where(
+        "--compile",
+        choices=COMPILE_MODES,
+        help=f"torch.compile for {COMPILED}, each compiled anew for the smaller last batch of an "
+        f"epoch; also with CUDA graphs (default: {Numerics.compile})",
+    )
+    where(
+        "--deterministic",
+        choices=("on", "off"),
+        help="refuse algorithms whose sums have no fixed order (default: on, on GPUs off)",
+    )
+    where(
+        "--loader-threads",
+        type=int,
+        default=1,
+        metavar="N",
+        help="threads that make batches; results do not depend on it (default: %(default)s)",
+    )
+    where(
+        "--timeout",
+        type=float,
+        default=DEFAULT_TIMEOUT_SECONDS,
+        metavar="SECONDS",
+        help="without a sign of life, after which a process counts as hung (default: %(default)g)",
+    )
+    run = parser.add_argument_group("the run").add_argument
+    run("--steps", type=int, metavar="S", help="end after S steps, counted from the run's first")
+    run(
+        "--checkpoint-steps",
+        type=int,
+        metavar="N",
+        help="save each N steps, besides the end of each epoch",
+    )
+    run(
+        "--keep",
+        type=int,
+        metavar="K",
+        help=f"newest checkpoints to keep, besides the best (default: {NUM_KEPT})",
+    )
+    run("--out", type=Path, metavar="DIR", help="run directory (default: runs/<time>)")
+    run("--resume", action="store_true", help="continue the run in --out, or the newest one")
+    run(
+        "--replay",
+        type=Path,
+        metavar="RUN",
+        help="repeat the changes that were made to RUN by hand, at their steps",
+    )
+    run("--no-tensorboard", dest="tensorboard", action="store_false", help="write no event files")
+    run(
+        "--dry-run",
+        action="store_true",
+        help="say what would be trained, its memory and its time (three steps are tried); write "
+        "nothing",
+    )
+    return parser
 
 
-# --- A run
+def parse_arguments(argv: list[str] | None = None) -> TrainOptions:
+    """Reads the command line."""
+    parser = _parser()
+    given = vars(parser.parse_args(argv))
+    least_of = {"steps": 1, "checkpoint_steps": 1, "seed": 0, "keep": 1, "loader_threads": 1}
+    for name, least in least_of.items():
+        value = given[name]
+        if value is not None and not least <= value < UINT32_RANGE:
+            parser.error(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
+    if not 5 <= given["timeout"] < float("inf"):
+        parser.error(f"--timeout: expected at least 5 seconds, got {given['timeout']:g}")
+    if (given["new_head"] or given["new_layers"]) and given["init"] is None:
+        parser.error("--new-head and --new-layers: expected --init beside them, got none")
+    if given["resume"] and (given["init"] or given["replay"] or given["dry_run"]):
+        parser.error("--init, --replay and --dry-run: expected a new run, got --resume")
+    changes = given.pop("set")
+    for option, field in ALIASES.items():
+        value = given.pop(option.removeprefix("--").replace("-", "_"))
+        if value is not None:
+            changes.append(f"{field}={value}")
+    deterministic = given["deterministic"]
+    given |= {
+        "changes": tuple(changes),
+        "freeze": tuple(given["freeze"]),
+        "rate": tuple(given["rate"]),
+        "deterministic": None if deterministic is None else deterministic == "on",
+    }
+    return TrainOptions(**given)
 
 
-# --- The command
+def train(options: TrainOptions) -> int:
+    """Prepares the run, and makes it or says what it would be; returns the exit status."""
+    torchrun = torchrun_here()
+    # Of many processes with the same arguments one says what it found.
+    is_first = torchrun is None or torchrun.rank == 0
+    try:
+        run = prepare_run(options, torchrun, say=print if is_first else say_nothing)
+        if options.dry_run:
+            if is_first:
+                print(dry_run(run, train_step_))
+            return 0
+        sys.stdout.flush()
+        # A run that torchrun starts anew may have ended before it left a record.
+        may_have_begun = run.is_resumed or (torchrun is not None and torchrun.restarts > 0)
+        lock = locked_run(run.run_dir, resume=may_have_begun) if is_first else nullcontext()
+        with lock:
+            if is_first and options.replay is not None and not run.is_resumed:
+                copy_log(options.replay, run.run_dir, run.recipe)
+            if torchrun is None or torchrun.num_processes == 1:
+                return run_processes(run_rank, run, run.devices, timeout=options.timeout)
+            rank = Rank(torchrun.rank, run.devices, torchrun.local_rank)
+            run_under_torchrun(PROGRAM, run_rank, rank, run, timeout=options.timeout)
+    except UserError:
+        if is_first:
+            raise
+        return EXIT_USER_ERROR
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    arguments = parse_arguments(argv)
-    told = torchrun()
-    try:
-        with Path(os.devnull).open("w") as nowhere:
-            # Of many processes with the same arguments one says what it found.
-            is_silent = told is not None and told.rank != 0
-            with redirect_stdout(nowhere if is_silent else sys.stdout):
-                run = prepare_run(arguments)
-        if arguments.dry_run:
-            if told is None or told.rank == 0:
-                print(dry_run(run, train_step_))
-            return 0
-        sys.stdout.flush()
-        if told is not None and told.num_processes > 1:
-            return _run_under_torchrun(run, told, arguments.timeout, arguments.replay)
-        with run_directory.locked_run(run.run_dir, resume=run.is_resumed or _is_restarted(told)):
-            _prepare_log_of_changes(run, arguments.replay)
-            return run_processes(run_rank, run, run.devices, timeout=arguments.timeout)
-    except UserError as error:
-        if told is None or told.rank == 0:
-            print(f"replica.train: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except OSError as error:
-        print(
-            f"replica.train: {error.filename}: {error.strerror}: make room or mend it, then "
-            "continue with --resume",
-            file=sys.stderr,
-        )
-        return EXIT_USER_ERROR
-    except RuntimeError as error:
-        print(f"replica.train: {error}", file=sys.stderr)
-        return EXIT_FAILURE
-    except KeyboardInterrupt:
-        print("replica.train: stopped at once; the last checkpoint is kept", file=sys.stderr)
-        return 130
-
-
-def _run_under_torchrun(run: Run, told: Torchrun, timeout: float, replay: Path | None) -> int:
-    rank = Rank(told.rank, run.devices, told.local_rank)
-    if told.rank != 0:
-        return run_as_told(run_rank, run, rank, timeout=timeout)
-    with run_directory.locked_run(run.run_dir, resume=run.is_resumed or _is_restarted(told)):
-        _prepare_log_of_changes(run, replay)
-        return run_as_told(run_rank, run, rank, timeout=timeout)
-
-
-def _is_restarted(told: Torchrun | None) -> bool:
-    """Whether torchrun started this run before, perhaps not for long enough to leave a record."""
-    return told is not None and told.restarts > 0
-
-
-def _prepare_log_of_changes(run: Run, replay: Path | None) -> None:
-    if replay is not None and not run.is_resumed:
-        control_log.copy_log(replay, run.run_dir, run.recipe)
+    return run_command(
+        PROGRAM,
+        lambda: train(parse_arguments(argv)),
+        when_interrupted="stopped at once; the last checkpoint is kept",
+        way_out=WAY_OUT,
+    )
 
 
 if __name__ == "__main__":

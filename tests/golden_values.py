@@ -23,10 +23,11 @@ from replica.distributed.devices import Devices
 from replica.distributed.mesh import Rank
 from replica.feed.feed import TrainFeed
 from replica.recipes import MINI, PAPER
-from replica.training import run_directory
 from replica.training.loop import run_rank, train_step_
 from replica.training.numerics import Numerics
-from replica.training.state import Run, begin
+from replica.training.run import Run
+from replica.training.run_directory import read_metrics
+from replica.training.state import begin
 
 GOLDENS = Path(__file__).resolve().parent / "goldens"
 SHARDS, OLD_RUN, VALUES = GOLDENS / "shards", GOLDENS / "run", GOLDENS / "values.json"
@@ -113,9 +114,9 @@ def lines_after(run_dir, step):
     """What metrics.jsonl says of the steps after one: kind, step, loss and errors."""
     names = ("kind", "step", "loss", "top1_error", "top5_error", "learning_rate")
     return [
-        [line[name] for name in names]
-        for line in run_directory.read_metrics(run_dir)
-        if line["kind"] in ("step", "val") and line["step"] > step
+        [getattr(line, name) for name in names]
+        for line in read_metrics(run_dir)
+        if line.kind in ("step", "val") and line.step > step
     ]
 
 

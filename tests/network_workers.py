@@ -14,7 +14,8 @@ from replica.network.alexnet import AlexNet, whole_shapes
 from replica.network.dropout_masks import DropoutKeys
 from replica.recipes import PAPER
 from replica.training.loop import train_step_
-from replica.training.state import Run, begin
+from replica.training.run import Run
+from replica.training.state import begin
 
 SEED, STEP = 11, 5
 NUM_CLASSES = 7  # odd: the towers' halves of the logits differ
@@ -56,11 +57,11 @@ def compute(rank: Rank, path: str, stop) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name][placement.own(len(weights[name]))])
-    rows = torch.arange(NUM_IMAGES).chunk(rank.devices.num_data_shares)[rank.data_index]
+    rows = torch.arange(NUM_IMAGES).chunk(rank.devices.num_copies)[rank.copy]
     logits = model(images[rows], masks=model.dropout_masks(DropoutKeys(SEED, STEP, rows)))
     loss = F.cross_entropy(logits, labels[rows], reduction="sum") / NUM_IMAGES
     gradients = list(torch.autograd.grad(loss, list(model.parameters())))
-    gradients = mesh.sum_over_data(gradients)
+    gradients = mesh.sum_over_copies(gradients)
     with torch.no_grad():
         tested = model.eval()(images[rows])
     computed = {"logits": logits.detach(), "tested": tested}
@@ -73,7 +74,7 @@ def compute(rank: Rank, path: str, stop) -> None:
 
 
 def _whole(parts, rank):
-    """Puts shares of the batch, or towers' halves of the gradients, together."""
+    """Puts parts of the batch, or towers' halves of the gradients, together."""
     if rank.devices.num_processes == 1:
         return parts[0]
     is_cut = rank.devices.split == 2

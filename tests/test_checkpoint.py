@@ -15,6 +15,7 @@ from replica.network.alexnet import whole_shapes
 from replica.recipes import MINI, from_record, to_record, with_changes
 from replica.training.checkpoint import (
     NUM_KEPT,
+    Checkpoint,
     check_fits_classes,
     check_fits_recipe,
     checkpoint_path,
@@ -24,30 +25,31 @@ from replica.training.checkpoint import (
     save_checkpoint,
 )
 
+WNIDS = [f"n{i:08d}" for i in range(10)]
 
-def content(step=1, **changes):
+
+def checkpoint(step=1, best_step=None):
     shapes = whole_shapes(MINI, num_classes=10)
-    return {
-        "model": {name: torch.full(shape, 0.5) for name, shape in shapes.items()},
-        "velocities": {name: torch.zeros(shape) for name, shape in shapes.items()},
-        "step": step,
-        "epoch": 1,
-        "val_errors": [],
-        "best_step": None,
-        "recipe": to_record(MINI),
-        "num_classes": 10,
-        "seed": 1,
-        "wnids": [f"n{i:08d}" for i in range(10)],
-        "class_names": [str(i) for i in range(10)],
-        "mean_image": torch.zeros(256, 256, 3),
-        "eigenvalues": torch.zeros(3),
-        "eigenvectors": torch.eye(3),
-        **changes,
-    }
+    return Checkpoint(
+        model={name: torch.full(shape, 0.5) for name, shape in shapes.items()},
+        velocities={name: torch.zeros(shape) for name, shape in shapes.items()},
+        step=step,
+        epoch=1,
+        val_errors=[],
+        best_step=best_step,
+        recipe=MINI,
+        num_classes=10,
+        seed=1,
+        wnids=WNIDS,
+        class_names=[str(i) for i in range(10)],
+        mean_image=torch.zeros(256, 256, 3),
+        eigenvalues=torch.zeros(3),
+        eigenvectors=torch.eye(3),
+    )
 
 
 def test_a_checkpoint_opens_with_torch_load_and_holds_whole_tensors(tmp_path):
-    path = save_checkpoint(tmp_path, content(step=7))
+    path = save_checkpoint(tmp_path, checkpoint(step=7))
     loaded = torch.load(path, weights_only=True)
     assert path == checkpoint_path(tmp_path, 7)
     assert loaded["step"] == 7
@@ -61,7 +63,7 @@ def test_a_checkpoint_opens_with_torch_load_and_holds_whole_tensors(tmp_path):
 
 def test_the_last_two_checkpoints_are_kept(tmp_path):
     for step in range(1, 5):
-        save_checkpoint(tmp_path, content(step=step))
+        save_checkpoint(tmp_path, checkpoint(step=step))
     assert checkpoints_of(tmp_path) == [checkpoint_path(tmp_path, step) for step in (3, 4)]
     assert len(list(tmp_path.iterdir())) == 2 * NUM_KEPT
 
@@ -69,11 +71,11 @@ def test_the_last_two_checkpoints_are_kept(tmp_path):
 def test_the_best_checkpoint_stays_and_a_link_points_to_it(tmp_path):
     best = {1: None, 2: 2, 3: 2, 4: 2, 5: 5, 6: 5}
     for step, best_step in best.items():
-        save_checkpoint(tmp_path, content(step=step, best_step=best_step), keep=1)
+        save_checkpoint(tmp_path, checkpoint(step=step, best_step=best_step), keep=1)
         left = sorted({step, best_step or step})
         assert checkpoints_of(tmp_path) == [checkpoint_path(tmp_path, x) for x in left]
         if best_step:
-            assert load_checkpoint(tmp_path / "best.pt")["step"] == best_step
+            assert load_checkpoint(tmp_path / "best.pt").step == best_step
     # The digest of the file that the link points to is compared.
     path = checkpoint_path(tmp_path, 5)
     path.write_bytes(path.read_bytes()[:-9])
@@ -83,8 +85,8 @@ def test_the_best_checkpoint_stays_and_a_link_points_to_it(tmp_path):
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit", "empty"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, damage):
-    save_checkpoint(tmp_path, content(step=1))
-    path = save_checkpoint(tmp_path, content(step=2))
+    save_checkpoint(tmp_path, checkpoint(step=1))
+    path = save_checkpoint(tmp_path, checkpoint(step=2))
     data = bytearray(path.read_bytes())
     if damage == "one bit":
         data[len(data) // 2] ^= 1
@@ -92,7 +94,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, damage
     with pytest.raises(UserError, match="damaged: its SHA-256 is not the one in"):
         load_checkpoint(path)
     found, loaded, passed_over = last_whole_checkpoint(tmp_path)
-    assert (found, loaded["step"]) == (checkpoint_path(tmp_path, 1), 1)
+    assert (found, loaded.step) == (checkpoint_path(tmp_path, 1), 1)
     assert len(passed_over) == 1
     assert path.name in passed_over[0]
 
@@ -132,16 +134,18 @@ def test_another_kind_of_file_and_another_version_are_refused(tmp_path):
     torch.save({"weights": torch.zeros(3)}, tmp_path / "a.pt")
     with pytest.raises(UserError, match="expected a checkpoint of this project"):
         load_checkpoint(tmp_path / "a.pt")
-    path = save_checkpoint(tmp_path, {**content(), "version": 9})
+    path = save_checkpoint(tmp_path, checkpoint())
+    torch.save({**torch.load(path, weights_only=True), "version": 9}, path)
+    path.with_name(f"{path.name}.sha256").unlink()
     with pytest.raises(UserError, match="expected checkpoint version 2, got 9"):
         load_checkpoint(path)
 
 
 def test_every_tensor_that_does_not_fit_is_named(tmp_path):
-    wrong = content()
-    del wrong["model"]["conv1.bias"]
-    wrong["model"]["conv9.bias"] = torch.zeros(2)
-    wrong["velocities"]["fc8.weight"] = torch.zeros(12, 256)
+    wrong = checkpoint()
+    del wrong.model["conv1.bias"]
+    wrong.model["conv9.bias"] = torch.zeros(2)
+    wrong.velocities["fc8.weight"] = torch.zeros(12, 256)
     path = save_checkpoint(tmp_path, wrong)
     with pytest.raises(UserError) as error:
         load_checkpoint(path)
@@ -153,21 +157,21 @@ def test_every_tensor_that_does_not_fit_is_named(tmp_path):
 
 def test_another_recipe_is_refused_with_all_fields_but_epochs_may_differ(tmp_path):
     path = tmp_path / "c.pt"
-    check_fits_recipe(path, content(), dataclasses.replace(MINI, epochs=99))
+    check_fits_recipe(path, MINI, dataclasses.replace(MINI, epochs=99))
     other = dataclasses.replace(MINI, batch_size=64, momentum=0.8)
     with pytest.raises(UserError) as error:
-        check_fits_recipe(path, content(), other)
+        check_fits_recipe(path, MINI, other)
     assert "batch_size: 32 against 64" in str(error.value)
     assert "momentum: 0.9 against 0.8" in str(error.value)
 
 
 def test_other_classes_are_refused(tmp_path):
-    path, wnids = tmp_path / "c.pt", content()["wnids"]
-    check_fits_classes(path, content(), wnids, tmp_path)
+    path = tmp_path / "c.pt"
+    check_fits_classes(path, WNIDS, WNIDS, tmp_path)
     with pytest.raises(UserError, match=r"has 10 classes, .* has 9"):
-        check_fits_classes(path, content(), wnids[:9], tmp_path)
+        check_fits_classes(path, WNIDS, WNIDS[:9], tmp_path)
     with pytest.raises(UserError, match=r"class 9 is n00000009, in .* it is n12345678"):
-        check_fits_classes(path, content(), [*wnids[:9], "n12345678"], tmp_path)
+        check_fits_classes(path, WNIDS, [*WNIDS[:9], "n12345678"], tmp_path)
 
 
 KILLED_AT = """
@@ -175,9 +179,9 @@ import os, signal, sys
 sys.path.insert(0, "tests")
 from pathlib import Path
 import torch
-from test_checkpoint import content
+from test_checkpoint import checkpoint
 from replica.training.checkpoint import save_checkpoint
-save_checkpoint(Path(sys.argv[1]), content(step=1))
+save_checkpoint(Path(sys.argv[1]), checkpoint(step=1))
 calls = 0
 def dies_at(function, number):
     def call(*args, **kwargs):
@@ -192,7 +196,7 @@ os.fsync = dies_at(os.fsync, number)
 Path.replace = dies_at(Path.replace, number)
 Path.unlink = dies_at(Path.unlink, number)
 for step in (2, 3):
-    save_checkpoint(Path(sys.argv[1]), content(step=step))
+    save_checkpoint(Path(sys.argv[1]), checkpoint(step=step))
 """
 
 
@@ -207,7 +211,7 @@ def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path):
         assert result.returncode == -9
         died += 1
         _, loaded, passed_over = last_whole_checkpoint(directory)
-        assert loaded["step"] >= 1
+        assert loaded.step >= 1
         assert passed_over == []
     assert died == 5
 

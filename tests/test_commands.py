@@ -26,8 +26,9 @@ from runs import (
 
 from replica import demo
 from replica.distributed import launch
-from replica.training import run_directory
 from replica.training.checkpoint import checkpoints_of
+from replica.training.run_directory import locked_run
+from replica.training.run_record import read_run_record
 
 FIELDS = {
     "kind",
@@ -51,18 +52,17 @@ def two_towers(shards_dir, tmp_path_factory):
 
 
 def test_two_processes_hold_half_of_every_parameter_each(two_towers):
-    record = run_directory.read_run_record(two_towers[0])
-    ranks = record["ranks"]
-    assert len({rank["pid"] for rank in ranks}) == 2
-    assert [rank["tower"] for rank in ranks] == [0, 1]
-    halves = [rank["parameters"] for rank in ranks]
+    ranks = read_run_record(two_towers[0]).ranks
+    assert len({rank.pid for rank in ranks}) == 2
+    assert [rank.tower for rank in ranks] == [0, 1]
+    halves = [rank.parameters for rank in ranks]
     assert halves == [203_509, 203_509]
     whole = last_checkpoint(two_towers[0])["model"]
     assert sum(halves) == sum(tensor.numel() for tensor in whole.values())
 
 
 def test_the_record_names_recipe_command_versions_data_and_hardware(two_towers, shards_dir):
-    record = run_directory.read_run_record(two_towers[0])
+    record = json.loads((two_towers[0] / "run.json").read_text())
     assert record["recipe"]["name"] == "mini"
     assert record["recipe"]["batch_size"] == 16  # the alias is recorded under the full name
     assert "replica.train" in record["command"]
@@ -80,8 +80,8 @@ def test_each_default_is_printed_in_one_line(two_towers, shards_dir, tmp_path):
 
 
 def test_metrics_have_one_step_line_a_step_and_every_field(two_towers):
-    lines = run_directory.read_metrics(two_towers[0])
-    assert all(set(line) >= FIELDS for line in lines)
+    lines = (two_towers[0] / "metrics.jsonl").read_text().splitlines()
+    assert all(set(json.loads(line)) == FIELDS for line in lines)
     steps = lines_of(two_towers[0], "step")
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
     assert [line["epoch"] for line in steps] == [1, 1, 1, 1, 2, 2]
@@ -129,7 +129,7 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(shards_dir, tmp_path
         assert {step: cut[step] for step in whole} == whole
     assert [line["step"] for line in lines_of(tmp_path / "cut", "step")] == list(range(1, 13))
     assert [line["step"] for line in lines_of(tmp_path / "cut", "resume")] == [3, 8]
-    assert len(run_directory.read_run_record(tmp_path / "cut")["earlier_sessions"]) == 2
+    assert len(read_run_record(tmp_path / "cut").earlier_sessions) == 2
 
 
 def test_a_run_of_two_processes_is_continued_by_one_and_by_two_again(
@@ -183,7 +183,7 @@ def test_ctrl_c_saves_and_says_how_to_resume(gpus, number, status, shards_dir, t
     assert result.returncode == 0, result.stderr
     assert [line["step"] for line in lines_of(out, "step")] == list(range(1, int(more) + 1))
     assert f"devices: as many as the run began with, {gpus}" in result.stdout
-    assert len(run_directory.read_run_record(out)["ranks"]) == int(gpus)
+    assert len(read_run_record(out).ranks) == int(gpus)
 
 
 def test_ctrl_c_while_the_ranks_are_starting_ends_the_run_without_a_traceback(shards_dir, tmp_path):
@@ -215,7 +215,7 @@ def test_no_rank_outlives_a_killed_parent(shards_dir, tmp_path):
     out = tmp_path / "run"
     options = ("--gpus", "2", "--checkpoint-steps", "1")
     process = started(train_command(shards_dir, out, *options), out)
-    pids = [rank["pid"] for rank in run_directory.read_run_record(out)["ranks"]]
+    pids = [rank.pid for rank in read_run_record(out).ranks]
     assert all(is_running(pid) for pid in pids)
     process.kill()
     process.communicate()
@@ -232,7 +232,7 @@ def test_no_rank_outlives_a_killed_parent(shards_dir, tmp_path):
 def test_a_killed_rank_ends_the_run_with_one_line(shards_dir, tmp_path):
     out = tmp_path / "run"
     process = started(train_command(shards_dir, out, "--gpus", "2"), out)
-    pids = [rank["pid"] for rank in run_directory.read_run_record(out)["ranks"]]
+    pids = [rank.pid for rank in read_run_record(out).ranks]
     os.kill(pids[1], signal.SIGKILL)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -305,7 +305,7 @@ def test_an_output_directory_in_use_is_refused(two_towers, shards_dir, tmp_path)
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     assert_user_error(train(shards_dir, tmp_path / "mine"), "in use")
     out = shutil.copytree(two_towers[0], tmp_path / "run")
-    with run_directory.locked_run(out, resume=True):
+    with locked_run(out, resume=True):
         result = train(shards_dir, out, "--resume")
     assert_user_error(result, "in use by another process")
 
@@ -398,7 +398,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(shards_dir, 
 def test_other_precisions_train_and_are_recorded(precision, dtype, shards_dir, tmp_path):
     result = train(shards_dir, tmp_path / "run", "--precision", precision, "--steps", "2")
     assert result.returncode == 0, result.stderr
-    assert run_directory.read_run_record(tmp_path / "run")["numerics"]["precision"] == precision
+    assert read_run_record(tmp_path / "run").numerics.precision == precision
     assert last_checkpoint(tmp_path / "run")["model"]["fc6.weight"].dtype == dtype
 
 

@@ -45,11 +45,11 @@ def test_each_request_is_answered_with_the_step_that_it_acts_from(controlled):
     log = control_log.read_log(out)
     assert len(log) == 4
     for line, answer in zip(log, asked, strict=True):
-        assert f"from step {line['step']}, epoch {line['epoch']}" in answer.stdout
-        assert f"by hand, from step {line['step']}" in stderr
+        assert f"from step {line.step}, epoch {line.epoch}" in answer.stdout
+        assert f"by hand, from step {line.step}" in stderr
     assert "learning_rate=0.001" in asked[0].stdout
-    assert log[1]["changes"] == {"fc8.bias": 0.002, "conv1": 0.0, "color_noise": 0.0}
-    assert [log[0]["reason"], log[3]["reason"]] == [
+    assert log[1].changes == {"fc8.bias": 0.002, "conv1": 0.0, "color_noise": 0.0}
+    assert [log[0].reason, log[3].reason] == [
         "validation error stopped improving",
         "enough",
     ]
@@ -59,7 +59,7 @@ def test_each_request_is_answered_with_the_step_that_it_acts_from(controlled):
 
 def test_the_rate_changes_at_the_logged_step_and_not_before(controlled):
     out = controlled[0]
-    step = control_log.read_log(out)[0]["step"]
+    step = control_log.read_log(out)[0].step
     rates = {line["step"]: line["learning_rate"] for line in lines_of(out, "step")}
     assert step >= 2
     for at, rate in rates.items():
@@ -71,8 +71,8 @@ def test_a_checkpoint_was_saved_when_it_was_asked_for_and_the_run_stopped_where_
     *_, saved, stopped = control_log.read_log(out)
     last = lines_of(out, "step")[-1]["step"]
     # A request acts from the next step on; an action is done after the step before it.
-    assert last_checkpoint(out)["step"] == last == stopped["step"] - 1
-    assert saved["step"] <= stopped["step"]
+    assert last_checkpoint(out)["step"] == last == stopped.step - 1
+    assert saved.step <= stopped.step
 
 
 def test_a_replay_and_a_resumed_run_repeat_what_was_done_by_hand_bit_for_bit(
@@ -82,7 +82,7 @@ def test_a_replay_and_a_resumed_run_repeat_what_was_done_by_hand_bit_for_bit(
     last = lines_of(out, "step")[-1]["step"]
     options = ("--gpus", "2", *LONG)
     # Cut just before the layer is frozen, and continued: the log goes on by itself.
-    frozen_from = control_log.read_log(out)[1]["step"]
+    frozen_from = control_log.read_log(out)[1].step
     cut = ("--steps", str(frozen_from - 1), "--replay", str(out))
     result = train(shards_dir, new, *options, *cut)
     assert result.returncode == 0, result.stderr
@@ -95,7 +95,7 @@ def test_a_replay_and_a_resumed_run_repeat_what_was_done_by_hand_bit_for_bit(
     assert_same_state(ended, last_checkpoint(out))
     one, other = ([line["loss"] for line in lines_of(run_dir, "step")] for run_dir in (out, new))
     assert one == other
-    assert all(line["replayed_from"] == str(out) for line in control_log.read_log(new))
+    assert all(line.replayed_from == str(out) for line in control_log.read_log(new))
     # The frozen layer stood still with its velocity, and nothing else did.
     for kind in ("model", "velocities"):
         still = {name for name, x in before[kind].items() if torch.equal(x, ended[kind][name])}
@@ -109,7 +109,7 @@ def test_a_request_whose_run_died_after_logging_it_is_not_logged_twice(tmp_path)
     path.write_text(json.dumps({"changes": request.changes, "actions": [], "reason": ""}))
     for step in (7, 9):
         control_log.log_requests(tmp_path, [request], step=step, epoch=1)
-    assert [line["step"] for line in control_log.read_log(tmp_path)] == [7]
+    assert [line.step for line in control_log.read_log(tmp_path)] == [7]
     assert not path.exists()
 
 

@@ -13,7 +13,7 @@ from replica.network.costs import exchanged_values, training_memory
 from replica.network.dropout_masks import DropoutKeys
 from replica.recipes import MINI, PAPER, PAPER_CONV6
 from replica.training.numerics import Numerics
-from replica.training.state import Run
+from replica.training.run import Run
 
 
 def kept_bytes(recipe, images, num_classes):

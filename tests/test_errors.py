@@ -1,5 +1,7 @@
 """A command's mistakes are one line and an exit status, and a closed pipe is none."""
 
+import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -61,3 +63,50 @@ def test_output_that_nobody_reads_ends_a_command_quietly():
         assert process.stderr.read() == b""
         process.stderr.close()
         assert process.wait() == 128 + signal.SIGPIPE
+
+
+# Program -> module, and what it is asked to print.
+COMMANDS = {
+    "replica": ("replica.__main__", []),
+    "replica.train": ("replica.train", ["--help"]),
+    "replica.test": ("replica.test", ["--help"]),
+    "replica.control": ("replica.control", ["--help"]),
+    "replica.info": ("replica.info", ["--json"]),
+    "replica.figures": ("replica.figures", ["--help"]),
+    "replica.demo": ("replica.demo", ["--help"]),
+    "benchmarks": ("benchmarks.__main__", []),
+}
+INTERRUPTED = {
+    "replica.train": "stopped at once; the last checkpoint is kept",
+    "replica.control": "interrupted; the request may still act",
+    "replica.demo": "interrupted; run it again, what is drawn and built is kept",
+}
+
+
+@pytest.fixture(params=COMMANDS)
+def command(request, monkeypatch):
+    """A command's program and module, as if its module had been started with the arguments."""
+    name, arguments = COMMANDS[request.param]
+    monkeypatch.setattr(sys, "argv", [request.param, *arguments])
+    return request.param, importlib.import_module(name)
+
+
+def test_no_command_minds_that_nobody_reads_its_output(command, monkeypatch, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed_pipe:
+        monkeypatch.setattr(sys, "stdout", closed_pipe)
+        assert command[1].main() == 128 + signal.SIGPIPE
+    assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_ends_every_command_in_one_line(command, monkeypatch, capsys):
+    program, module = command
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    first = "parse_arguments" if hasattr(module, "parse_arguments") else "show"
+    monkeypatch.setattr(module, first, interrupt)
+    assert module.main() == 128 + signal.SIGINT
+    assert capsys.readouterr().err == f"{program}: {INTERRUPTED.get(program, 'interrupted')}\n"

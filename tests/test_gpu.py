@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import PROJECT_DIR, run
+from runs import lines_of
 from test_operators import DTYPES, OPERATORS, PAPER, call, half_unit, inputs_of, layouts
 
 import cuda_ext
-from replica.training import run_directory
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 
@@ -105,6 +105,6 @@ def test_training_runs_on_a_gpu_and_two_runs_give_the_same_losses(precision, sha
         options = ("--device", "cuda", "--precision", precision, "--steps", "3", "--out", str(out))
         result = run(*command, *options)
         assert result.returncode == 0, result.stderr
-        lines = [line for line in run_directory.read_metrics(out) if line["kind"] == "step"]
+        lines = lines_of(out, "step")
         losses.append([line["loss"] for line in lines])
     assert losses[0] == losses[1]

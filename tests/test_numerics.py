@@ -25,7 +25,7 @@ from data_prep.shards import open_data_set
 from replica.distributed.devices import Devices
 from replica.distributed.mesh import Rank
 from replica.recipes import MINI, with_changes
-from replica.training import run_directory
+from replica.train import parse_arguments
 from replica.training.loop import train_step_
 from replica.training.numerics import (
     COMPILED,
@@ -34,8 +34,9 @@ from replica.training.numerics import (
     compiler_problem,
     set_numerics,
 )
-from replica.training.options import parse_arguments
-from replica.training.state import Run, begin
+from replica.training.run import Run
+from replica.training.run_record import read_run_record
+from replica.training.state import begin
 
 SEED, SEED_OF_WEIGHTS, RATE = 4, 9, 1e-4
 # The update of every tensor lies within so many units of the last place of the type that computes
@@ -148,7 +149,7 @@ def test_the_record_says_how_a_run_computed(ways):
         ("contiguous", "memory_format", "contiguous"),
         ("not deterministic", "deterministic", False),
     ):
-        assert run_directory.read_run_record(ways(name)[0])["numerics"][field] == value
+        assert getattr(read_run_record(ways(name)[0]).numerics, field) == value
 
 
 def test_a_resumed_run_keeps_its_numerics_and_refuses_others(ways, tiny_shards):

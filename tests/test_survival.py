@@ -22,8 +22,8 @@ from runs import (
     wait_until_ended,
 )
 
-from replica.training import run_directory
 from replica.training.checkpoint import checkpoints_of
+from replica.training.run_record import read_run_record
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 TIMES = {"images_per_second"}
@@ -60,7 +60,7 @@ def assert_went_on_as_if_nothing_had_been(out, whole, gpus):
 
 
 def processes_of(out, parent):
-    return [parent, *(rank["pid"] for rank in run_directory.read_run_record(out)["ranks"])]
+    return [parent, *(rank.pid for rank in read_run_record(out).ranks)]
 
 
 @linux
@@ -135,18 +135,18 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run(number, shards_dir, tmp_pat
     out = tmp_path / "run"
     command = train_command(shards_dir, out, "--gpus", "2", "--epochs", "5000", "--timeout", "6")
     process = started(command, out)
-    ranks = run_directory.read_run_record(out)["ranks"]
+    ranks = read_run_record(out).ranks
     began = time.monotonic()
-    os.kill(ranks[number]["pid"], signal.SIGSTOP)
+    os.kill(ranks[number].pid, signal.SIGSTOP)
     _, stderr = process.communicate(timeout=90)
     assert process.returncode == 1
     assert time.monotonic() - began < 60
     last = stderr.strip().splitlines()[-1]
-    assert f"rank {number} (pid {ranks[number]['pid']} on {ranks[number]['host']})" in last
+    assert f"rank {number} (pid {ranks[number].pid} on {ranks[number].host})" in last
     assert "has not moved for 6 s" in last
     assert "--timeout" in last
     assert "Traceback" not in stderr
-    wait_until_ended([process.pid, *(rank["pid"] for rank in ranks)])
+    wait_until_ended([process.pid, *(rank.pid for rank in ranks)])
 
 
 def test_a_loss_that_is_lost_names_its_images_and_the_last_good_checkpoint(shards_dir, tmp_path):
@@ -234,8 +234,8 @@ def test_two_machines_started_by_torchrun_train_as_one(processes, shards_dir, tm
     agents = [torchrun(port, node, *command, processes=processes) for node in (0, 1)]
     results = [agent.communicate(timeout=240) for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], results
-    ranks = run_directory.read_run_record(out)["ranks"]
-    assert len({rank["pid"] for rank in ranks}) == 2 * processes
+    ranks = read_run_record(out).ranks
+    assert len({rank.pid for rank in ranks}) == 2 * processes
     assert results[1][0].strip() == ""  # what the second machine would say, the first one says
     assert "saved" in results[0][0]
     alone = train(shards_dir, tmp_path / "alone", *options)
@@ -254,7 +254,7 @@ def test_torchrun_brings_a_run_back_after_a_kill(uninterrupted, shards_dir, tmp_
         assert time.monotonic() < deadline
         assert agent.poll() is None, agent.communicate()
         time.sleep(0.1)
-    pids = [rank["pid"] for rank in run_directory.read_run_record(out)["ranks"]]
+    pids = [rank.pid for rank in read_run_record(out).ranks]
     os.kill(pids[1], signal.SIGKILL)
     stdout, stderr = agent.communicate(timeout=240)
     assert agent.returncode == 0, stderr
@@ -273,7 +273,7 @@ def test_no_process_outlives_a_killed_torchrun(shards_dir, tmp_path):
     while not (out / "metrics.jsonl").exists() or not lines_of(out, "step"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    pids = [rank["pid"] for rank in run_directory.read_run_record(out)["ranks"]]
+    pids = [rank.pid for rank in read_run_record(out).ranks]
     agent.kill()
     agent.communicate()
     wait_until_ended(pids)

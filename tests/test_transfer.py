@@ -10,14 +10,14 @@ from runs import last_checkpoint, train
 from data_prep.errors import UserError
 from replica.network.alexnet import AlexNet, whole_shapes
 from replica.network.initialization import initialise_
-from replica.recipes import MINI, PAPER, PAPER_CONV6, from_record
-from replica.training import run_directory
+from replica.recipes import MINI, PAPER, PAPER_CONV6
 from replica.training.checkpoint import (
     check_fits_network,
     checkpoints_of,
     load_checkpoint,
     sha256_beside,
 )
+from replica.training.run_record import read_run_record
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_a_new_head_is_drawn_and_the_rest_is_taken_over(gpus, pretrained, other_
     result = train(other_classes, out, "--gpus", gpus, *options)
     assert result.returncode == 0, result.stderr
     assert f"init: {pretrained}, step 3 of recipe mini; drawn anew: fc8" in result.stdout
-    before, after = load_checkpoint(pretrained)["model"], last_checkpoint(out)["model"]
+    before, after = load_checkpoint(pretrained).model, last_checkpoint(out)["model"]
     for name, tensor in after.items():
         if not name.startswith("fc8"):
             assert torch.equal(tensor, before[name]), name
@@ -57,9 +57,9 @@ def test_a_new_head_is_drawn_and_the_rest_is_taken_over(gpus, pretrained, other_
     initialise_(fresh, seed=2012)
     assert torch.equal(after["fc8.weight"], fresh.state_dict()["fc8.weight"])
     assert not any(tensor.any() for tensor in last_checkpoint(out)["velocities"].values())
-    record = run_directory.read_run_record(out)["initialised_from"]
-    assert record["sha256"] == sha256_beside(pretrained)
-    assert record["new_layers"] == ["fc8"]
+    record = read_run_record(out).initialized_from
+    assert record.sha256 == sha256_beside(pretrained)
+    assert record.new_layers == ["fc8"]
 
 
 def test_frozen_layers_stay_and_others_have_their_own_rates(pretrained, shards_dir, tmp_path):
@@ -67,10 +67,10 @@ def test_frozen_layers_stay_and_others_have_their_own_rates(pretrained, shards_d
     options = ("--init", str(pretrained), "--freeze", "conv1,conv2", "--rate", "fc8=0.05")
     result = train(shards_dir, out, *options, "--rate", "fc7.bias=0", "--steps", "2")
     assert result.returncode == 0, result.stderr
-    before, after = load_checkpoint(pretrained)["model"], last_checkpoint(out)["model"]
+    before, after = load_checkpoint(pretrained).model, last_checkpoint(out)["model"]
     frozen = {name for name in before if torch.equal(before[name], after[name])}
     assert frozen == {"conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias", "fc7.bias"}
-    changes = from_record(run_directory.read_run_record(out)["recipe"]).changes
+    changes = read_run_record(out).recipe.changes
     assert [str(change) for change in changes] == [
         *("1:conv1=0", "1:conv2=0"),
         *("1:fc8=0.05", "1:fc7.bias=0"),
@@ -98,15 +98,13 @@ def test_the_papers_sixth_layer_can_be_put_on_a_network_without_it(tmp_path):
     }
     without = {name: x for name, x in paper_shapes.items() if not name.startswith("conv6")}
     path = tmp_path / "c.pt"
-    unused = check_fits_network(
-        path, {"model": without}, PAPER_CONV6, num_classes=1000, new=("conv6",)
-    )
+    unused = check_fits_network(path, without, PAPER_CONV6, num_classes=1000, new=("conv6",))
     assert unused == []
     assert sum(x.numel() for x in paper_shapes.values()) == 61_555_304  # the source's count
-    unused = check_fits_network(path, {"model": paper_shapes}, PAPER, num_classes=1000, new=())
+    unused = check_fits_network(path, paper_shapes, PAPER, num_classes=1000, new=())
     assert unused == ["conv6"]
     with pytest.raises(UserError, match=r"conv6.weight is not in it"):
-        check_fits_network(path, {"model": without}, PAPER_CONV6, num_classes=1000, new=())
+        check_fits_network(path, without, PAPER_CONV6, num_classes=1000, new=())
 
 
 def test_a_dry_run_says_what_would_be_and_writes_nothing(shards_dir, tmp_path):

@@ -1,5 +1,6 @@
-"""What the machine decides: which processes run on which devices, and in which precision."""
+"""What the machine decides: which processes run on which devices."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from data_prep.errors import UserError
@@ -7,30 +8,34 @@ from data_prep.errors import UserError
 
 @dataclass(frozen=True)
 class Devices:
-    """How a run is placed.
+    """What a run computes on.
 
     Attributes:
         kind: `cpu` or `cuda`.
-        num_processes: one a device.
+        num_processes: one per device.
         split: over how many devices one network is cut, 1 or 2.
-        notes: defaults taken and what stands in for what, one line each.
     """
 
     kind: str
     num_processes: int
     split: int
-    notes: tuple[str, ...] = ()
 
     @property
-    def num_data_shares(self) -> int:
-        """Into how many shares each batch is cut."""
+    def num_copies(self) -> int:
+        """How many copies of the network train together, each on its part of every batch."""
         return self.num_processes // self.split
 
 
 def choose_devices(
-    *, gpus: int | None, num_gpus_present: int, split: int | None, device: str, towers: int
+    *,
+    gpus: int | None,
+    num_gpus_present: int,
+    split: int | None,
+    device: str,
+    towers: int,
+    say: Callable[[str], None],
 ) -> Devices:
-    """Turns the options into a placement.
+    """The devices that the options ask for.
 
     Args:
         gpus: `--gpus`, None where it was not given.
@@ -38,6 +43,7 @@ def choose_devices(
         split: `--split`, None where it was not given.
         device: `auto`, `cpu` or `cuda`.
         towers: of the recipe.
+        say: told the defaults taken, and what stands in for what, one line each.
 
     Raises:
         UserError: the options contradict each other or the machine.
@@ -69,9 +75,8 @@ def choose_devices(
             + ", or --device cpu"
         )
     kind = "cuda" if present else "cpu"
-    notes = []
     if gpus is None:
-        notes.append(f"devices: one process on the {kind.upper()} (no --gpus given)")
+        say(f"devices: one process on the {kind.upper()} (no --gpus given)")
     elif not present:
         why = "--device cpu" if device == "cpu" else "no GPU here"
         what = "one CPU process"
@@ -82,5 +87,5 @@ def choose_devices(
                 what = f"{count} CPU processes in {pairs} pairs, a tower each"
         elif count > 1:
             what = f"{count} CPU processes, the whole network each"
-        notes.append(f"devices: {what} ({why})")
-    return Devices(kind, count, chosen_split, tuple(notes))
+        say(f"devices: {what} ({why})")
+    return Devices(kind, count, chosen_split)

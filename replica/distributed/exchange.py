@@ -45,7 +45,7 @@ class TwoDevices:
 
     def read_both(self, x: torch.Tensor, *, layer: str) -> torch.Tensor:
         """Exchanges halves; gradients of what the peer read come back and are added."""
-        return _ReadBoth.apply(x, self, layer)
+        return _apply(_ReadBoth, x, self, layer)
 
     def convolve_both(
         self,
@@ -58,12 +58,12 @@ class TwoDevices:
         layer: str,
     ) -> torch.Tensor:
         """Convolves the own half while the other one is on its way."""
-        return _ConvolveBoth.apply(x, weight, bias, stride, padding, self, layer)
+        return _apply(_ConvolveBoth, x, weight, bias, stride, padding, self, layer)
 
     def join_logits(self, x: torch.Tensor, *, num_classes: int) -> torch.Tensor:
         """Exchanges the logits, whose halves differ in size where the number of classes is odd."""
         other = tower_slice(num_classes, tower=1 - self.tower, towers=2)
-        return _JoinLogits.apply(x, self, other.stop - other.start)
+        return _apply(_JoinLogits, x, self, other.stop - other.start)
 
     def begin_swap(
         self, mine: torch.Tensor, *, layer: str, direction: str, channels: int | None = None
@@ -111,6 +111,12 @@ class TwoDevices:
         return torch.cat((mine, theirs) if self.tower == 0 else (theirs, mine), dim=1)
 
 
+def _apply(function: Any, *arguments: Any) -> torch.Tensor:
+    """What an autograd function computes; PyTorch's own `apply` has no types."""
+    y: torch.Tensor = function.apply(*arguments)
+    return y
+
+
 class _ReadBoth(torch.autograd.Function):
     """Both processes go on with both halves, so a half's gradient is the sum over both readers."""
 
@@ -121,7 +127,7 @@ class _ReadBoth(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-        first, second = gradient.split(ctx.channels, dim=1)
+        first, second = torch.split(gradient, ctx.channels, dim=1)
         own, others = (first, second) if ctx.placement.tower == 0 else (second, first)
         wait = ctx.placement.begin_swap(others, layer=ctx.layer, direction="backward")
         return own + wait(), None, None
@@ -172,9 +178,10 @@ class _ConvolveBoth(torch.autograd.Function):
         ) -> list[torch.Tensor]:
             sizes, ones = [len(weight)], [1, 1]
             geometry = ([stride] * 2, [padding] * 2, ones, False, [0, 0], 1)
-            return torch.ops.aten.convolution_backward(
+            computed: list[torch.Tensor] = torch.ops.aten.convolution_backward(
                 gradient, inputs, weight, sizes, *geometry, mask
             )
+            return computed
 
         wait = None
         if needs_x:

@@ -1,5 +1,6 @@
-"""The processes of a run as a grid: axes `data` (shares of each batch) and `tower`."""
+"""The ranks of a run as a grid: copies of the network, and the towers of each copy."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,16 +10,16 @@ import torch.distributed as dist
 from replica.distributed import heartbeat
 from replica.distributed.devices import Devices
 from replica.distributed.exchange import TwoDevices
-from replica.network.placement import OneDevice, Placement
+from replica.network.placement import OneDevice, Placement, one_copy
 
 
 @dataclass(frozen=True)
 class Rank:
-    """One process of a run: rank = data_index * split + tower.
+    """One process of a run: index = copy * split + tower.
 
     Attributes:
         index: 0 to devices.num_processes - 1; rank 0 writes the files and prints.
-        devices: how the whole run is placed.
+        devices: of the whole run.
         local_index: which device of its machine it has; `index` where there is one machine.
     """
 
@@ -27,8 +28,8 @@ class Rank:
     local_index: int | None = None
 
     @property
-    def data_index(self) -> int:
-        """Which share of each batch this process has."""
+    def copy(self) -> int:
+        """Which copy of the network it belongs to."""
         return self.index // self.devices.split
 
     @property
@@ -43,45 +44,59 @@ class Rank:
         number = self.index if self.local_index is None else self.local_index
         return torch.device("cuda", number) if kind == "cuda" else torch.device(kind)
 
-    def placement(self, towers: int) -> Placement:
-        """What the model needs to know."""
+    def placement(
+        self, towers: int, *, add_over_copies: Callable[[torch.Tensor], torch.Tensor] = one_copy
+    ) -> Placement:
+        """Which of a recipe's towers it holds.
+
+        Args:
+            towers: of the recipe.
+            add_over_copies: of the mesh.
+        """
         if self.devices.split == 1:
-            return OneDevice(towers)
-        return TwoDevices(tower=self.tower, peer=self.index + 1 - 2 * self.tower)
+            return OneDevice(towers, add_over_copies=add_over_copies)
+        peer = self.index + 1 - 2 * self.tower
+        return TwoDevices(tower=self.tower, peer=peer, add_over_copies=add_over_copies)
 
 
 class Mesh:
-    """The groups of processes that this rank belongs to: axes `data` and `tower`."""
+    """All ranks, as one of them sees them: what is summed over copies, and what goes to all."""
 
     def __init__(self, rank: Rank) -> None:
-        self.is_distributed = rank.devices.num_processes > 1
-        self.data_group: dist.ProcessGroup | None = None
+        devices = rank.devices
+        self.is_distributed = devices.num_processes > 1
+        # Of the ranks with this tower, one per copy; None where there is one copy.
+        self.copies: dist.ProcessGroup | None = None
         if self.is_distributed:
-            shape = (rank.devices.num_data_shares, rank.devices.split)
-            mesh = dist.init_device_mesh(rank.devices.kind, shape, mesh_dim_names=("data", "tower"))
-            self.data_group = mesh.get_group("data")
-        self.num_data_shares = rank.devices.num_data_shares
+            shape = (devices.num_copies, devices.split)
+            mesh = dist.init_device_mesh(devices.kind, shape, mesh_dim_names=("copy", "tower"))
+            if devices.num_copies > 1:
+                self.copies = mesh.get_group("copy")
 
-    def sum_over_data(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Adds up gradients over the shares of the batch."""
-        if self.num_data_shares == 1:
+    def sum_over_copies(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Adds up the copies' gradients, each from its own part of the batch."""
+        if self.copies is None:
             return tensors
-        # Values are added as they lie in memory, and a share without images has another layout.
+        # Values are added as they lie in memory, and a copy without images has another layout.
         tensors = [tensor.contiguous() for tensor in tensors]
         for tensor in tensors:
-            heartbeat.beat("sum of gradients over the shares")
-            dist.all_reduce(tensor, group=self.data_group)
+            heartbeat.beat("sum of gradients over the copies")
+            dist.all_reduce(tensor, group=self.copies)
         return tensors
 
+    def add_over_copies(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over the copies, whose gradient is the sum of theirs."""
+        return x if self.copies is None else _AddOverCopies.apply(x, self.copies)
+
     def sum_over_all_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Adds up over all processes, in place, and returns the tensor."""
+        """Adds up over all ranks, in place, and returns the tensor."""
         if self.is_distributed:
             heartbeat.beat("sum of counts over all processes")
             dist.all_reduce(tensor)
         return tensor
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """One value of every process, in the order of ranks."""
+        """One value of every rank, in their order."""
         if not self.is_distributed:
             return [value]
         values: list[Any] = [None] * dist.get_world_size()
@@ -95,3 +110,23 @@ class Mesh:
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
+
+
+class _AddOverCopies(torch.autograd.Function):
+    """Each copy's loss depends on the sum, so its gradient is the sum over the copies, too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, copies: dist.ProcessGroup) -> torch.Tensor:
+        ctx.copies = copies
+        return _added(x, copies)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _added(gradient, ctx.copies), None
+
+
+def _added(x: torch.Tensor, copies: dist.ProcessGroup) -> torch.Tensor:
+    heartbeat.beat("sum of statistics over the copies")
+    total = x.contiguous().clone()
+    dist.all_reduce(total, group=copies)
+    return total

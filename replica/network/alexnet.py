@@ -137,8 +137,16 @@ class AlexNet(nn.Module):
         return self.placement.join_logits(x, num_classes=self.num_classes)
 
 
-def whole_shapes(recipe: Recipe, *, num_classes: int) -> dict[str, torch.Size]:
-    """Name and shape of every parameter of the whole network, in the order of the layers."""
+def whole_shapes(
+    recipe: Recipe, *, num_classes: int, statistics: bool = False
+) -> dict[str, torch.Size]:
+    """Name and shape of every parameter of the whole network, in the order of the layers.
+
+    Args:
+        recipe, num_classes: of the network.
+        statistics: whether the running statistics of batch normalization are among them.
+    """
     with torch.device("meta"):
         whole = AlexNet(recipe, num_classes=num_classes)
-    return {name: parameter.shape for name, parameter in whole.named_parameters()}
+    tensors = whole.state_dict() if statistics else dict(whole.named_parameters())
+    return {name: tensor.shape for name, tensor in tensors.items()}

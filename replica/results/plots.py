@@ -1,6 +1,7 @@
 """Curves of runs as pictures."""
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,43 +9,44 @@ import numpy as np
 
 from data_prep.errors import UserError
 from replica.network.kernels import kernel_picture
-from replica.training import run_directory
 from replica.training.checkpoint import last_whole_checkpoint
+from replica.training.run_directory import MetricsLine, read_metrics
+from replica.training.run_record import read_run_record
 
 STEPS_SMOOTHED = 20
 
 
-def loss_curve(metrics: list[dict[str, Any]], path: Path, *, title: str) -> None:
-    """Draws training loss a step, validation loss and errors an epoch, over steps."""
+def loss_curve(metrics: list[MetricsLine], path: Path, *, title: str) -> None:
+    """Draws training loss per step, validation loss and errors per epoch, over steps."""
     pyplot = _pyplot()
-    steps = [line for line in metrics if line["kind"] == "step"]
-    validations = [line for line in metrics if line["kind"] == "val"]
+    steps = [line for line in metrics if line.kind == "step"]
+    validations = [line for line in metrics if line.kind == "val"]
     figure, (losses, errors) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     losses.plot(
-        [line["step"] for line in steps],
-        [line["loss"] for line in steps],
+        [line.step for line in steps],
+        [line.loss for line in steps],
         color="#aaaaff",
         linewidth=0.8,
         label="training batch",
     )
-    at = [line["step"] for line in validations]
-    losses.plot(at, [line["loss"] for line in validations], color="#aa2222", label="validation")
+    at = [line.step for line in validations]
+    losses.plot(at, [line.loss for line in validations], color="#aa2222", label="validation")
     losses.set(xlabel="step", ylabel="loss (nats)", title=title)
     losses.legend()
     for name, label, style in (("top1_error", "top-1", "-"), ("top5_error", "top-5", "--")):
-        values = [100 * line[name] for line in validations]
+        values = [100 * getattr(line, name) for line in validations]
         errors.plot(at, values, style, color="#aa2222", label=f"validation {label}")
     errors.set(xlabel="step", ylabel="error (%)", ylim=(0, 100), title="central crop")
     errors.legend()
     for before, after in itertools.pairwise(steps):
-        if after["learning_rate"] < before["learning_rate"]:
+        if after.learning_rate < before.learning_rate:
             for axes in (losses, errors):
-                axes.axvline(before["step"], color="#888888", linewidth=0.8, linestyle=":")
+                axes.axvline(before.step, color="#888888", linewidth=0.8, linestyle=":")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
-def curves(runs: list[tuple[str, list[dict[str, Any]]]], path: Path) -> None:
+def curves(runs: list[tuple[str, list[MetricsLine]]], path: Path) -> None:
     """Draws several runs into one picture: training loss, validation loss, top-1 error.
 
     Training losses are means over `STEPS_SMOOTHED` steps; a dotted line marks a change of the
@@ -61,24 +63,24 @@ def curves(runs: list[tuple[str, list[dict[str, Any]]]], path: Path) -> None:
         axes.set(xlabel="step", title=title)
     for number, (name, lines) in enumerate(runs):
         color = f"C{number}"
-        steps = [line for line in lines if line["kind"] == "step" and line["loss"] is not None]
-        validations = [line for line in lines if line["kind"] == "val"]
-        losses = [line["loss"] for line in steps]
+        steps = [line for line in lines if line.kind == "step" and not math.isnan(line.loss)]
+        validations = [line for line in lines if line.kind == "val"]
+        losses = [line.loss for line in steps]
         window = max(1, min(STEPS_SMOOTHED, len(losses) // 4))
         smooth = np.convolve(losses, np.ones(window) / window, "valid") if losses else np.empty(0)
-        at = [line["step"] for line in steps][window - 1 :]
+        at = [line.step for line in steps][window - 1 :]
         panels[0].plot(at, smooth, color=color, linewidth=1, label=name)
-        at = [line["step"] for line in validations]
-        panels[1].plot(at, [line["loss"] for line in validations], color=color, marker=".")
-        errors = [100 * line["top1_error"] for line in validations]
+        at = [line.step for line in validations]
+        panels[1].plot(at, [line.loss for line in validations], color=color, marker=".")
+        errors = [100 * line.top1_error for line in validations]
         panels[2].plot(at, errors, color=color, marker=".")
         for before, after in itertools.pairwise(steps):
-            if after["learning_rate"] != before["learning_rate"]:
+            if after.learning_rate != before.learning_rate:
                 for axes in panels:
-                    axes.axvline(before["step"], color=color, linewidth=0.8, linestyle=":")
+                    axes.axvline(before.step, color=color, linewidth=0.8, linestyle=":")
         for line in lines:
-            if line["kind"] == "resume" and len(smooth):
-                panels[0].plot(line["step"], min(smooth), color=color, marker="^", markersize=5)
+            if line.kind == "resume" and len(smooth):
+                panels[0].plot(line.step, min(smooth), color=color, marker="^", markersize=5)
     panels[0].legend()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
@@ -104,13 +106,13 @@ def _pyplot() -> Any:
 
 def draw_run(run_dir: Path, out_dir: Path) -> list[Path]:
     """Draws the loss curve and conv1's kernels of a run; returns the files."""
-    _, content, _ = last_whole_checkpoint(run_dir)
+    _, checkpoint, _ = last_whole_checkpoint(run_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     curve, kernels = out_dir / "loss.png", out_dir / "conv1.png"
-    recipe = content["recipe"]
-    title = f"{recipe['name']}, {content['num_classes']} classes"
-    loss_curve(run_directory.read_metrics(run_dir), curve, title=title)
-    kernel_picture(content["model"]["conv1.weight"], towers=recipe["towers"]).save(kernels)
+    recipe = checkpoint.recipe
+    title = f"{recipe.name}, {checkpoint.num_classes} classes"
+    loss_curve(read_metrics(run_dir), curve, title=title)
+    kernel_picture(checkpoint.model["conv1.weight"], towers=recipe.towers).save(kernels)
     return [curve, kernels]
 
 
@@ -125,7 +127,7 @@ def draw_curves(run_dirs: list[Path], picture: Path) -> None:
     runs = []
     names = [run_dir.name for run_dir in run_dirs]
     for run_dir, name in zip(run_dirs, names, strict=True):
-        recipe = run_directory.read_run_record(run_dir)["recipe"]["name"]
+        recipe = read_run_record(run_dir).recipe_record["name"]
         shown = name if names.count(name) == 1 else str(run_dir)
-        runs.append((f"{shown} ({recipe})", run_directory.read_metrics(run_dir)))
+        runs.append((f"{shown} ({recipe})", read_metrics(run_dir)))
     curves(runs, picture)

@@ -4,9 +4,10 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from replica.network.kernels import kernel_picture
+from replica.training.checkpoint import Checkpoint
+from replica.training.run_directory import Measures
 
 INSTALL = "pip install 'replica-alexnet[tensorboard]'"
 
@@ -25,18 +26,16 @@ class Board:
         run_dir: of the run.
         first_step: how many steps were done before; what an interrupted session wrote of later
             ones is hidden.
-        towers: of the recipe, for the picture of the kernels.
     """
 
-    def __init__(self, run_dir: Path, *, first_step: int, towers: int) -> None:
+    def __init__(self, run_dir: Path, *, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._towers = towers
         self._writer = SummaryWriter(str(run_dir), purge_step=first_step + 1)
 
-    def scalars(self, kind: str, step: int, values: dict[str, float]) -> None:
+    def scalars(self, kind: str, step: int, measures: Measures) -> None:
         """Numbers of a step; kind is `train` or `val`."""
-        for name, value in values.items():
+        for name, value in vars(measures).items():
             self._writer.add_scalar(f"{kind}/{name}", value, step)
 
     def rates(self, step: int, rates: dict[str, float]) -> None:
@@ -44,11 +43,12 @@ class Board:
         for name, rate in rates.items():
             self._writer.add_scalar(f"rate/{name}", rate, step)
 
-    def weights(self, step: int, whole: dict[str, dict[str, torch.Tensor]]) -> None:
+    def weights(self, saved: Checkpoint) -> None:
         """The kernels of conv1 as a picture, and a histogram of each weight and velocity."""
-        picture = kernel_picture(whole["model"]["conv1.weight"], towers=self._towers)
+        step = saved.step
+        picture = kernel_picture(saved.model["conv1.weight"], towers=saved.recipe.towers)
         self._writer.add_image("conv1", np.asarray(picture), step, dataformats="HWC")
-        for kind, tensors in whole.items():
+        for kind, tensors in (("model", saved.model), ("velocities", saved.velocities)):
             for name, tensor in tensors.items():
                 # Of millions of values a sample says as much, and takes no time.
                 values = tensor.flatten()

@@ -1,10 +1,7 @@
 """Checkpoints: one file that `torch.load(FILE, weights_only=True)` opens, whole or not there.
 
-The file is a dict: `format`, `version`, `model` and `velocities` (parameter name -> whole tensor,
-however many devices the run had), `step`, `epoch`, `val_errors`, `best_step`, `recipe`,
-`num_classes`, `seed`, `wnids`, `class_names`, `mean_image`, `eigenvalues`, `eigenvectors`. Its
-SHA-256 stands beside it. The newest few stay, and the one with the lowest validation error, to
-which `best.pt` points.
+The file is a dict of `format`, `version` and the fields of `Checkpoint`. Its SHA-256 stands beside
+it. The newest few stay, and the one with the lowest validation error, to which `best.pt` points.
 """
 
 import hashlib
@@ -12,15 +9,16 @@ import io
 import pickle
 import re
 import zipfile
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from data_prep.errors import UserError
 from data_prep.files import sha256_of_file, write_whole
 from replica.network.alexnet import whole_shapes
-from replica.recipes import Recipe, from_record
+from replica.recipes import Recipe, from_record, to_record
+from replica.recipes.recipe import layer_of
 from replica.recipes.record import differing_fields
 
 FORMAT_NAME = "replica-checkpoint"
@@ -29,6 +27,38 @@ FORMAT_VERSION = 2
 NUM_KEPT = 2
 BEST = "best.pt"
 _NAME = re.compile(r"checkpoint-(\d{8})\.pt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A run after some steps.
+
+    Attributes:
+        model, velocities: parameter name -> whole tensor, however many devices the run had.
+        step: how many steps were done.
+        epoch: that of the next step, counted from 1.
+        val_errors: top-1 error after each epoch.
+        best_step: after how many steps it was lowest; None before the end of the first epoch.
+        recipe, num_classes, seed: of the run; the recipe's record in the file.
+        wnids, class_names: of the data, in the order of the labels.
+        mean_image: float32 (H, W, 3), of the training images.
+        eigenvalues, eigenvectors: of their RGB covariance, (3,) and (3, 3) in columns.
+    """
+
+    model: dict[str, torch.Tensor]
+    velocities: dict[str, torch.Tensor]
+    step: int
+    epoch: int
+    val_errors: list[float]
+    best_step: int | None
+    recipe: Recipe
+    num_classes: int
+    seed: int
+    wnids: list[str]
+    class_names: list[str]
+    mean_image: torch.Tensor
+    eigenvalues: torch.Tensor
+    eigenvectors: torch.Tensor
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -51,7 +81,7 @@ def sha256_beside(path: Path) -> str | None:
     return digest.read_text().split()[0] if digest.is_file() else None
 
 
-def save_checkpoint(run_dir: Path, content: dict[str, Any], *, keep: int = NUM_KEPT) -> Path:
+def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, *, keep: int = NUM_KEPT) -> Path:
     """Writes a checkpoint, then removes all but the last `keep` and the best.
 
     The digest is there before the file has its name, so a crash at any moment leaves whole pairs.
@@ -59,7 +89,8 @@ def save_checkpoint(run_dir: Path, content: dict[str, Any], *, keep: int = NUM_K
     Raises:
         UserError: the disk refuses; the earlier checkpoints stay.
     """
-    path = checkpoint_path(run_dir, content["step"])
+    path = checkpoint_path(run_dir, checkpoint.step)
+    content = {**vars(checkpoint), "recipe": to_record(checkpoint.recipe)}
     buffer = io.BytesIO()
     torch.save({"format": FORMAT_NAME, "version": FORMAT_VERSION, **content}, buffer)
     data = buffer.getvalue()
@@ -68,7 +99,7 @@ def save_checkpoint(run_dir: Path, content: dict[str, Any], *, keep: int = NUM_K
         path.unlink()  # A step that was reached again after its digest or file was damaged.
     write_whole(_digest_path(path), f"{digest}  {path.name}\n".encode())
     write_whole(path, data)
-    best = content["best_step"] and checkpoint_path(run_dir, content["best_step"])
+    best = checkpoint_path(run_dir, checkpoint.best_step) if checkpoint.best_step else None
     if best and best.exists():
         _point_to(run_dir / BEST, best.name)
     for old in checkpoints_of(run_dir)[:-keep]:
@@ -88,7 +119,7 @@ def _point_to(link: Path, name: str) -> None:
     temporary.replace(link)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path) -> Checkpoint:
     """Opens a checkpoint and checks that it is whole, ours, and consistent with its own recipe.
 
     Raises:
@@ -122,11 +153,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: expected checkpoint version {FORMAT_VERSION}, got {content.get('version')}: "
             "use the version of the project that wrote it"
         )
-    recipe = from_record(content["recipe"])
-    shapes = whole_shapes(recipe, num_classes=content["num_classes"])
+    known = {field.name: content[field.name] for field in fields(Checkpoint)}
+    checkpoint = Checkpoint(**{**known, "recipe": from_record(content["recipe"])})
     problems = []
-    for kind in ("model", "velocities"):
-        tensors = content[kind]
+    for kind, tensors in (("model", checkpoint.model), ("velocities", checkpoint.velocities)):
+        shapes = whole_shapes(
+            checkpoint.recipe, num_classes=checkpoint.num_classes, statistics=kind == "model"
+        )
         problems += [f"{kind} lacks {name}" for name in shapes if name not in tensors]
         problems += [f"{kind} has an unknown {name}" for name in tensors if name not in shapes]
         problems += [
@@ -136,14 +169,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ]
     if problems:
         raise UserError(f"{path}: does not fit its own recipe: {'; '.join(problems)}")
-    return content
+    return checkpoint
 
 
-def last_whole_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any], list[str]]:
+def last_whole_checkpoint(run_dir: Path) -> tuple[Path, Checkpoint, list[str]]:
     """The newest checkpoint of a run that is whole.
 
     Returns:
-        Its path, its content, and one line for each damaged one that was passed over.
+        Its path, the checkpoint, and one line for each damaged one that was passed over.
 
     Raises:
         UserError: there is none.
@@ -160,15 +193,15 @@ def last_whole_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any], list[str
     )
 
 
-def check_fits_recipe(path: Path, content: dict[str, Any], recipe: Recipe) -> None:
-    """Refuses a checkpoint of another recipe; only the number of epochs may differ.
+def check_fits_recipe(path: Path, began_with: Recipe, recipe: Recipe) -> None:
+    """Refuses to go on with another recipe; only the number of epochs may differ.
 
     Raises:
         UserError: the differing fields, all of them.
     """
     differing = [
         difference
-        for difference in differing_fields(from_record(content["recipe"]), recipe)
+        for difference in differing_fields(began_with, recipe)
         if not difference.startswith("epochs:")
     ]
     if differing:
@@ -178,19 +211,18 @@ def check_fits_recipe(path: Path, content: dict[str, Any], recipe: Recipe) -> No
         )
 
 
-def check_fits_classes(path: Path, content: dict[str, Any], wnids: list[str], place: Path) -> None:
+def check_fits_classes(path: Path, trained_on: list[str], wnids: list[str], place: Path) -> None:
     """Refuses data whose classes are not those that the checkpoint was trained on.
 
     Raises:
         UserError: the number, or the first class that differs.
     """
-    ours = content["wnids"]
-    if len(ours) != len(wnids):
+    if len(trained_on) != len(wnids):
         raise UserError(
-            f"{path}: has {len(ours)} classes, {place} has {len(wnids)}: give the data that it was "
-            "trained on with --data"
+            f"{path}: has {len(trained_on)} classes, {place} has {len(wnids)}: give the data that "
+            "it was trained on with --data"
         )
-    for label, (one, other) in enumerate(zip(ours, wnids, strict=True)):
+    for label, (one, other) in enumerate(zip(trained_on, wnids, strict=True)):
         if one != other:
             raise UserError(
                 f"{path}: class {label} is {one}, in {place} it is {other}: give the data that it "
@@ -199,12 +231,17 @@ def check_fits_classes(path: Path, content: dict[str, Any], wnids: list[str], pl
 
 
 def check_fits_network(
-    path: Path, content: dict[str, Any], recipe: Recipe, *, num_classes: int, new: tuple[str, ...]
+    path: Path,
+    model: dict[str, torch.Tensor],
+    recipe: Recipe,
+    *,
+    num_classes: int,
+    new: tuple[str, ...],
 ) -> list[str]:
     """Refuses a checkpoint whose weights a network cannot take over (`--init`).
 
     Args:
-        path, content: of the checkpoint.
+        path, model: of the checkpoint.
         recipe, num_classes: of the network.
         new: layers that are drawn anew, and so need not fit.
 
@@ -214,26 +251,25 @@ def check_fits_network(
     Raises:
         UserError: every tensor that is lacking or has another shape.
     """
-    shapes = whole_shapes(recipe, num_classes=num_classes)
-    layers = {name.split(".")[0] for name in shapes}
+    shapes = whole_shapes(recipe, num_classes=num_classes, statistics=True)
+    layers = {layer_of(name) for name in shapes}
     unknown = [layer for layer in new if layer not in layers]
     if unknown:
         raise UserError(
             f"--new-layers {','.join(unknown)}: expected layers of recipe {recipe.name}: "
             f"{', '.join(sorted(layers))}"
         )
-    stored = content["model"]
     problems = []
     for name, shape in shapes.items():
-        if name.split(".")[0] in new:
+        if layer_of(name) in new:
             continue
-        if name not in stored:
+        if name not in model:
             problems.append(f"{name} is not in it")
-        elif stored[name].shape != shape:
-            problems.append(f"{name} is {tuple(stored[name].shape)}, expected {tuple(shape)}")
+        elif model[name].shape != shape:
+            problems.append(f"{name} is {tuple(model[name].shape)}, expected {tuple(shape)}")
     if problems:
         raise UserError(
             f"--init {path}: does not fit recipe {recipe.name}: {'; '.join(problems)}: draw those "
             "layers anew with --new-head (the last one) or --new-layers"
         )
-    return sorted({name.split(".")[0] for name in stored} - layers)
+    return sorted({layer_of(name) for name in model} - layers)

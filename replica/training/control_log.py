@@ -1,26 +1,31 @@
-"""Changes by hand, as the run sees them: it reads requests, logs them, and tells its processes.
+"""Changes by hand: requests to a live run, and the log of what was asked of it.
 
 A request is a file in the run's directory `requests/`; the run reads it at its next step, logs it
-in `control.jsonl` with the first step that it acts on, and tells all of its processes. The log is
-what a resumed run and `--replay` read.
+in `control.jsonl` with the first step that it acts on, and tells all of its ranks. The log is what
+a resumed run and `--replay` read.
 """
 
 import json
 import os
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.files import write_whole
 from replica.recipes import Recipe
 from replica.recipes.recipe import target_problem
+from replica.training.run_directory import is_live
+from replica.training.run_record import read_fields, read_run_record
 from replica.training.schedule import HandChange
 
 REQUESTS_DIR = "requests"
 LOG_FILE = "control.jsonl"
 ACTIONS = ("checkpoint", "stop")
+# How often a waiting command looks into the log, and what it grants a run that is reading now.
+LOOK_SECONDS = 0.1
+READING_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,83 @@ class Request:
     changes: dict[str, float]
     actions: list[str]
     reason: str
+
+    def __str__(self) -> str:
+        return ", ".join(
+            [*(f"{target}={x:g}" for target, x in self.changes.items()), *self.actions]
+        )
+
+
+@dataclass(frozen=True)
+class LoggedRequest(Request):
+    """A line of the log.
+
+    Attributes:
+        step, epoch: the first step that it acts on, and its epoch, counted from 1.
+        replayed_from: the run whose log it was copied from.
+    """
+
+    step: int
+    epoch: int | None = None
+    replayed_from: str | None = None
+
+
+# --- Whoever asks
+
+
+def send_request(
+    run_dir: Path,
+    changes: dict[str, float],
+    actions: list[str],
+    *,
+    reason: str,
+    wait_seconds: float,
+) -> LoggedRequest:
+    """Leaves a request and waits until the run has logged it.
+
+    Raises:
+        UserError: it asks for nothing or for what the recipe does not have, no run is alive there,
+            or the run does not read it in time; then nothing is left behind.
+    """
+    recipe = read_run_record(run_dir).recipe
+    problems = [target_problem(recipe, target, value) for target, value in changes.items()]
+    if any(problems):
+        raise UserError("; ".join(problem for problem in problems if problem))
+    if not changes and not actions:
+        raise UserError(
+            "expected something to change: --lr, --bias-lr, --rate, --freeze, --color-noise, "
+            "--checkpoint or --stop"
+        )
+    if not is_live(run_dir):
+        raise UserError(
+            f"{run_dir}: no run is alive there: start it with `python -m replica.train --resume "
+            f"--out {run_dir}`, or begin it with other values (--set)"
+        )
+    path = run_dir / REQUESTS_DIR / f"{time.time_ns()}-{os.getpid()}.json"
+    path.parent.mkdir(exist_ok=True)
+    content = {"changes": changes, "actions": actions, "reason": reason}
+    write_whole(path, json.dumps(content).encode())
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        for line in read_log(run_dir):
+            if line.name == path.name:
+                return line
+        if time.monotonic() > deadline or not is_live(run_dir):
+            # Who removes the file decides: the run may be reading it now.
+            try:
+                path.unlink()
+            except FileNotFoundError:
+                deadline += READING_SECONDS
+                if is_live(run_dir):
+                    continue
+            raise UserError(
+                f"{run_dir}: the run has not read the request: nothing is changed: look whether "
+                "it makes steps, or give it more time with --wait"
+            )
+        time.sleep(LOOK_SECONDS)
+
+
+# --- The run
 
 
 def pending_requests(run_dir: Path, recipe: Recipe) -> list[Request]:
@@ -81,16 +163,9 @@ def log_requests(run_dir: Path, requests: list[Request], *, step: int, epoch: in
         step, epoch: the first step that they act on, and its epoch, counted from 1.
     """
     lines = read_log(run_dir)
-    known = {line["name"] for line in lines}
+    known = {line.name for line in lines}
     lines += [
-        {
-            "name": request.name,
-            "step": step,
-            "epoch": epoch,
-            "changes": request.changes,
-            "actions": request.actions,
-            "reason": request.reason,
-        }
+        LoggedRequest(**vars(request), step=step, epoch=epoch)
         for request in requests
         if request.name not in known
     ]
@@ -99,12 +174,16 @@ def log_requests(run_dir: Path, requests: list[Request], *, step: int, epoch: in
         (run_dir / REQUESTS_DIR / request.name).unlink(missing_ok=True)
 
 
-def _write_log(run_dir: Path, lines: list[dict[str, Any]]) -> None:
-    text = "".join(json.dumps(line) + "\n" for line in lines)
+# --- The log
+
+
+def _write_log(run_dir: Path, lines: list[LoggedRequest]) -> None:
+    contents = ({k: v for k, v in vars(line).items() if v is not None} for line in lines)
+    text = "".join(json.dumps(content) + "\n" for content in contents)
     write_whole(run_dir / LOG_FILE, text.encode())
 
 
-def read_log(run_dir: Path) -> list[dict[str, Any]]:
+def read_log(run_dir: Path) -> list[LoggedRequest]:
     """The lines of a run's log; an empty list where nothing was changed by hand.
 
     Raises:
@@ -116,10 +195,11 @@ def read_log(run_dir: Path) -> list[dict[str, Any]]:
     lines = []
     for number, text in enumerate(path.read_text().splitlines(), 1):
         try:
-            line = json.loads(text)
-            HandChange(int(line["step"]), "", 0.0)
-            lines.append({**line, "changes": dict(line["changes"]), "name": str(line["name"])})
-        except (ValueError, KeyError, TypeError):
+            content = {"actions": [], "reason": "", **json.loads(text)}
+            changes = {target: float(value) for target, value in content["changes"].items()}
+            content |= {"step": int(content["step"]), "changes": changes}
+            lines.append(read_fields(LoggedRequest, content))
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
                 f"{path}: line {number}: expected a change with name, step and changes, got "
                 f"{text[:60]!r}: mend or remove the line"
@@ -135,24 +215,23 @@ def hand_changes(run_dir: Path, recipe: Recipe) -> list[HandChange]:
     """
     changes = []
     for line in read_log(run_dir):
-        for target, value in line["changes"].items():
+        for target, value in line.changes.items():
             problem = target_problem(recipe, target, value)
             if problem:
-                raise UserError(f"{run_dir / LOG_FILE}: step {line['step']}: {problem}")
-            changes.append(HandChange(int(line["step"]), target, float(value)))
+                raise UserError(f"{run_dir / LOG_FILE}: step {line.step}: {problem}")
+            changes.append(HandChange(line.step, target, value))
     return changes
 
 
-def copy_log(source: Path, run_dir: Path, recipe: Recipe) -> int:
-    """Makes the changes of another run those of a new one (`--replay`); returns their number.
+def copy_log(source: Path, run_dir: Path, recipe: Recipe) -> None:
+    """Makes the changes of another run those of a new one (`--replay`).
 
     Actions are not repeated: they change no result.
     """
     hand_changes(source, recipe)
     lines = [
-        {**line, "actions": [], "replayed_from": str(source)}
+        replace(line, actions=[], replayed_from=str(source))
         for line in read_log(source)
-        if line["changes"]
+        if line.changes
     ]
     _write_log(run_dir, lines)
-    return sum(len(line["changes"]) for line in lines)

@@ -20,8 +20,9 @@ from replica.training.allocator import keep_large_blocks
 from replica.training.evaluation import Counts
 from replica.training.numerics import set_numerics
 from replica.training.progress import duration
+from replica.training.run import Run
 from replica.training.schedule import Settings
-from replica.training.state import Run, RunState, begin
+from replica.training.state import RunState, begin
 
 STEPS_TRIED = 3
 
@@ -42,7 +43,7 @@ def dry_run(run: Run, step: TrainStep) -> str:
     steps = steps if run.steps is None else min(steps, run.steps)
     shapes = whole_shapes(recipe, num_classes=run.num_classes)
     parameters = sum(shape.numel() for shape in shapes.values())
-    images = -(-recipe.batch_size // devices.num_data_shares)
+    images = -(-recipe.batch_size // devices.num_copies)
     memory = training_memory(
         recipe,
         num_classes=run.num_classes,

@@ -58,6 +58,18 @@ class Numerics:
         return torch.channels_last if is_last else torch.contiguous_format
 
 
+@dataclass(frozen=True)
+class NumericsInForce(Numerics):
+    """What was asked for, and the switches of PyTorch that follow from it.
+
+    Attributes:
+        allow_tf32, cudnn_deterministic: as PyTorch calls them.
+    """
+
+    allow_tf32: bool = False
+    cudnn_deterministic: bool = True
+
+
 def check_numerics(numerics: Numerics, devices: Devices) -> None:
     """Refuses what the devices do not have.
 
@@ -95,7 +107,7 @@ def compiler_problem(torch_file: str) -> str | None:
     return None
 
 
-def set_numerics(numerics: Numerics) -> dict[str, str | bool]:
+def set_numerics(numerics: Numerics) -> NumericsInForce:
     """Sets PyTorch's switches, and returns what was set for the run's record."""
     # cuDNN's convolutions use TF32 unless told otherwise; the paper's numbers are float32.
     allow_tf32 = numerics.precision == "tf32"
@@ -112,7 +124,7 @@ def set_numerics(numerics: Numerics) -> dict[str, str | bool]:
         torch.use_deterministic_algorithms(numerics.deterministic)
     # Else each new tensor is filled with NaN first; nothing here reads what it has not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    return {**asdict(numerics), "allow_tf32": allow_tf32, "cudnn_deterministic": True}
+    return NumericsInForce(**asdict(numerics), allow_tf32=allow_tf32)
 
 
 @contextmanager

@@ -27,11 +27,11 @@ def sgd_step_(
 
     Args:
         weights: the parameters, changed.
-        velocities: one tensor a parameter, zero before the first step, changed.
+        velocities: one tensor per parameter, zero before the first step, changed.
         gradients: of the loss averaged over the batch.
-        learning_rates: epsilon of the paper, one number a parameter.
+        learning_rates: epsilon of the paper, one number per parameter.
         momentum: 0.9 in the paper.
-        weight_decays: one number a parameter: 0.0005 in the paper, 0 for biases.
+        weight_decays: one number per parameter: 0.0005 in the paper, 0 for biases.
     """
     for w, v, gradient, learning_rate, weight_decay in zip(
         weights, velocities, gradients, learning_rates, weight_decays, strict=True

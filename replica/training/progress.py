@@ -6,6 +6,8 @@ from collections import deque
 
 from tqdm import tqdm
 
+from replica.training.run_directory import Measures
+
 # The rates that are shown are means over so many steps: long enough to be steady.
 STEPS_IN_MEAN = 50
 # A log file gets a line each so many seconds, a terminal two a second.
@@ -35,7 +37,7 @@ class StepProgress:
     def step(
         self,
         epoch: int,
-        measured: dict[str, float],
+        measures: Measures,
         *,
         images: int,
         seconds: float,
@@ -44,10 +46,10 @@ class StepProgress:
         """One more step: what was measured, its images, and what of its seconds feeding took."""
         self._recent.append((seconds, images, feeding))
         self._bar.set_description_str(f"epoch {epoch}/{self._epochs}", refresh=False)
-        self._bar.set_postfix_str(self._text(measured), refresh=False)
+        self._bar.set_postfix_str(self._text(measures), refresh=False)
         self._bar.update()
 
-    def _text(self, measured: dict[str, float]) -> str:
+    def _text(self, measures: Measures) -> str:
         seconds, images, feeding = (sum(column) for column in zip(*self._recent, strict=True))
         done = self._bar.n + 1
         # With validations and checkpoints, which the steps' own times leave out.
@@ -55,9 +57,9 @@ class StepProgress:
         of_epoch = -done % self._steps_per_epoch * seconds / len(self._recent)
         of_run = (self._bar.total - done) * a_step
         return (
-            f"loss {measured['loss']:.3f}, top-1 {measured['top1_error']:.0%}, "
-            f"top-5 {measured['top5_error']:.0%}, {images / seconds:.0f} images/s "
-            f"(feeding {feeding / seconds:.0%}), rate {measured['learning_rate']:g}, "
+            f"loss {measures.loss:.3f}, top-1 {measures.top1_error:.0%}, "
+            f"top-5 {measures.top5_error:.0%}, {images / seconds:.0f} images/s "
+            f"(feeding {feeding / seconds:.0%}), rate {measures.learning_rate:g}, "
             f"left: epoch {duration(of_epoch)}, run {duration(of_run)}"
         )
 
@@ -69,4 +71,5 @@ class StepProgress:
 def duration(seconds: float) -> str:
     """Days, hours, minutes and seconds as `2d 03:04:05`, leading zeros left out."""
     days, rest = divmod(int(seconds), 86400)
-    return (f"{days}d " if days else "") + tqdm.format_interval(rest)
+    clock: str = tqdm.format_interval(rest)
+    return f"{days}d {clock}" if days else clock

@@ -1,26 +1,19 @@
-"""A run's directory: its record (run.json), its metrics (metrics.jsonl), its lock."""
+"""A run's directory: where it is, its lock, its metrics (metrics.jsonl)."""
 
 import json
 import math
-import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-import cuda_ext
 from data_prep.errors import UserError
 from data_prep.files import locked, write_whole
-from replica import __version__
+from replica.training.run_record import RUN_FILE, begun, read_fields
 
 RUNS_DIR = Path("runs")
-RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = "run.lock"
 
@@ -37,7 +30,7 @@ def newest_run(*, purpose: str) -> Path:
             f"{RUNS_DIR}/: expected a run there to {purpose}, found none: train with "
             "`python -m replica.train --gpus 2`, or name one"
         )
-    return max(runs, key=lambda run: json.loads((run / RUN_FILE).read_bytes())["begun"])
+    return max(runs, key=begun)
 
 
 def new_run_dir() -> Path:
@@ -67,76 +60,53 @@ def locked_run(run_dir: Path, *, resume: bool) -> Iterator[None]:
         yield
 
 
-def describe_machine(kind: str) -> dict[str, Any]:
-    """Versions and hardware, for the record of a run."""
-    cpu = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    return {
-        "versions": {
-            "replica": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-        "git_revision": git_revision(),
-        "hardware": {
-            "cpu": cpu,
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-            "cores": os.cpu_count(),
-            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-            if kind == "cuda"
-            else [],
-        },
-        "operators": cuda_ext.implementations(),
-    }
-
-
-def git_revision() -> str | None:
-    """The commit of this checkout, with `+changes` where files differ from it; None outside git."""
-    here = Path(__file__).resolve().parent
+def is_live(run_dir: Path) -> bool:
+    """Whether a process holds the run's lock."""
+    lock = run_dir / LOCK_FILE
+    if not lock.exists():
+        return False
     try:
-        command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--exclude=*"]
-        revision = subprocess.run(command, capture_output=True, text=True, check=True)
-        status = ["git", "-C", str(here), "status", "--porcelain", "--untracked-files=no"]
-        changes = subprocess.run(status, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return revision.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
+        with locked(lock, title=str(run_dir), when_held="is live"):
+            return False
+    except UserError:
+        return True
 
 
-def write_run_record(run_dir: Path, record: dict[str, Any]) -> None:
-    """Writes run.json; what it held of earlier sessions is kept in `earlier_sessions`."""
-    path = run_dir / RUN_FILE
-    record = {"begun": time.time(), "earlier_sessions": [], **record}
-    if path.exists():
-        earlier = json.loads(path.read_bytes())
-        record["begun"] = earlier["begun"]
-        sessions = earlier.pop("earlier_sessions")
-        record["earlier_sessions"] = [*sessions, earlier]
-    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """What is measured of a step or a validation; NaN is what is not, or has no finite value.
 
-
-def read_run_record(run_dir: Path) -> dict[str, Any]:
-    """Reads run.json.
-
-    Raises:
-        UserError: there is none.
+    Attributes:
+        loss: mean over images.
+        top1_error, top5_error: fractions.
+        learning_rate: the common one.
+        images_per_second: of the whole run.
     """
-    path = run_dir / RUN_FILE
-    if not path.is_file():
-        raise UserError(f"{run_dir}: expected the {RUN_FILE} of a run there, found none")
-    return json.loads(path.read_bytes())
+
+    loss: float = math.nan
+    top1_error: float = math.nan
+    top5_error: float = math.nan
+    learning_rate: float = math.nan
+    images_per_second: float = math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsLine(Measures):
+    """A line of metrics.jsonl, in which null stands for NaN.
+
+    Attributes:
+        kind: `step`, `val` or `resume`.
+        step: how many steps were done.
+        epoch: counted from 1.
+    """
+
+    kind: str
+    step: int
+    epoch: int
 
 
 class Metrics:
-    """metrics.jsonl: one object a line, exactly one of kind `step` a training step.
-
-    Each line has `kind` (`step`, `val`, `resume`), `step` (steps done), `epoch` (counted from 1),
-    `loss` (mean over images), `top1_error`, `top5_error` (fractions), `learning_rate` and
-    `images_per_second`; what a kind does not measure, or what is no finite number, is null.
-    """
+    """metrics.jsonl: one object per line, exactly one of kind `step` per training step."""
 
     def __init__(self, run_dir: Path, *, resumed_step: int | None = None) -> None:
         self.path = run_dir / METRICS_FILE
@@ -157,11 +127,10 @@ class Metrics:
                 kept.append(line)
         write_whole(self.path, b"".join(kept))
 
-    def write(self, kind: str, *, step: int, epoch: int, **values: float | None) -> None:
+    def write(self, kind: str, *, step: int, epoch: int, measures: Measures) -> None:
         """Appends one line."""
-        measured = ("loss", "top1_error", "top5_error", "learning_rate", "images_per_second")
-        finite = {k: v for k, v in values.items() if v is not None and math.isfinite(v)}
-        line = {"kind": kind, "step": step, "epoch": epoch, **dict.fromkeys(measured), **finite}
+        values = {name: x if math.isfinite(x) else None for name, x in vars(measures).items()}
+        line = {"kind": kind, "step": step, "epoch": epoch, **values}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
 
@@ -170,10 +139,13 @@ class Metrics:
         self._file.close()
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+def read_metrics(run_dir: Path) -> list[MetricsLine]:
     """All lines of metrics.jsonl, but for a last one that is still being written."""
-    lines = (run_dir / METRICS_FILE).read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    contents = map(json.loads, (run_dir / METRICS_FILE).read_text().split("\n")[:-1])
+    return [
+        read_fields(MetricsLine, {k: v for k, v in content.items() if v is not None})
+        for content in contents
+    ]
 
 
 def command_line() -> list[str]:

@@ -1,4 +1,4 @@
-"""What a run's schedule sets, step by step: learning rates and colour noise (paper 5).
+"""What a run's schedule sets, step by step: learning rates and color noise (paper 5).
 
 Three things change them: the recipe's rule for the drops, the changes that the recipe lists by
 epoch, and changes by hand (`python -m replica.control`), which are logged with their step. What is

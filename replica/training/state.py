@@ -1,80 +1,44 @@
-"""One process of a run: its part of the network, the velocities, and how far the run is."""
+"""What a rank holds between two steps: its part of the network, velocities, how far the run is."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from data_prep.errors import UserError
 from data_prep.shards import DataSet, open_data_set
-from replica.distributed.devices import Devices
 from replica.distributed.heartbeat import beat
 from replica.distributed.mesh import Mesh, Rank
 from replica.feed.feed import TrainFeed
 from replica.network.alexnet import AlexNet, whole_shapes
 from replica.network.initialization import initialise_
-from replica.recipes import Recipe, to_record
-from replica.training import control_log, run_directory
+from replica.recipes import to_record
+from replica.recipes.recipe import layer_of
 from replica.training.allocator import keep_large_blocks
-from replica.training.checkpoint import load_checkpoint, save_checkpoint, sha256_beside
-from replica.training.numerics import Numerics, parameter_dtype, set_numerics
+from replica.training.checkpoint import Checkpoint, load_checkpoint, sha256_beside
+from replica.training.control_log import hand_changes
+from replica.training.numerics import NumericsInForce, parameter_dtype
+from replica.training.run import Run
+from replica.training.run_record import DataRecord, RankRecord, RunRecord, describe_machine
 from replica.training.schedule import HandChange, Settings, settings_at
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """Where the weights of a run come from that does not draw all of them (`--init`).
-
-    Attributes:
-        path: the checkpoint.
-        sha256: of the file.
-        new_layers: those that are drawn all the same.
-    """
-
-    path: Path
-    sha256: str
-    new_layers: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Run:
-    """What every process of a run is told."""
-
-    recipe: Recipe
-    num_classes: int
-    data_dir: Path
-    run_dir: Path
-    devices: Devices
-    numerics: Numerics
-    seed: int
-    steps: int | None  # stop after this many, counted from the beginning of the run
-    checkpoint_steps: int | None
-    resume_from: Path | None
-    command: list[str]
-    is_resumed: bool = False  # also where there was no checkpoint yet
-    keep: int = 2  # newest checkpoints, besides the best
-    loader_threads: int = 1
-    init: Beginning | None = None
-    tensorboard: bool = False
 
 
 @dataclass
 class RunState:
-    """What a process holds between two steps.
+    """What a rank holds between two steps.
 
     Attributes:
         run, rank, mesh, data, feed: what it was told, and what follows from it.
-        model: the network, or the tower of this process.
-        velocities: one tensor a parameter, under the parameter's name.
+        model: the network, or the tower of this rank.
+        velocities: one tensor per parameter, under the parameter's name.
         step: how many steps are done.
         val_errors: top-1 error after each epoch, which the schedule reads.
         by_hand: what was set by hand, of steps to come too (in a resumed or replayed run).
-        losses: of the images of the last step that this process had, float (N,).
+        losses: of the images of the last step that this rank had, float (N,).
     """
 
     run: Run
@@ -115,7 +79,7 @@ class RunState:
     @property
     def epoch(self) -> int:
         """The epoch of the next step, counted from 1."""
-        return self.step // self.feed.steps_per_epoch + 1
+        return self.epochs_done + 1
 
     @property
     def epochs_done(self) -> int:
@@ -131,7 +95,7 @@ class RunState:
         return (best + 1) * self.feed.steps_per_epoch
 
     def settings(self, step: int) -> Settings:
-        """Learning rates and colour noise at a step, counted from 1."""
+        """Learning rates and color noise at a step, counted from 1."""
         return settings_at(
             self.run.recipe,
             self.velocities,
@@ -146,23 +110,20 @@ def begin(run: Run, rank: Rank) -> RunState:
     """The state before the first step: drawn from the seed, or read from a checkpoint."""
     mesh = Mesh(rank)
     data = open_data_set(run.data_dir)
-    placement = rank.placement(run.recipe.towers)
+    placement = rank.placement(run.recipe.towers, add_over_copies=mesh.add_over_copies)
     model = AlexNet(run.recipe, num_classes=run.num_classes, placement=placement)
     if run.resume_from is None:
         initialise_(model, seed=run.seed)
     model.to(rank.device, parameter_dtype(run.numerics.precision))
     velocities = {name: torch.zeros_like(w) for name, w in model.named_parameters()}
-    num_shares = rank.devices.num_data_shares
-    feed = TrainFeed(data, run.recipe, run.seed, rank.data_index, num_shares)
+    feed = TrainFeed(data, run.recipe, run.seed, rank.copy, rank.devices.num_copies)
     is_first = rank.index == 0
-    by_hand = mesh.of_rank_0(
-        control_log.hand_changes(run.run_dir, run.recipe) if is_first else None
-    )
+    by_hand = mesh.of_rank_0(hand_changes(run.run_dir, run.recipe) if is_first else None)
     state = RunState(run, rank, mesh, data, feed, model, velocities, 0, [], by_hand)
     if run.resume_from is not None:
         _restore_(state, load_checkpoint(run.resume_from))
     elif run.init is not None:
-        _take_over_(state, load_checkpoint(run.init.path), run.init.new_layers)
+        _take_over_(state, load_checkpoint(Path(run.init.checkpoint)), run.init.new_layers)
     steps = mesh.gather_objects(state.step)
     if len(set(steps)) > 1:
         raise RuntimeError(
@@ -173,138 +134,123 @@ def begin(run: Run, rank: Rank) -> RunState:
 
 
 @torch.no_grad()
-def _take_over_(state: RunState, content: dict[str, Any], new_layers: tuple[str, ...]) -> None:
-    """Takes this process's half of another network's weights, but for the new layers'."""
-    for name, tensor in state.weights.items():
-        if name.split(".")[0] not in new_layers:
-            stored = content["model"][name]
+def _take_over_(state: RunState, source: Checkpoint, new_layers: Sequence[str]) -> None:
+    """Takes this rank's part of another network's weights, but for the new layers'."""
+    for name, tensor in state.model.state_dict().items():
+        if layer_of(name) not in new_layers:
+            stored = source.model[name]
             tensor.copy_(stored[state.model.placement.own(len(stored))])
 
 
 @torch.no_grad()
-def _restore_(state: RunState, content: dict[str, Any]) -> None:
-    """Takes this process's half of a checkpoint's tensors, and how far the run was."""
-    for kind, tensors in (("model", state.weights), ("velocities", state.velocities)):
+def _restore_(state: RunState, saved: Checkpoint) -> None:
+    """Takes this rank's part of a checkpoint's tensors, and how far the run was."""
+    model = state.model.state_dict()  # running statistics, too
+    for stored, tensors in ((saved.model, model), (saved.velocities, state.velocities)):
         for name, tensor in tensors.items():
-            stored = content[kind][name]
-            if stored.dtype != tensor.dtype:
+            whole = stored[name]
+            if whole.dtype != tensor.dtype:
                 raise UserError(
-                    f"{state.run.resume_from}: {name} is {stored.dtype}, this run needs "
+                    f"{state.run.resume_from}: {name} is {whole.dtype}, this run needs "
                     f"{tensor.dtype}: give the --precision that it was trained with"
                 )
-            tensor.copy_(stored[state.model.placement.own(len(stored))])
-    state.step, state.val_errors = content["step"], list(content["val_errors"])
+            tensor.copy_(whole[state.model.placement.own(len(whole))])
+    state.step, state.val_errors = saved.step, list(saved.val_errors)
 
 
-def whole_tensors(state: RunState) -> dict[str, dict[str, torch.Tensor]] | None:
-    """Weights and velocities of the whole network in rank 0, None elsewhere.
-
-    Every process must call it. The second tower of the first share sends its halves.
-    """
-    run, rank = state.run, state.rank
-    is_cut_here = rank.devices.split == 2 and rank.data_index == 0
-    shapes = whole_shapes(run.recipe, num_classes=run.num_classes)
-    whole: dict[str, dict[str, torch.Tensor]] = {"model": {}, "velocities": {}}
-    beat("gathering the network's halves")
-    for kind, tensors in (("model", state.weights), ("velocities", state.velocities)):
-        for name, tensor in tensors.items():
-            own = tensor.detach()
-            if is_cut_here and rank.tower == 1:
-                dist.send(own.contiguous(), dst=0)
-            elif is_cut_here:
-                other = own.new_empty((shapes[name][0] - len(own), *own.shape[1:]))
-                dist.recv(other, src=1)
-                own = torch.cat((own, other))
-            whole[kind][name] = own.cpu().clone()
-    return whole if rank.index == 0 else None
-
-
-def save(state: RunState, whole: dict[str, dict[str, torch.Tensor]]) -> Path:
-    """Writes a checkpoint of what `whole_tensors` gave in rank 0.
+def whole_checkpoint(state: RunState) -> Checkpoint | None:
+    """The state of the whole network in rank 0, None elsewhere; every rank must call it.
 
     Raises:
-        RuntimeError: a weight is not finite; the earlier checkpoints stay.
+        RuntimeError: a weight is not finite.
     """
-    for name, tensor in whole["model"].items():
+    beat("gathering the network's halves")
+    model = _whole_tensors(state, state.model.state_dict())
+    velocities = _whole_tensors(state, state.velocities)
+    if state.rank.index != 0:
+        return None
+    for name, tensor in model.items():
         if not torch.isfinite(tensor.sum()):
             raise RuntimeError(
                 f"{name} is not finite after step {state.step}: the learning rate is too high for "
                 "this recipe, or the data is damaged; the last checkpoint is kept"
             )
     statistics = state.data.statistics
-    beat("writing a checkpoint")
-    return save_checkpoint(
-        state.run.run_dir,
-        {
-            **whole,
-            "step": state.step,
-            "epoch": state.epoch,
-            "val_errors": state.val_errors,
-            "best_step": state.best_step,
-            "recipe": to_record(state.run.recipe),
-            "num_classes": state.run.num_classes,
-            "seed": state.run.seed,
-            "wnids": state.data.wnids,
-            "class_names": state.data.class_names,
-            "mean_image": torch.from_numpy(statistics.mean_image),
-            "eigenvalues": torch.from_numpy(statistics.eigenvalues.copy()),
-            "eigenvectors": torch.from_numpy(statistics.eigenvectors.copy()),
-        },
-        keep=state.run.keep,
+    return Checkpoint(
+        model=model,
+        velocities=velocities,
+        step=state.step,
+        epoch=state.epoch,
+        val_errors=state.val_errors,
+        best_step=state.best_step,
+        recipe=state.run.recipe,
+        num_classes=state.run.num_classes,
+        seed=state.run.seed,
+        wnids=state.data.wnids,
+        class_names=state.data.class_names,
+        mean_image=torch.from_numpy(statistics.mean_image),
+        eigenvalues=torch.from_numpy(statistics.eigenvalues.copy()),
+        eigenvectors=torch.from_numpy(statistics.eigenvectors.copy()),
     )
 
 
-def describe(state: RunState) -> dict[str, Any]:
-    """What run.json says of a run; every process must call it."""
+def _whole_tensors(state: RunState, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of both towers in rank 0, to which the second tower of its copy sends its halves."""
+    rank = state.rank
+    is_cut_here = rank.devices.split == 2 and rank.copy == 0
+    run = state.run
+    shapes = whole_shapes(run.recipe, num_classes=run.num_classes, statistics=True)
+    whole = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach()
+        if is_cut_here and rank.tower == 1:
+            dist.send(own.contiguous(), dst=0)
+        elif is_cut_here:
+            other = own.new_empty((shapes[name][0] - len(own), *own.shape[1:]))
+            dist.recv(other, src=1)
+            own = torch.cat((own, other))
+        whole[name] = own.cpu().clone()
+    return whole
+
+
+def describe(state: RunState, numerics: NumericsInForce) -> RunRecord:
+    """What run.json says of a run; every rank must call it."""
     run, rank, data = state.run, state.rank, state.data
-    ranks = state.mesh.gather_objects(
-        {
-            "rank": rank.index,
-            "host": os.uname().nodename,
-            "pid": os.getpid(),
-            "device": str(rank.device),
-            "data_index": rank.data_index,
-            "tower": rank.tower if rank.devices.split == 2 else None,
-            "parameters": sum(w.numel() for w in state.weights.values()),
-            "threads": torch.get_num_threads(),
-            "memory": keep_large_blocks().reason,
-        }
+    own = RankRecord(
+        rank=rank.index,
+        host=os.uname().nodename,
+        pid=os.getpid(),
+        device=str(rank.device),
+        data_index=rank.copy,
+        tower=rank.tower if rank.devices.split == 2 else None,
+        parameters=sum(w.numel() for w in state.weights.values()),
+        threads=torch.get_num_threads(),
+        memory=keep_large_blocks().reason,
     )
-    return {
-        "recipe": to_record(run.recipe),
-        "num_classes": run.num_classes,
-        "seed": run.seed,
-        "command": run.command,
-        "started_at_step": state.step,
-        "resumed_from": checkpoint_record(run.resume_from),
-        "initialised_from": run.init
-        and {
-            "checkpoint": str(run.init.path),
-            "sha256": run.init.sha256,
-            "new_layers": list(run.init.new_layers),
-        },
-        "steps": run.steps,
-        "checkpoint_steps": run.checkpoint_steps,
-        "keep": run.keep,
-        "loader_threads": run.loader_threads,
-        "data": {
-            "directory": str(run.data_dir.resolve()),
-            "manifest_sha256": data.manifest_sha256,
-            "train_images": len(data.train),
-            "val_images": len(data.val),
-            "test_images": len(data.test),
-        },
-        "devices": {
-            "kind": rank.devices.kind,
-            "num_processes": rank.devices.num_processes,
-            "split": rank.devices.split,
-        },
-        "numerics": set_numerics(run.numerics),
-        "ranks": ranks,
-        **run_directory.describe_machine(rank.devices.kind),
-    }
-
-
-def checkpoint_record(path: Path | None) -> dict[str, str | None] | None:
-    """A checkpoint's name and SHA-256, for a record."""
-    return {"checkpoint": path.name, "sha256": sha256_beside(path)} if path else None
+    resumed = run.resume_from
+    return RunRecord(
+        recipe_record=to_record(run.recipe),
+        num_classes=run.num_classes,
+        seed=run.seed,
+        command=run.command,
+        started_at_step=state.step,
+        resumed_from={"checkpoint": resumed.name, "sha256": sha256_beside(resumed)}
+        if resumed
+        else None,
+        initialized_from=run.init,
+        steps=run.steps,
+        checkpoint_steps=run.checkpoint_steps,
+        keep=run.keep,
+        loader_threads=run.loader_threads,
+        data=DataRecord(
+            directory=str(run.data_dir.resolve()),
+            manifest_sha256=data.manifest_sha256,
+            train_images=len(data.train),
+            val_images=len(data.val),
+            test_images=len(data.test),
+        ),
+        devices=rank.devices,
+        numerics=numerics,
+        ranks=state.mesh.gather_objects(own),
+        machine=describe_machine(rank.devices.kind),
+    )

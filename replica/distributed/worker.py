@@ -1,0 +1,129 @@
+"""One rank's life, whoever started it: it joins the others, works, and leaves them."""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, NoReturn, Protocol
+
+import torch
+import torch.distributed as dist
+
+from data_prep.errors import UserError
+from replica.distributed import heartbeat
+from replica.distributed.mesh import Rank
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# `heartbeat` is to name who hangs before an exchange gives up without a name.
+EXCHANGE_TIMEOUT_FACTOR = 10
+# What a user can do where the file system refuses.
+WAY_OUT = "make room or mend it, then continue with --resume"
+
+
+class StopRequest(Protocol):
+    """A flag that Ctrl-C or SIGTERM sets."""
+
+    def is_set(self) -> bool:
+        """Whether somebody asked the run to stop."""
+
+    def set(self) -> None:
+        """Asks the run to stop."""
+
+
+Worker = Callable[[Rank, Any, StopRequest], None]
+
+
+@contextmanager
+def stop_on_signals(stop: StopRequest) -> Iterator[list[int]]:
+    """The first Ctrl-C or SIGTERM asks for a stop; the second one ends at once.
+
+    Yields:
+        The signal that came, if one has.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def status_of(received: list[int]) -> int:
+    """0, or what a shell expects of a program that a signal ended: 130 or 143."""
+    return 128 + received[0] if received else 0
+
+
+def work(
+    worker: Worker,
+    rank: Rank,
+    argument: Any,
+    stop: StopRequest,
+    *,
+    open_store: Callable[[], dist.Store],
+    timeout: float,
+    on_hung: Callable[[str], NoReturn],
+) -> None:
+    """Joins the group of ranks, runs `worker(rank, argument, stop)`, and leaves the group.
+
+    Args:
+        worker, rank, argument, stop: what runs.
+        open_store: a connection to the key-value store that all ranks reach, each time a new one.
+        timeout: seconds without a sign of life after which a rank counts as hung.
+        on_hung: told in one line which one.
+
+    Raises:
+        UserError, OSError: as the worker raised them.
+        RuntimeError: anything else, with the rank's number.
+    """
+    try:
+        num_processes = rank.devices.num_processes
+        if rank.devices.kind == "cuda":
+            torch.cuda.set_device(rank.device)
+        heartbeat.watch(
+            # A connection of its own: the group's waits in its calls.
+            dist.PrefixStore("liveness", open_store()),
+            rank=rank.index,
+            num_processes=num_processes,
+            timeout=timeout,
+            on_hung=on_hung,
+        )
+        dist.init_process_group(
+            "nccl" if rank.devices.kind == "cuda" else "gloo",
+            store=dist.PrefixStore("group", open_store()),
+            rank=rank.index,
+            world_size=num_processes,
+            timeout=timedelta(seconds=EXCHANGE_TIMEOUT_FACTOR * timeout),
+        )
+        worker(rank, argument, stop)
+        heartbeat.beat("waiting for the others to end")
+        dist.barrier()
+        dist.destroy_process_group()
+    except (UserError, OSError):
+        raise
+    except RuntimeError as error:
+        raise RuntimeError(f"rank {rank.index}: {error}") from None
+    except Exception:
+        raise RuntimeError(f"rank {rank.index} failed:\n{traceback.format_exc()}") from None
+
+
+def end_process(status: int) -> NoReturn:
+    """Ends this process at once.
+
+    Without the interpreter's shutdown: after a failure, gloo's threads may wait for the peer.
+    """
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

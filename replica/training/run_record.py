@@ -1,0 +1,208 @@
+"""run.json: what a run was told, on what data and machine, and by which processes.
+
+A record is written when a session of a run begins; those of earlier sessions are kept in it. Keys
+are format and stay. A field that an older version did not write has its old meaning.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+import cuda_ext
+from data_prep.errors import UserError
+from data_prep.files import write_whole
+from replica import __version__
+from replica.distributed.devices import Devices
+from replica.recipes import Recipe, from_record
+from replica.training.checkpoint import NUM_KEPT
+from replica.training.numerics import NumericsInForce
+
+RUN_FILE = "run.json"
+_MACHINE = ("versions", "git_revision", "hardware", "operators")
+
+_Record = TypeVar("_Record")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Initialization:
+    """Where the weights of a run come from that does not draw all of them (`--init`).
+
+    Attributes:
+        checkpoint: the file.
+        sha256: of the file.
+        new_layers: those that are drawn all the same.
+    """
+
+    checkpoint: str
+    sha256: str
+    new_layers: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecord:
+    """What a run was trained on."""
+
+    directory: str
+    manifest_sha256: str
+    train_images: int
+    val_images: int
+    test_images: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankRecord:
+    """One process of a run; `data_index` is its copy, `tower` None where it held both towers."""
+
+    rank: int
+    host: str = ""
+    pid: int
+    device: str
+    data_index: int
+    tower: int | None
+    parameters: int
+    threads: int
+    memory: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What run.json says of the last session of a run.
+
+    Attributes:
+        earlier_sessions: their records, the oldest first.
+        recipe_record: what `to_record` made of the recipe.
+        resumed_from: name and SHA-256 of a checkpoint of its own.
+        machine: versions and hardware, of `describe_machine`.
+        others: as in `Run`, or named by their type.
+    """
+
+    earlier_sessions: Sequence[Mapping[str, Any]] = ()
+    recipe_record: Mapping[str, Any]
+    num_classes: int
+    seed: int
+    command: list[str]
+    started_at_step: int
+    resumed_from: Mapping[str, str | None] | None = None
+    initialized_from: Initialization | None = None
+    steps: int | None = None
+    checkpoint_steps: int | None = None
+    keep: int = NUM_KEPT
+    loader_threads: int = 1
+    data: DataRecord
+    devices: Devices
+    numerics: NumericsInForce
+    ranks: list[RankRecord]
+    machine: Mapping[str, Any]
+
+    @property
+    def recipe(self) -> Recipe:
+        """What was trained.
+
+        Raises:
+            UserError: another version of the project wrote it.
+        """
+        return from_record(dict(self.recipe_record))
+
+
+def read_fields(kind: type[_Record], content: Mapping[str, Any]) -> _Record:
+    """A record of the fields that this version knows; those that are lacking have their default."""
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: content[name] for name in names if name in content})
+
+
+def begun(run_dir: Path) -> float:
+    """When a run was begun, in seconds since 1970, whatever version of the project wrote it."""
+    return float(json.loads((run_dir / RUN_FILE).read_bytes())["begun"])
+
+
+def read_run_record(run_dir: Path) -> RunRecord:
+    """Reads run.json.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = run_dir / RUN_FILE
+    if not path.is_file():
+        raise UserError(f"{run_dir}: expected the {RUN_FILE} of a run there, found none")
+    content = json.loads(path.read_bytes())
+    ranks = [read_fields(RankRecord, rank) for rank in content["ranks"]]
+    initialized = content.get("initialised_from")
+    # Before devices were recorded, their ranks tell.
+    split = 1 if ranks[0].tower is None else 2
+    devices = {"kind": ranks[0].device.split(":")[0], "num_processes": len(ranks), "split": split}
+    records = {
+        "recipe_record": content["recipe"],
+        "initialized_from": initialized and read_fields(Initialization, initialized),
+        "data": read_fields(DataRecord, content["data"]),
+        "devices": read_fields(Devices, content.get("devices", devices)),
+        "numerics": read_fields(NumericsInForce, content["numerics"]),
+        "ranks": ranks,
+        "machine": {name: content[name] for name in _MACHINE},
+    }
+    return read_fields(RunRecord, content | records)
+
+
+def write_run_record(run_dir: Path, record: RunRecord) -> None:
+    """Writes run.json; what it held of earlier sessions is kept in `earlier_sessions`."""
+    path = run_dir / RUN_FILE
+    first, sessions = time.time(), []
+    if path.exists():
+        earlier = json.loads(path.read_bytes())
+        first, sessions = earlier["begun"], earlier.pop("earlier_sessions")
+        sessions = [*sessions, earlier]
+    known = asdict(record)
+    machine = known.pop("machine")
+    known["earlier_sessions"] = sessions
+    renamed = {"recipe_record": "recipe", "initialized_from": "initialised_from"}
+    content = {"begun": first, **{renamed.get(k, k): v for k, v in known.items()}, **machine}
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+# --- The machine
+
+
+def describe_machine(kind: str) -> dict[str, Any]:
+    """Versions and hardware, for the record of a run."""
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
+        cpu = names[0].partition(":")[2].strip() if names else cpu
+    return {
+        "versions": {
+            "replica": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "git_revision": git_revision(),
+        "hardware": {
+            "cpu": cpu,
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "cores": os.cpu_count(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+            if kind == "cuda"
+            else [],
+        },
+        "operators": cuda_ext.implementations(),
+    }
+
+
+def git_revision() -> str | None:
+    """The commit of this checkout, with `+changes` where files differ from it; None outside git."""
+    here = Path(__file__).resolve().parent
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--exclude=*"]
+        revision = subprocess.run(command, capture_output=True, text=True, check=True)
+        status = ["git", "-C", str(here), "status", "--porcelain", "--untracked-files=no"]
+        changes = subprocess.run(status, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return revision.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

@@ -1,0 +1,89 @@
+"""The options of every command: to add or to lose one is a decision, which is written down here."""
+
+import importlib
+import re
+
+import pytest
+
+from benchmarks.__main__ import BENCHMARKS
+from replica.train import parse_arguments
+from replica.training.options import TrainOptions
+
+OPTIONS = {
+    "data_prep.build_shards": "--classes --decoder --dry-run --finish --fit --images-per-shard "
+    "--input --limit --output --per-class --quality --resampling --shard --size --source "
+    "--storage --strict --workers",
+    "data_prep.verify_shards": "--class --contact-sheet --quick --seed --workers",
+    "replica.train": "--batch-size --checkpoint-steps --classes --compile --data --deterministic "
+    "--device --dry-run --epochs --freeze --gpus --init --keep --loader-threads --lr "
+    "--memory-format --momentum --new-head --new-layers --no-tensorboard --out --precision --rate "
+    "--recipe --replay --resume --seed --set --split --steps --timeout --weight-decay",
+    "replica.control": "--bias-lr --checkpoint --color-noise --freeze --lr --rate --reason --stop "
+    "--wait",
+    "replica.test": "--checkpoint --data --device --json --part --precision --ten-crop",
+    "replica.info": "--json --recipe --set",
+    "replica.figures": "--out --run",
+    "replica.figures curves": "--picture",
+    "replica.demo": "--out",
+    "benchmarks.__main__ local_response_norm": "--json --no-peers --rounds --save --shape "
+    "--threads",
+    "benchmarks.__main__ local_response_norm_gpu": "--json --rounds --save --shape",
+    "benchmarks.__main__ allocator": "--batch-size --json --processes --recipe --save --steps",
+    "benchmarks.__main__ training": "--batch-size --json --only --recipe --rounds --save --steps",
+    "benchmarks.__main__ training_gpu": "--batch-size --data --device --json --loader-threads "
+    "--recipe --save --steps",
+    "benchmarks.__main__ towers": "--batch-size --json --picture --precision --recipe --save "
+    "--steps",
+    "benchmarks.__main__ build_shards": "--input --json --pictures --rounds --save --workers",
+    "benchmarks.__main__ real_sets": "--json --only --output --save",
+    "benchmarks.__main__ linear_baseline": "--data --json --save",
+}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_a_command_has_the_options_of_the_table(command, capsys):
+    module, *words = command.split()
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(module).main([*words, "--help"])
+    assert ended.value.code == 0
+    shown = re.findall(r"^  (?:-h, )?(--[\w-]+)", capsys.readouterr().out, re.MULTILINE)
+    assert sorted(shown) == sorted([*OPTIONS[command].split(), "--help"])
+
+
+def test_every_benchmark_is_in_the_table():
+    named = {command.split()[1] for command in OPTIONS if command.startswith("benchmarks")}
+    assert named == set(BENCHMARKS)
+
+
+def test_what_is_not_asked_for_is_left_open_and_aliases_are_changes():
+    options = parse_arguments(["--lr", "0.1", "--set", "epochs=3", "--deterministic", "off"])
+    assert options.changes == ("epochs=3", "learning_rate=0.1")
+    assert options.deterministic is False
+    assert parse_arguments([]) == TrainOptions(
+        data=None,
+        recipe=None,
+        changes=(),
+        freeze=(),
+        rate=(),
+        seed=None,
+        init=None,
+        new_head=False,
+        new_layers="",
+        gpus=None,
+        split=None,
+        device="auto",
+        precision=None,
+        memory_format=None,
+        compile=None,
+        deterministic=None,
+        loader_threads=1,
+        timeout=600.0,
+        steps=None,
+        checkpoint_steps=None,
+        keep=None,
+        out=None,
+        resume=False,
+        replay=None,
+        tensorboard=True,
+        dry_run=False,
+    )

@@ -1,0 +1,76 @@
+"""run.json keeps its keys, and is read whichever version wrote it."""
+
+import dataclasses
+import json
+import shutil
+
+import golden_values as golden
+import pytest
+from conftest import PROJECT_DIR, run
+
+from data_prep.errors import UserError
+from replica.distributed.devices import Devices
+from replica.training.checkpoint import NUM_KEPT
+from replica.training.numerics import Numerics
+from replica.training.run_directory import read_metrics
+from replica.training.run_record import DataRecord, read_run_record, write_run_record
+
+RESULTS = PROJECT_DIR / "benchmarks" / "results"
+
+
+def test_what_is_written_is_what_was_read_with_the_session_before_in_it(tmp_path):
+    shutil.copy(golden.OLD_RUN / "run.json", tmp_path)
+    old = json.loads((tmp_path / "run.json").read_text())
+    record = read_run_record(tmp_path)
+    write_run_record(tmp_path, dataclasses.replace(record, started_at_step=4))
+    new = json.loads((tmp_path / "run.json").read_text())
+    assert list(new) == list(old)
+    (earlier,) = new["earlier_sessions"]
+    assert earlier == {name: old[name] for name in old if name != "earlier_sessions"}
+    assert new == {**old, "started_at_step": 4, "earlier_sessions": [earlier]}
+    write_run_record(tmp_path, record)
+    assert len(read_run_record(tmp_path).earlier_sessions) == 2
+
+
+def test_all_that_can_be_null_is_written_and_read(tmp_path):
+    content = json.loads((golden.OLD_RUN / "run.json").read_text())
+    content["resumed_from"] = {"checkpoint": "checkpoint-00000004.pt", "sha256": None}
+    content["initialised_from"] = {"checkpoint": "/a/b.pt", "sha256": "00", "new_layers": ["fc8"]}
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    record = read_run_record(tmp_path)
+    (tmp_path / "run.json").unlink()
+    write_run_record(tmp_path, record)
+    written = json.loads((tmp_path / "run.json").read_text())
+    assert {**written, "begun": content["begun"]} == content
+
+
+def test_what_an_older_version_did_not_write_has_its_old_meaning():
+    """The first record of real pictures: two towers, before devices and much else was recorded."""
+    record = read_run_record(RESULTS / "imagenette")
+    assert record.devices == Devices("cpu", 2, 2)
+    defaults = {f.name: getattr(record.numerics, f.name) for f in dataclasses.fields(Numerics)}
+    assert Numerics(**defaults) == Numerics()
+    assert (record.keep, record.loader_threads, record.checkpoint_steps) == (NUM_KEPT, 1, None)
+    assert (record.resumed_from, record.initialized_from) == (None, None)
+    assert record.data == DataRecord(
+        directory="imagenette",
+        manifest_sha256=record.data.manifest_sha256,
+        train_images=1000,
+        val_images=400,
+    )
+
+
+@pytest.mark.parametrize("name", ["imagenette", "tinyimagenet10"])
+def test_curves_of_old_runs_are_drawn(name, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert read_metrics(RESULTS / name)[0].step == 1
+    picture = tmp_path / "curves.png"
+    command = ("-m", "replica.figures", "curves", str(RESULTS / name), "--picture", str(picture))
+    result = run(*command)
+    assert result.returncode == 0, result.stderr
+    assert picture.exists()
+
+
+def test_a_directory_without_a_record_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"expected the run.json of a run there, found none"):
+        read_run_record(tmp_path)
