@@ -1,32 +1,22 @@
-"""Feeds damaged input to one reader for some seconds: `python tests/fuzzer.py TARGET SECONDS SEED`.
+"""Damaged files for one reader, drawn by Hypothesis: a whole file with a few changes.
 
-Every input is a whole one with a few changes. The reader may accept it or refuse it in its own
-words; anything else (another exception, a crash, more than a minute) is a failure, and the input
-is left in a file. A process of its own, as a crash in a C library would end it.
+The reader may accept a file or refuse it in its own words; anything else is a failure. It runs in
+a process of its own, as a crash in a C library would end it.
 """
 
 import faulthandler
 import io
+import itertools
+import os
 import pickle
-import random
-import shutil
-import sys
-import tempfile
-import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-sys.path.insert(1, str(Path(__file__).resolve().parent))
-
 import numpy as np
-from archives import (
-    meta_mat,
-    picture,
-    tar_bytes,
-    wnid_of,
-    zip_bytes,
-)
+from archives import meta_mat, picture, tar_bytes, wnid_of, zip_bytes
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep.build_shards import main as build_shards
@@ -39,49 +29,66 @@ from data_prep.sources.places import Reader
 from data_prep.sources.trees import Folder, open_tree
 from data_prep.verification import ShardToCheck, check_shard
 
-SECONDS_AN_INPUT = 60
-INTERESTING = (0, 1, 127, 128, 255)
+REFUSALS = (UserError, BadPictureError)
+# Numbers at the ends of their range, as lengths and offsets.
+NUMBERS = [bytes([number]) for number in (0, 1, 127, 128, 255)]
+NUMBERS += [number.to_bytes(8, "little") for number in (0, 1, 2**31, 2**32 - 1, 2**63)]
+# A place, how many bytes are cut out there, and what is put in.
+Change = tuple[int, int, bytes]
+# A whole file and what reads it.
+Target = tuple[Path, Callable[[], object]]
 
 
-def mutated(data: bytes, rng: random.Random) -> bytes:
-    """The bytes with a few changes: flips, insertions, cuts, copies, repeated words."""
-    content = bytearray(data)
-    for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
-        if not content:
-            break
-        at = rng.randrange(len(content))
-        what = rng.randrange(8)
-        if what <= 2:
-            content[at] ^= 1 << rng.randrange(8)
-        elif what == 3:
-            content[at] = rng.choice(INTERESTING)
-        elif what == 4:
-            content[at : at + rng.choice((1, 2, 4, 64))] = rng.randbytes(rng.choice((1, 2, 4, 64)))
-        elif what == 5:
-            del content[at : at + rng.choice((1, 2, 100, 10_000))]
-        elif what == 6:
-            source = rng.randrange(len(content))
-            content[at:at] = content[source : source + rng.choice((1, 8, 100))]
-        else:
-            content[at : at + 8] = rng.choice((0, 1, 2**31, 2**32 - 1, 2**63)).to_bytes(8, "little")
+def changes_of(whole: bytes) -> st.SearchStrategy[list[Change]]:
+    """A few changes: other bytes, insertions, cuts, copies, extreme numbers."""
+    places = st.integers(0, len(whole) - 1)
+    copies = places.map(lambda place: whole[place : place + 100])
+    pieces = st.binary(max_size=8) | st.sampled_from(NUMBERS) | copies
+    cuts = st.sampled_from((1, 1, 0, 2, 4, 8, 100, 10_000))
+    return st.lists(st.tuples(places, cuts, pieces), min_size=1, max_size=4)
+
+
+def damaged(whole: bytes, changes: list[Change]) -> bytes:
+    """The bytes with the changes."""
+    content = bytearray(whole)
+    for place, cut, piece in changes:
+        content[place : place + cut] = piece
     return bytes(content)
 
 
-Check = Callable[[bytes], str]
+def fuzz(target: str, directory: Path, seconds: float, first_seed: int) -> None:
+    """Feeds damaged files to a reader; raises with the changes where it fails."""
+    faulthandler.enable()
+    path, read = TARGETS[target](directory)
+    whole = path.read_bytes()
+    outcomes: Counter[str] = Counter()
 
+    # Processor time, and that of processes of its own: as many files on a busy machine.
+    def used() -> float:
+        return sum(os.times()[:4])
 
-def of_directory(path: Path, check: Callable[[], object]) -> Check:
-    """A check that reads the input from a file."""
-
-    def write_and_check(data: bytes) -> str:
-        path.write_bytes(data)
+    def holds(changes: list[Change]) -> None:
+        path.write_bytes(damaged(whole, changes))
         try:
-            check()
-        except UserError:
-            return "refused"
-        return "accepted"
+            read()
+            outcomes["accepted"] += 1
+        except REFUSALS:
+            outcomes["refused"] += 1
 
-    return write_and_check
+    holds([])
+    assert outcomes["accepted"] or target == "devkit"
+    for changes in CORPUS.get(target, ()):
+        holds(changes)
+    end = used() + seconds
+    few = settings(
+        max_examples=50, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    for number in itertools.count(first_seed):
+        if used() >= end:
+            break
+        damage = given(changes_of(whole))
+        seed(number)(few(damage(lambda changes: holds(changes) if used() < end else None)))()
+    print(target, dict(outcomes))
 
 
 def small_set(directory: Path, *options: str) -> Path:
@@ -99,7 +106,7 @@ def small_set(directory: Path, *options: str) -> Path:
     return out
 
 
-def shard_target(directory: Path, *options: str) -> tuple[bytes, Check]:
+def shard_target(directory: Path, *options: str) -> Target:
     """A shard of a data set: refused when opened, or found by verifying."""
     out = small_set(directory, *options)
     path = out / "val-00000.h5"
@@ -108,106 +115,89 @@ def shard_target(directory: Path, *options: str) -> tuple[bytes, Check]:
     sha256 = data.manifest.shard_files("val")[0].sha256
     task = ShardToCheck("val", 0, data.val.shards[0], sha256, data.wnids, data.class_names)
 
-    def check(content: bytes) -> str:
-        path.write_bytes(content)
+    def read() -> None:
         faults = check_shard(task).faults
-        assert bool(faults) == (content != whole), "a changed shard was not found"
-        try:
-            opened = open_data_set(out)
-            for row in range(len(opened.val)):
-                assert np.asarray(opened.val.image(row)).shape == (8, 8, 3)
-        except UserError:
-            return "refused"
-        return "accepted"
+        assert bool(faults) == (path.read_bytes() != whole), "a changed shard was not found"
+        opened = open_data_set(out)
+        for row in range(len(opened.val)):
+            assert np.asarray(opened.val.image(row)).shape == (8, 8, 3)
 
-    return whole, check
+    return path, read
 
 
-def manifest_target(directory: Path) -> tuple[bytes, Check]:
+def manifest_target(directory: Path) -> Target:
     """A manifest: refused, or it opens."""
     path = small_set(directory) / "manifest.json"
-    return path.read_bytes(), of_directory(path, lambda: open_data_set(path.parent))
+    return path, lambda: open_data_set(path.parent)
 
 
-def statistics_target(directory: Path) -> tuple[bytes, Check]:
+def statistics_target(directory: Path) -> Target:
     """The file of statistics: any change is refused."""
     path = small_set(directory) / "statistics.h5"
     whole = path.read_bytes()
-    check = of_directory(path, lambda: open_data_set(path.parent))
 
-    def strict(content: bytes) -> str:
-        outcome = check(content)
-        assert (outcome == "accepted") == (content == whole)
-        return outcome
+    def read() -> None:
+        open_data_set(path.parent)
+        assert path.read_bytes() == whole
 
-    return whole, strict
+    return path, read
 
 
-def xml_target(directory: Path) -> tuple[bytes, Check]:
+def written(path: Path, content: bytes, read: Callable[[], object]) -> Target:
+    """A reader of a file that is written here."""
+    path.write_bytes(content)
+    return path, read
+
+
+def xml_target(directory: Path) -> Target:
     """A validation picture's annotation."""
     text = b"<annotation><object><name>n01440764</name></object></annotation>"
-
-    def check(content: bytes) -> str:
-        try:
-            assert isinstance(kaggle.parse_annotation(content, "a.xml"), str)
-        except UserError:
-            return "refused"
-        return "accepted"
-
-    return text, check
+    path = directory / "a.xml"
+    return written(path, text, lambda: kaggle.parse_annotation(path.read_bytes(), path.name))
 
 
-def csv_target(directory: Path) -> tuple[bytes, Check]:
+def csv_target(directory: Path) -> Target:
     """The file of validation labels."""
     rows = "".join(f"val_{i},{wnid_of(i)} 1 2 3 4 \r\n" for i in range(20))
     text = b"\xef\xbb\xbf" + f"ImageId,PredictionString\r\n{rows}".encode()
     path = directory / "solution.csv"
-    return text, of_directory(path, lambda: kaggle.read_solution(Folder(directory), path.name))
+    return written(path, text, lambda: kaggle.read_solution(Folder(directory), path.name))
 
 
-def text_target(directory: Path) -> tuple[bytes, Check]:
+def text_target(directory: Path) -> Target:
     """The text files of Tiny ImageNet."""
     text = "".join(f"val_{i}.JPEG\t{wnid_of(i)}\t0\t0\t9\t9\n" for i in range(20)).encode()
     path = directory / "annotations.txt"
-    return text, of_directory(
-        path, lambda: tiny_imagenet.read_annotations(Folder(directory), path.name)
-    )
+    return written(path, text, lambda: tiny_imagenet.read_annotations(Folder(directory), path.name))
 
 
-def picture_target(
-    directory: Path, format_name: str, mode: str, decoder: str
-) -> tuple[bytes, Check]:
+def picture_target(directory: Path, format_name: str, mode: str, decoder: str) -> Target:
     """A picture: decoded to the right shape, or a reason."""
     rows, columns = np.mgrid[0:40, 0:50]
     channels = (5 * columns, 6 * rows, rows + columns)
-    whole = io.BytesIO()
     gradient = Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8)).convert(mode)
     exif = Image.Exif()
     exif[274] = 6
+    whole = io.BytesIO()
     gradient.save(whole, format_name, exif=exif)
+    path = directory / "picture"
 
-    def check(content: bytes) -> str:
-        try:
-            decoded = decode_picture(content, PictureFormat(32, decoder=decoder))
-        except BadPictureError:
-            return "refused"
-        assert decoded.image.shape == (32, 32, 3)
-        assert decoded.image.dtype == np.uint8
-        return "accepted"
+    def read() -> None:
+        image = decode_picture(path.read_bytes(), PictureFormat(32, decoder=decoder)).image
+        assert (image.shape, image.dtype) == ((32, 32, 3), np.uint8)
 
-    return whole.getvalue(), check
+    return written(path, whole.getvalue(), read)
 
 
-def archive_target(directory: Path, whole: bytes) -> tuple[bytes, Check]:
+def archive_target(directory: Path, whole: bytes) -> Target:
     """An archive: refused when it is listed, or its files are read or refused."""
     path = directory / "archive"
 
-    def check(content: bytes) -> str:
-        path.write_bytes(content)
+    def read() -> None:
         reader = Reader()
         try:
             tree = open_tree(path)
-            pending, outcome = [""], "accepted"
+            pending, refused = [""], None
             while pending:
                 inner = pending.pop()
                 for name in tree.names(inner):
@@ -217,36 +207,33 @@ def archive_target(directory: Path, whole: bytes) -> tuple[bytes, Check]:
                     else:
                         try:
                             reader.read(tree.place(below), limit=1 << 20)
-                        except ValueError:
-                            outcome = "refused"
-            return outcome
-        except UserError:
-            return "refused"
+                        except ValueError as error:
+                            refused = UserError(str(error))
+            if refused:
+                raise refused
         finally:
             reader.close()
 
-    return whole, check
+    return written(path, whole, read)
 
 
-def pickle_target(directory: Path) -> tuple[bytes, Check]:
+def pickle_target(directory: Path) -> Target:
     """A batch of CIFAR-10."""
     content = {b"data": np.zeros((2, 3072), np.uint8), b"labels": [1, 2], b"batch_label": b"x"}
     path = directory / "data_batch_1"
-    return pickle.dumps(content, protocol=2), of_directory(
-        path, lambda: cifar10.find(Folder(directory))
-    )
+    return written(path, pickle.dumps(content, protocol=2), lambda: cifar10.find(Folder(directory)))
 
 
-def devkit_target(directory: Path) -> tuple[bytes, Check]:
+def devkit_target(directory: Path) -> Target:
     """The classes of the development kit."""
-    (directory / "devkit" / "data").mkdir(parents=True)
     path = directory / "devkit" / "data" / "meta.mat"
+    path.parent.mkdir(parents=True)
     whole = meta_mat(2012, {wnid_of(i): i for i in range(1, 30)})
-    return whole, of_directory(path, lambda: read_devkit(Folder(directory), year=2012))
+    return written(path, whole, lambda: read_devkit(Folder(directory), year=2012))
 
 
 FILES = [("a/one.JPEG", picture((1, 2, 3))), ("b", b"x" * 700), ("a/c/d", b"")]
-TARGETS: dict[str, Callable[[Path], tuple[bytes, Check]]] = {
+TARGETS: dict[str, Callable[[Path], Target]] = {
     "raw-shard": shard_target,
     "jpeg-shard": lambda directory: shard_target(directory, "--storage", "jpeg"),
     "manifest": manifest_target,
@@ -266,30 +253,11 @@ TARGETS: dict[str, Callable[[Path], tuple[bytes, Check]]] = {
 }
 
 
-def fuzz(target: str, seconds: float, seed: int) -> dict[str, int]:
-    """Feeds damaged inputs to a reader.
-
-    Returns:
-        How many it accepted and refused.
-    """
-    rng = random.Random(seed)
-    directory = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    whole, check = TARGETS[target](directory)
-    outcomes = {"accepted": 0, "refused": 0}
-    assert check(whole) == "accepted" or target == "devkit"
-    end = time.monotonic() + seconds
-    left = Path(tempfile.gettempdir()) / f"fuzz-{target}-{seed}.input"
-    while time.monotonic() < end:
-        content = mutated(whole, rng)
-        left.write_bytes(content)
-        faulthandler.dump_traceback_later(SECONDS_AN_INPUT, exit=True)
-        outcomes[check(content)] += 1
-        faulthandler.cancel_dump_traceback_later()
-    left.unlink(missing_ok=True)
-    shutil.rmtree(directory)
-    return outcomes
-
-
-if __name__ == "__main__":
-    faulthandler.enable()
-    print(fuzz(sys.argv[1], float(sys.argv[2]), int(sys.argv[3])))
+# What found readers without one of their checks, tried first.
+CORPUS: dict[str, list[list[Change]]] = {
+    "manifest": [[(0, 1, b"\x80")]],  # no UTF-8
+    "tar": [[(262, 1, b"")]],  # a header whose sum is wrong
+    "tar-gz": [[(30, 10_000, b"")]],  # cut off
+    "zip": [[(59, 1, b"\x00")]],  # no deflated data
+    "pickle": [[(0, 1, b"\x02")]],  # no operation of pickle
+}
