@@ -192,6 +192,7 @@ class RawShardWriter:
         with self._errors():
             if first != IMAGES_OFFSET:
                 images = os.pread(self._file.fileno(), end - first, IMAGES_OFFSET)
+                assert len(images) == end - first  # one call gives up to 2 GB
                 self._file.truncate(0)
                 self._write(memoryview(images), first)
             for page, data in layout.pages.items():
