@@ -20,7 +20,6 @@ from data_prep.parent import end_with_parent
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-
 NUM_COUNTERS = 4
 POLL_SECONDS = 0.2
 
@@ -29,16 +28,14 @@ class StoppedError(Exception):
     """In a worker: the parent wants no result any more."""
 
 
+@dataclass(frozen=True)
 class Workers:
     """Processes to work with; Ctrl-C is obeyed between two results."""
 
-    def __init__(
-        self, pool: ProcessPoolExecutor, interrupts: list[int], shared: "Shared", num_workers: int
-    ):
-        self._pool = pool
-        self._interrupts = interrupts
-        self._shared = shared
-        self._num_workers = num_workers
+    _pool: ProcessPoolExecutor
+    _interrupts: list[int]
+    _shared: "Shared"
+    _num_workers: int
 
     def counters(self) -> list[int]:
         """What all workers have counted so far."""

@@ -165,7 +165,7 @@ def validation_pictures(
     key: Callable[[str], str] = str,
     origin: str,
     classes_file: str,
-    expected: str,
+    expected: str | None = None,
 ) -> tuple[Pictures, list[str]]:
     """The pictures of one folder whose classes stand in a list beside it.
 
@@ -185,7 +185,7 @@ def validation_pictures(
     if unlabeled:
         raise UserError(
             f"{title}: {len(unlabeled)} of {len(names)} validation pictures have no label (such as "
-            f"{unlabeled[0]}): expected one in {expected}"
+            f"{unlabeled[0]}): expected one in {expected or origin}"
         )
     pictures = tuple(
         Picture(path, labels[wnids[key(name)]], tree.place(path))

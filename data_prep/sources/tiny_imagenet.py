@@ -48,13 +48,7 @@ def find(tree: Tree) -> PictureSet:
     annotations = f"{tree.title}/{ANNOTATIONS_FILE}"
     val_wnids = read_annotations(tree, ANNOTATIONS_FILE)
     val, notes = validation_pictures(
-        tree,
-        VAL_DIR,
-        val_wnids,
-        labels,
-        origin=annotations,
-        classes_file=CLASSES_FILE,
-        expected=annotations,
+        tree, VAL_DIR, val_wnids, labels, origin=annotations, classes_file=CLASSES_FILE
     )
     if tree.is_dir("test"):
         notes.append("the test pictures have no labels and are left out")
