@@ -13,7 +13,7 @@ from replica.distributed.devices import Devices
 from replica.distributed.launch import run_processes
 from replica.distributed.mesh import Mesh, Rank
 from replica.network.alexnet import AlexNet
-from replica.network.initialization import initialise_
+from replica.network.initialization import initialize_
 from replica.recipes import MINI, with_changes
 
 CHANGES = ["conv2.normalization=batch", "fc6.normalization=batch", "crop_size=96"]
@@ -27,7 +27,7 @@ def compute(rank: Rank, path: str, stop) -> None:
     mesh = Mesh(rank)
     placement = rank.placement(RECIPE.towers, add_over_copies=mesh.add_over_copies)
     model = AlexNet(RECIPE, num_classes=10, placement=placement)
-    initialise_(model, seed=3)
+    initialize_(model, seed=3)
     model.double()
     rows = torch.arange(NUM_IMAGES).chunk(rank.devices.num_copies)[rank.copy]
     logits = model(images(96, num=NUM_IMAGES)[rows])
@@ -69,7 +69,7 @@ def test_every_placement_has_the_statistics_of_the_whole_batch(split, alone, tmp
 def test_a_mean_of_the_copies_means_would_be_seen(alone):
     """Three and two images: the mean of two means is another one."""
     model = AlexNet(RECIPE, num_classes=10)
-    initialise_(model, seed=3)
+    initialize_(model, seed=3)
     model.double()
     means = []
     for rows in torch.arange(NUM_IMAGES).chunk(2):

@@ -11,7 +11,7 @@ from data_prep.errors import UserError
 from replica.distributed.exchange import TwoDevices
 from replica.network.alexnet import AlexNet
 from replica.network.dropout_masks import DropoutKeys
-from replica.network.initialization import initialise_
+from replica.network.initialization import initialize_
 from replica.network.layers import BatchNorm, SameMapNorm, SplitLinear, SplitLocal2d
 from replica.network.placement import OneDevice
 from replica.recipes import MINI, PAPER, with_changes
@@ -22,7 +22,7 @@ NUM_CLASSES = 10
 
 def network(*changes, recipe=MINI):
     model = AlexNet(with_changes(recipe, list(changes)), num_classes=NUM_CLASSES)
-    initialise_(model, seed=5)
+    initialize_(model, seed=5)
     return model
 
 
@@ -207,7 +207,7 @@ def test_a_layer_left_out_leaves_the_others_as_they_were():
 def test_the_table_of_geometry_is_what_the_network_computes(changes):
     recipe = with_changes(MINI, list(changes))
     model = AlexNet(recipe, num_classes=NUM_CLASSES).eval()
-    initialise_(model, seed=1)
+    initialize_(model, seed=1)
     outputs = {}
     for name, module in model.named_children():
         module.register_forward_hook(

@@ -11,14 +11,14 @@ from replica.distributed.exchange import TwoDevices
 from replica.feed.feed import TrainFeed
 from replica.network.alexnet import AlexNet
 from replica.network.dropout_masks import DropoutKeys, dropout_mask
-from replica.network.initialization import initialise_
+from replica.network.initialization import initialize_
 from replica.recipes import MINI, PAPER
 from replica.training.optimizer import sgd_step_
 
 
 def network(recipe=MINI, num_classes=10, seed=5):
     model = AlexNet(recipe, num_classes=num_classes).eval()
-    initialise_(model, seed=seed)
+    initialize_(model, seed=seed)
     return model
 
 
@@ -121,7 +121,7 @@ def test_conv1_reads_three_zero_pixels_on_the_right_and_at_the_bottom(monkeypatc
 
 def test_the_papers_weights_have_deviation_001_and_its_biases_are_0_or_1():
     model = AlexNet(PAPER, num_classes=10)
-    initialise_(model, seed=0)
+    initialize_(model, seed=0)
     for name, parameter in model.named_parameters():
         layer, kind = name.split(".")
         if kind == "bias":
@@ -139,7 +139,7 @@ def test_each_tower_draws_its_half_of_the_whole_initialisation():
     for tower in (0, 1):
         placement = TwoDevices(tower=tower, peer=1 - tower)
         half = AlexNet(MINI, num_classes=7, placement=placement)
-        initialise_(half, seed=5)
+        initialize_(half, seed=5)
         for name, parameter in half.named_parameters():
             assert torch.equal(parameter, whole[name][placement.own(len(whole[name]))]), name
 

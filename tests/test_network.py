@@ -13,7 +13,7 @@ from replica.distributed.devices import Devices
 from replica.distributed.launch import run_processes
 from replica.network.alexnet import AlexNet
 from replica.network.dropout_masks import DropoutKeys
-from replica.network.initialization import initialise_
+from replica.network.initialization import initialize_
 from replica.network.placement import tower_slice
 from replica.recipes import PAPER
 
@@ -141,7 +141,7 @@ def test_halves_cover_a_layer_once_and_the_first_has_the_smaller_half():
 def test_the_real_network_is_that_of_the_oracle():
     """`paper` at full size, as it is initialized, and in float32 within its own rounding."""
     model = AlexNet(PAPER, num_classes=1000)
-    initialise_(model, seed=4)
+    initialize_(model, seed=4)
     rng = np.random.default_rng(1)
     images = torch.from_numpy(rng.normal(0, 60, (2, 3, 224, 224)).round().astype(np.float32))
     labels = torch.tensor([3, 997])

@@ -11,7 +11,7 @@ from replica.recipes.geometry import geometry
 
 
 @torch.no_grad()
-def initialise_(model: AlexNet, *, seed: int) -> None:
+def initialize_(model: AlexNet, *, seed: int) -> None:
     """Draws the weights from a zero-mean Gaussian and sets the biases (paper 5).
 
     Every draw is a function of the seed and its place in the whole tensor, so a process with one

@@ -15,7 +15,7 @@ from replica.distributed.heartbeat import beat
 from replica.distributed.mesh import Mesh, Rank
 from replica.feed.feed import TrainFeed
 from replica.network.alexnet import AlexNet, whole_shapes
-from replica.network.initialization import initialise_
+from replica.network.initialization import initialize_
 from replica.recipes import to_record
 from replica.recipes.recipe import layer_of
 from replica.training.allocator import keep_large_blocks
@@ -113,7 +113,7 @@ def begin(run: Run, rank: Rank) -> RunState:
     placement = rank.placement(run.recipe.towers, add_over_copies=mesh.add_over_copies)
     model = AlexNet(run.recipe, num_classes=run.num_classes, placement=placement)
     if run.resume_from is None:
-        initialise_(model, seed=run.seed)
+        initialize_(model, seed=run.seed)
     model.to(rank.device, parameter_dtype(run.numerics.precision))
     velocities = {name: torch.zeros_like(w) for name, w in model.named_parameters()}
     feed = TrainFeed(data, run.recipe, run.seed, rank.copy, rank.devices.num_copies)
