@@ -19,7 +19,7 @@ needs_library = pytest.mark.skipif(
 
 START = """
 import json, resource, threading, torch
-from replica.allocator import keep_large_blocks
+from replica.training.allocator import keep_large_blocks
 state = keep_large_blocks()
 def new_pages():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

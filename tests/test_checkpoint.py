@@ -176,7 +176,7 @@ sys.path.insert(0, "tests")
 from pathlib import Path
 import torch
 from test_checkpoint import content
-from replica.checkpoint import save_checkpoint
+from replica.training.checkpoint import save_checkpoint
 save_checkpoint(Path(sys.argv[1]), content(step=1))
 calls = 0
 def dies_at(function, number):
