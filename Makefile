@@ -30,8 +30,9 @@ $(VENV)/built: $(VENV)/installed setup.py pyproject.toml cuda_ext/toolchain.py $
 demo: setup ## the whole path on the embedded data set; writes demo/result.json and pictures
 	$(BIN)/python -m replica.demo
 
-test: setup ## the tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+# One process a core, up to four; who has no more tests of its own takes from another.
+test: setup ## the tests but the slow ones, on up to four cores
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow"
 
 test-slow: setup ## the slow tests
 	$(BIN)/python -m pytest -m slow

@@ -1,16 +1,24 @@
 """What several test modules share: a small real data set of shards, and how commands are run."""
 
+import contextlib
+import importlib
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
-import torch
 
 from data_prep.build_shards import main as build_shards
 from data_prep.shards import DataSet, open_data_set
 from data_prep.sources import toy
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Read when PyTorch is first imported. The workers share the cores: threads beyond these would
+    # only wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 SMALL = toy.ToySize(seed=7, train_per_class=6, val_per_class=3)
@@ -61,6 +69,8 @@ def real_data() -> Path:
 @pytest.fixture
 def cuda() -> None:
     """Skips without a GPU; with REQUIRE_GPU=1 that is a failure."""
+    import torch
+
     if not torch.cuda.is_available():
         if os.environ.get("REQUIRE_GPU") == "1":
             pytest.fail("REQUIRE_GPU=1, and PyTorch sees no CUDA device")
@@ -78,6 +88,38 @@ def run(*command: str, cwd: Path | None = None, timeout: float = 240, **environm
         check=False,
         env={**os.environ, **environment},
     )
+
+
+def run_here(*command: str, cwd: Path | None = None, **environment: str):
+    """The same within this process, which has spent the seconds that importing PyTorch takes.
+
+    Not for what a process of its own is for: signals, limits, the choice of a library on import.
+    """
+    import torch
+
+    is_module = command[0] == "-m"
+    name = command[1] if is_module else command[0].removesuffix(".py").replace("/", ".")
+    arguments = command[2:] if is_module else command[1:]
+    if (PROJECT_DIR / name / "__main__.py").exists():
+        name += ".__main__"
+    module = importlib.import_module(name)
+    environment = {"REPLICA_MALLOC": "stock", **environment}
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(cwd or PROJECT_DIR),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+        mock.patch.dict(os.environ, environment),
+        mock.patch.object(sys, "argv", [str(module.__file__), *arguments]),
+        mock.patch.object(sys, "orig_argv", [sys.executable, *command]),
+    ):
+        try:
+            status = module.main()
+        except SystemExit as end:
+            status = end.code
+        finally:
+            torch.set_deterministic_debug_mode("default")
+    return subprocess.CompletedProcess(command, status or 0, stdout.getvalue(), stderr.getvalue())
 
 
 def assert_user_error(result: subprocess.CompletedProcess, *words: str) -> None:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import assert_user_error, run
+from conftest import assert_user_error, run, run_here
 
 import cuda_ext
 from cuda_ext import library
@@ -169,13 +169,17 @@ def test_an_unknown_setting_is_refused(monkeypatch):
 
 def test_commands_refuse_an_unknown_setting_in_one_line(shards_dir):
     train = ("-m", "replica.train", "--data", str(shards_dir), "--recipe", "mini")
-    assert_user_error(run(*train, REPLICA_MALLOC="fast"), "REPLICA_MALLOC: expected keep or stock")
+    assert_user_error(
+        run_here(*train, REPLICA_MALLOC="fast"), "REPLICA_MALLOC: expected keep or stock"
+    )
 
 
 def test_a_run_says_and_records_what_was_done(shards_dir, tmp_path):
     out = tmp_path / "run"
     options = ("--recipe", "mini", "--steps", "1", "--out", str(out))
-    result = run("-m", "replica.train", "--data", str(shards_dir), *options, REPLICA_MALLOC="stock")
+    result = run_here(
+        "-m", "replica.train", "--data", str(shards_dir), *options, REPLICA_MALLOC="stock"
+    )
     assert result.returncode == 0, result.stderr
     assert "memory: REPLICA_MALLOC=stock" in result.stdout
     (rank,) = json.loads((out / "run.json").read_text())["ranks"]

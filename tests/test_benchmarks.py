@@ -4,15 +4,15 @@ import json
 
 import pytest
 import torch
-from conftest import assert_user_error, run
+from conftest import assert_user_error, run, run_here
 
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.measure import interleaved, rows_of
 from replica.training.numerics import compiler_problem
 
 
-def rows_from(*arguments, **environment):
-    result = run("-m", "benchmarks", *arguments, "--json", timeout=400, **environment)
+def rows_from(*arguments, start=run_here, **environment):
+    result = start("-m", "benchmarks", *arguments, "--json", **environment)
     assert result.returncode == 0, result.stderr
     record = json.loads(result.stdout)
     assert record["benchmark"] == arguments[0]
@@ -23,13 +23,13 @@ def rows_from(*arguments, **environment):
 
 
 def test_without_a_name_they_are_listed():
-    listed = run("-m", "benchmarks").stdout
+    listed = run_here("-m", "benchmarks").stdout
     assert all(f"{name} " in listed for name in BENCHMARKS)
 
 
 def test_an_unknown_name_is_refused():
-    assert_user_error(run("-m", "benchmarks", "speed"), "invalid choice: 'speed'")
-    result = run("-m", "benchmarks", "training", "--rounds", "many")
+    assert_user_error(run_here("-m", "benchmarks", "speed"), "invalid choice: 'speed'")
+    result = run_here("-m", "benchmarks", "training", "--rounds", "many")
     assert_user_error(result, "benchmarks training: argument --rounds: invalid int value: 'many'")
 
 
@@ -59,7 +59,8 @@ def test_the_operator_is_compared_with_a_copy():
 
 @pytest.mark.slow
 def test_other_libraries_are_compared_or_named():
-    rows = rows_from("local_response_norm", "--shape", "2,6,5,5", "--rounds", "3")
+    options = ("--shape", "2,6,5,5", "--rounds", "3")
+    rows = rows_from("local_response_norm", *options, start=run, timeout=400)
     problem = compiler_problem(torch.__file__)
     if problem:
         assert rows["2x6x5x5 NCHW: torch.compile"]["note"] == f"skipped: {problem}"
@@ -74,13 +75,14 @@ def test_other_libraries_are_compared_or_named():
 
 
 def test_a_wrong_shape_is_refused():
-    result = run("-m", "benchmarks", "local_response_norm", "--shape", "1,2,3")
+    result = run_here("-m", "benchmarks", "local_response_norm", "--shape", "1,2,3")
     assert_user_error(result, "--shape 1,2,3: expected four positive numbers")
 
 
+@pytest.mark.slow
 def test_training_is_measured_beside_pytorchs_and_with_its_memory():
     options = ("--recipe", "mini", "--batch-size", "4", "--rounds", "1", "--steps", "1")
-    rows = rows_from("training", *options, "--only", "bf16, channels last")
+    rows = rows_from("training", *options, "--only", "bf16, channels last", start=run)
     ours, without = "replica: bf16, channels last", "replica without LRN: bf16, channels last"
     towers = f"{ours}, two processes of a tower and a thread each"
     assert {ours, without, towers, "PyTorch: its LRN, bf16, channels last"} <= rows.keys()
@@ -91,10 +93,11 @@ def test_training_is_measured_beside_pytorchs_and_with_its_memory():
     assert all(row["value"] > 0 for row in rows.values())
 
 
+@pytest.mark.slow
 def test_the_exchange_is_timed_and_its_timeline_drawn(tmp_path):
     picture = tmp_path / "timeline.png"
     options = ("--recipe", "mini", "--batch-size", "8", "--steps", "2", "--picture", str(picture))
-    rows = rows_from("towers", *options)
+    rows = rows_from("towers", *options, start=run)
     assert len(rows) == 6
     assert all(row["value"] > 0 for row in rows.values())
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -107,9 +110,10 @@ def test_torchvisions_network_has_its_parameters():
         assert sum(p.numel() for p in torchvisions_alexnet().parameters()) == 61_100_840
 
 
+@pytest.mark.slow
 def test_the_script_for_a_gpu_can_be_tried_on_a_cpu():
     options = ("--device", "cpu", "--recipe", "mini", "--batch-size", "4", "--steps", "1")
-    rows = rows_from("training_gpu", *options)
+    rows = rows_from("training_gpu", *options, start=run)
     assert rows["bf16, batch 4: torchvision's AlexNet"]["value"] > 0
     assert rows["float32, batch 4: replica"]["ratio"] > 0
 
@@ -124,7 +128,7 @@ def test_without_a_gpu_its_rows_say_not_measured():
 @pytest.mark.slow
 def test_the_allocator_is_compared_with_stock():
     options = ("--recipe", "mini", "--batch-size", "4", "--steps", "1", "--processes", "1")
-    rows = rows_from("allocator", *options)
+    rows = rows_from("allocator", *options, start=run)
     kept = rows["training step of 4, keep"]
     assert kept["baseline"] == "training step of 4, stock"
     assert kept["ratio"] > 0
@@ -141,6 +145,7 @@ def test_building_is_compared_with_decoding_alone(toy_dir):
     rows = rows_from(
         *("build_shards", "--input", str(toy_dir), "--pictures", "256", "--rounds", "1"),
         *("--workers", "1"),
+        start=run,
     )
     build = rows["build, 1 workers"]
     plain = rows[build["baseline"]]

@@ -5,7 +5,7 @@ import shutil
 import sys
 
 import pytest
-from conftest import assert_user_error, run
+from conftest import assert_user_error, run_here
 from PIL import Image
 from runs import lines_of, train_command
 
@@ -19,7 +19,7 @@ def shown(shards_dir, tmp_path_factory):
     out = tmp_path_factory.mktemp("shown") / "run"
     command = [x for x in train_command(shards_dir, out) if x != "--no-tensorboard"]
     for more in (("--steps", "3"), ("--steps", "6", "--resume")):
-        result = run(*command, *more)
+        result = run_here(*command, *more)
         assert result.returncode == 0, result.stderr
     return out
 
@@ -54,13 +54,15 @@ def test_curves_of_several_runs_are_drawn_into_one_picture(shown, tmp_path):
     lines = [{**line, "loss": 0.5 * line["loss"]} for line in lines_of(shown, "step")]
     (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     runs = (str(shown), str(other))
-    result = run("-m", "replica.figures", "curves", *runs, "--picture", str(picture))
+    result = run_here("-m", "replica.figures", "curves", *runs, "--picture", str(picture))
     assert result.returncode == 0, result.stderr
     image = Image.open(picture).convert("RGB")
     # One color a run, of matplotlib's own.
     colors = {color for _, color in image.getcolors(maxcolors=1 << 24)}
     assert {(31, 119, 180), (255, 127, 14)} <= colors
-    assert_user_error(run("-m", "replica.figures", "curves", str(tmp_path)), "run.json of a run")
+    assert_user_error(
+        run_here("-m", "replica.figures", "curves", str(tmp_path)), "run.json of a run"
+    )
     nowhere = str(tmp_path / "none" / "c.png")
-    result = run("-m", "replica.figures", "curves", str(shown), "--picture", nowhere)
+    result = run_here("-m", "replica.figures", "curves", str(shown), "--picture", nowhere)
     assert_user_error(result, "--picture", "a directory that exists")

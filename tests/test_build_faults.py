@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from archives import files_below, tar_bytes
-from conftest import PROJECT_DIR, assert_user_error, is_running, run
+from conftest import PROJECT_DIR, assert_user_error, is_running, run, run_here
 
 from data_prep.errors import UserError
 from data_prep.manifest_json import read_manifest
@@ -23,6 +23,9 @@ from data_prep.sources import toy
 BUILD, VERIFY = "data_prep/build_shards.py", "data_prep/verify_shards.py"
 PICTURES_A_SHARD = 10
 NUM_SHARDS = 44
+# What holds for both is shown quickly for one.
+RAW_QUICK = ["raw", pytest.param("jpeg", marks=pytest.mark.slow)]
+JPEG_QUICK = [pytest.param("raw", marks=pytest.mark.slow), "jpeg"]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -65,16 +68,22 @@ def assert_same(one, other):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
+class Uninterrupted(dict):
+    """Storage -> a build that nobody disturbs, made when it is first asked for."""
+
+    def __init__(self, source, directory):
+        self.source, self.directory = source, directory
+
+    def __missing__(self, storage):
+        self[storage] = out = self.directory / storage
+        result = run(*command(self.source, out, "--storage", storage)[1:])
+        assert result.returncode == 0, result.stderr
+        return out
+
+
 @pytest.fixture(scope="module")
 def whole(pictures, tmp_path_factory):
-    """An uninterrupted build of each storage."""
-    builds = {}
-    for storage in ("raw", "jpeg"):
-        out = tmp_path_factory.mktemp("whole") / storage
-        result = run(*command(pictures, out, "--storage", storage)[1:])
-        assert result.returncode == 0, result.stderr
-        builds[storage] = out
-    return builds
+    return Uninterrupted(pictures, tmp_path_factory.mktemp("whole"))
 
 
 def start(arguments):
@@ -133,15 +142,10 @@ def many(pictures, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def many_whole(many, tmp_path_factory):
-    builds = {}
-    for storage in ("raw", "jpeg"):
-        out = tmp_path_factory.mktemp("many whole") / storage
-        assert run(*command(many, out, "--storage", storage)[1:]).returncode == 0
-        builds[storage] = out
-    return builds
+    return Uninterrupted(many, tmp_path_factory.mktemp("many whole"))
 
 
-@pytest.mark.parametrize("storage", ["raw", "jpeg"])
+@pytest.mark.parametrize("storage", RAW_QUICK)
 @pytest.mark.parametrize("victim", ["parent", "worker"])
 def test_a_build_killed_twice_at_random_goes_on_to_the_same_bytes(
     many, many_whole, tmp_path, storage, victim
@@ -157,7 +161,7 @@ def test_a_build_killed_twice_at_random_goes_on_to_the_same_bytes(
         build = start(arguments)
         moment = max(num_before + 1, round(4 * NUM_SHARDS * rng.uniform(least, most)))
         wait_until(lambda moment=moment: len(finished(out)) >= moment)
-        time.sleep(rng.uniform(0, 0.02))
+        time.sleep(rng.uniform(0, 0.02))  # anywhere within a shard
         everybody = in_session(build.pid)
         if victim == "parent":
             build.kill()
@@ -184,7 +188,7 @@ def test_a_build_killed_twice_at_random_goes_on_to_the_same_bytes(
     assert_same(out, many_whole[storage])
 
 
-@pytest.mark.parametrize("storage", ["raw", "jpeg"])
+@pytest.mark.parametrize("storage", JPEG_QUICK)
 def test_a_full_disk_is_one_line_and_finished_shards_are_kept(pictures, whole, tmp_path, storage):
     def small_disk():
         # A write beyond this size fails, as on a full disk: train shards do not fit, val ones do.
@@ -208,7 +212,7 @@ def test_a_full_disk_is_one_line_and_finished_shards_are_kept(pictures, whole, t
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
-@pytest.mark.parametrize("storage", ["raw", "jpeg"])
+@pytest.mark.parametrize("storage", RAW_QUICK)
 def test_a_disk_that_really_fills_up_loses_nothing(pictures, whole, tmp_path, storage):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -273,11 +277,11 @@ def test_a_tar_that_changes_in_the_middle_stops_the_build(pictures, tmp_path):
 def test_pictures_that_came_or_went_between_two_runs_are_another_data_set(pictures, tmp_path):
     source, out = tmp_path / "pictures", tmp_path / "out"
     shutil.copytree(pictures, source)
-    arguments = command(source, out, "--limit", "4")[1:]
-    assert run(*arguments).returncode == 0
+    arguments = command(source, out, "--limit", "4", "--workers", "1")[1:]
+    assert run_here(*arguments).returncode == 0
     folder = source / "ILSVRC/Data/CLS-LOC/train" / toy.WNIDS[0]
     sorted(folder.iterdir())[0].unlink()
-    assert_user_error(run(*arguments), "holds another data set (differs in pictures_sha256)")
+    assert_user_error(run_here(*arguments), "holds another data set (differs in pictures_sha256)")
 
 
 def test_a_shard_damaged_between_two_runs_is_named_and_can_be_built_again(
@@ -299,13 +303,13 @@ def test_a_shard_damaged_between_two_runs_is_named_and_can_be_built_again(
     data[damaged["structure"]["large_data"][0][0] - 1] ^= 1
     path.write_bytes(data)
     arguments = command(pictures, out, "--storage", "raw")[1:]
-    result = run(*arguments)
+    result = run_here(*arguments)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == (
         f"build_shards: {out}: {path.name} is not the shard that the manifest names (SHA-256 of "
         "its structure): run the same command again; it builds that shard anew"
     )
-    assert run(*arguments).returncode == 0
+    assert run_here(*arguments).returncode == 0
     assert_same(out, whole["raw"])
 
 
@@ -314,7 +318,9 @@ def test_a_manifest_from_which_shards_were_taken_is_refused(pictures, whole, tmp
     manifest = json.loads((out / "manifest.json").read_text())
     manifest["parts"]["train"]["shards"].pop()
     (out / "manifest.json").write_text(json.dumps(manifest))
-    assert_user_error(run(*command(pictures, out)[1:]), "expected {'train': 40", "it was changed")
+    assert_user_error(
+        run_here(*command(pictures, out)[1:]), "expected {'train': 40", "it was changed"
+    )
 
 
 def test_two_builds_in_one_directory_are_one_and_a_refusal(pictures, whole, tmp_path):
@@ -331,7 +337,7 @@ def test_two_builds_in_one_directory_are_one_and_a_refusal(pictures, whole, tmp_
 # --- Job arrays
 
 
-@pytest.mark.parametrize("storage", ["raw", "jpeg"])
+@pytest.mark.parametrize("storage", JPEG_QUICK)
 def test_a_job_array_gives_the_bytes_of_one_machine(pictures, whole, tmp_path, storage):
     out = tmp_path / "out"
     arguments = command(pictures, out, "--storage", storage)
@@ -349,44 +355,44 @@ def test_a_job_array_gives_the_bytes_of_one_machine(pictures, whole, tmp_path, s
 
 def test_a_job_array_that_is_not_ready_names_the_shares(pictures, tmp_path):
     out = tmp_path / "out"
-    arguments = command(pictures, out)[1:]
-    result = run(BUILD, "--output", str(out), "--finish")
+    arguments = command(pictures, out, "--size", "8", "--workers", "1")[1:]
+    result = run_here(BUILD, "--output", str(out), "--finish")
     assert_user_error(result, "--finish: expected --output with the shares")
     for share in ("1/4", "3/4"):
-        assert run(*arguments, "--shard", share).returncode == 0
-    result = run(BUILD, "--output", str(out), "--finish")
+        assert run_here(*arguments, "--shard", share).returncode == 0
+    result = run_here(BUILD, "--output", str(out), "--finish")
     assert_user_error(result, "2/4 has not begun, 4/4 has not begun", "--shard i/4")
-    assert run(*arguments, "--shard", "2/4").returncode == 0
+    assert run_here(*arguments, "--shard", "2/4").returncode == 0
     victim = out / "train-00003.h5"  # of the fourth share
     assert not victim.exists()
-    assert run(*arguments, "--shard", "4/4").returncode == 0
+    assert run_here(*arguments, "--shard", "4/4").returncode == 0
     victim.write_bytes(b"x" * victim.stat().st_size)
-    assert_user_error(run(BUILD, "--output", str(out), "--finish"), "4/4 is not ready")
-    result = run(*arguments, "--shard", "4/4")
+    assert_user_error(run_here(BUILD, "--output", str(out), "--finish"), "4/4 is not ready")
+    result = run_here(*arguments, "--shard", "4/4")
     assert "continuing: " in result.stdout
-    assert run(BUILD, "--output", str(out), "--finish").returncode == 0
-    assert run(VERIFY, str(out)).returncode == 0
+    assert run_here(BUILD, "--output", str(out), "--finish").returncode == 0
+    assert run_here(VERIFY, str(out)).returncode == 0
 
 
 def test_shares_of_different_plans_or_numbers_are_refused(pictures, tmp_path):
     out = tmp_path / "out"
-    arguments = command(pictures, out, "--size", "8")[1:]
-    assert run(*arguments, "--shard", "1/2").returncode == 0
-    result = run(*arguments, "--shard", "2/2", "--resampling", "box")
+    arguments = command(pictures, out, "--size", "8", "--workers", "1")[1:]
+    assert run_here(*arguments, "--shard", "1/2").returncode == 0
+    result = run_here(*arguments, "--shard", "2/2", "--resampling", "box")
     assert_user_error(result, "holds another data set (differs in resampling)")
-    assert_user_error(run(*arguments), "holds manifest-1-of-2.json", "by several machines")
-    assert run(*arguments, "--shard", "2/3").returncode == 0
-    result = run(BUILD, "--output", str(out), "--finish")
+    assert_user_error(run_here(*arguments), "holds manifest-1-of-2.json", "by several machines")
+    assert run_here(*arguments, "--shard", "2/3").returncode == 0
+    result = run_here(BUILD, "--output", str(out), "--finish")
     assert_user_error(result, "expected shares of one number of machines", "2 and 3")
 
 
 @pytest.mark.parametrize("share", ["0/2", "3/2", "1", "1/0", "a/b", "1/2/3", "-1/2"])
 def test_a_share_that_is_none_is_refused(share):
-    assert_user_error(run(BUILD, f"--shard={share}"), "--shard", "such as 3/16", share)
+    assert_user_error(run_here(BUILD, f"--shard={share}"), "--shard", "such as 3/16", share)
 
 
 def test_finishing_takes_no_other_option(tmp_path):
-    result = run(BUILD, "--finish", "--output", str(tmp_path), "--size", "8")
+    result = run_here(BUILD, "--finish", "--output", str(tmp_path), "--size", "8")
     assert_user_error(result, "--finish: expected nothing but --output beside it, got --size")
 
 
@@ -397,7 +403,7 @@ def test_a_dry_run_says_how_much_and_writes_nothing(pictures, tmp_path):
     before = sorted(path for path in tmp_path.rglob("*"))
     for storage in ("raw", "jpeg"):
         arguments = command(pictures, tmp_path / "out", "--storage", storage)
-        result = run(*arguments[1:], "--dry-run")
+        result = run_here(*arguments[1:], "--dry-run")
         assert result.returncode == 0, result.stderr
         assert "train: 400 pictures" in result.stdout
         assert "val: 40 pictures" in result.stdout
@@ -410,7 +416,7 @@ def test_a_dry_run_says_how_much_and_writes_nothing(pictures, tmp_path):
 
 
 def test_the_summary_tells_images_modes_bad_files_and_size(pictures, whole, tmp_path):
-    result = run(*command(pictures, tmp_path / "out")[1:])
+    result = run_here(*command(pictures, tmp_path / "out")[1:])
     assert "train: 399 images in 40 shards, 0." in result.stdout
     assert "train: 1 pictures could not be read" in result.stdout
     assert "CMYK" in result.stdout
@@ -454,7 +460,7 @@ def test_memory_stays_below_400_mb_a_worker(pictures, tmp_path):
 def test_a_finished_build_is_not_built_again(pictures, whole, tmp_path):
     out = shutil.copytree(whole["raw"], tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in out.iterdir() if path.suffix != ".lock"}
-    result = run(*command(pictures, out)[1:])
+    result = run_here(*command(pictures, out)[1:])
     assert result.returncode == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert "439 images" in result.stdout

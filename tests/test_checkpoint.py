@@ -4,11 +4,10 @@ import dataclasses
 import os
 import pickle
 import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import PROJECT_DIR
+from conftest import run
 
 from data_prep.errors import UserError
 from replica.network.alexnet import whole_shapes
@@ -181,7 +180,6 @@ from pathlib import Path
 import torch
 from test_checkpoint import checkpoint
 from replica.training.checkpoint import save_checkpoint
-save_checkpoint(Path(sys.argv[1]), checkpoint(step=1))
 calls = 0
 def dies_at(function, number):
     def call(*args, **kwargs):
@@ -191,29 +189,31 @@ def dies_at(function, number):
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*args, **kwargs)
     return call
-number = int(sys.argv[2])
-os.fsync = dies_at(os.fsync, number)
-Path.replace = dies_at(Path.replace, number)
-Path.unlink = dies_at(Path.unlink, number)
-for step in (2, 3):
-    save_checkpoint(Path(sys.argv[1]), checkpoint(step=step))
+for directory in map(Path, sys.argv[1:]):
+    if os.fork() == 0:
+        save_checkpoint(directory, checkpoint(step=1))
+        number = int(directory.name)
+        os.fsync = dies_at(os.fsync, number)
+        Path.replace = dies_at(Path.replace, number)
+        Path.unlink = dies_at(Path.unlink, number)
+        for step in (2, 3):
+            save_checkpoint(directory, checkpoint(step=step))
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.wait()[1]))
 """
 
 
 def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path):
-    died = 0
-    for number in (1, 3, 4, 8, 9):
-        directory = tmp_path / str(number)
+    """After so many calls that reach the disk; each time a copy of one process dies."""
+    directories = [tmp_path / str(number) for number in (1, 3, 4, 8, 9)]
+    for directory in directories:
         directory.mkdir()
-        result = subprocess.run(
-            [sys.executable, "-c", KILLED_AT, str(directory), str(number)], cwd=PROJECT_DIR
-        )
-        assert result.returncode == -9
-        died += 1
+    result = run("-c", KILLED_AT, *map(str, directories))
+    assert result.stdout.split() == ["-9"] * 5, result.stderr
+    for directory in directories:
         _, loaded, passed_over = last_whole_checkpoint(directory)
         assert loaded.step >= 1
         assert passed_over == []
-    assert died == 5
 
 
 # --- Recipes as they are written down and changed

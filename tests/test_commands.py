@@ -10,10 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import PROJECT_DIR, assert_user_error, is_running, run
+from conftest import PROJECT_DIR, assert_user_error, is_running, run, run_here
 from runs import (
     assert_same_state,
     last_checkpoint,
@@ -95,7 +96,7 @@ def test_metrics_have_one_step_line_a_step_and_every_field(two_towers):
 
 def test_the_test_command_counts_every_image_once(two_towers, shards_dir):
     checkpoint = str(checkpoints_of(two_towers[0])[-1])
-    ten = run("-m", "replica.test", "--checkpoint", checkpoint, "--ten-crop", "--json")
+    ten = run_here("-m", "replica.test", "--checkpoint", checkpoint, "--ten-crop", "--json")
     assert ten.returncode == 0, ten.stderr
     result = json.loads(ten.stdout)
     assert (result["num_images"], result["views"], result["step"]) == (30, 10, 6)
@@ -103,7 +104,7 @@ def test_the_test_command_counts_every_image_once(two_towers, shards_dir):
         low, high = result[f"{name}_interval"]
         assert 0 <= low <= result[f"{name}_error"] <= high <= 1
         assert high - low > 0.1  # 30 images say little
-    center = run("-m", "replica.test", "--checkpoint", checkpoint)
+    center = run_here("-m", "replica.test", "--checkpoint", checkpoint)
     assert "top-1 error " in center.stdout
     assert "95 % interval" in center.stdout
     assert "on 30 val images, the central crop, step 6" in center.stdout
@@ -113,14 +114,14 @@ def test_the_test_command_counts_every_image_once(two_towers, shards_dir):
 
 
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(shards_dir, tmp_path):
-    """In one process; test_survival.py does the same to two, which it kills."""
+    """By a new process; test_survival.py does the same to two, which it kills."""
     options = ("--gpus", "1", "--epochs", "3")
     assert train(shards_dir, tmp_path / "whole", *options).returncode == 0
     # In mid-epoch, then at an epoch's end, then to the end: the second resume is the one that
     # breaks elsewhere.
     assert train(shards_dir, tmp_path / "cut", *options, "--steps", "3").returncode == 0
     for more in (("--steps", "8"), ()):
-        result = train(shards_dir, tmp_path / "cut", *options, "--resume", *more)
+        result = run(*train_command(shards_dir, tmp_path / "cut", *options, "--resume", *more))
         assert result.returncode == 0, result.stderr
     assert_same_state(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "cut"))
     for kind in ("step", "val"):
@@ -186,6 +187,13 @@ def test_ctrl_c_saves_and_says_how_to_resume(gpus, number, status, shards_dir, t
     assert len(read_run_record(out).ranks) == int(gpus)
 
 
+def spawned_by(pid):
+    """The ranks among the children of a process."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_ctrl_c_while_the_ranks_are_starting_ends_the_run_without_a_traceback(shards_dir, tmp_path):
     command = train_command(shards_dir, tmp_path / "run", "--gpus", "2")
     process = subprocess.Popen(
@@ -199,11 +207,10 @@ def test_ctrl_c_while_the_ranks_are_starting_ends_the_run_without_a_traceback(sh
     while "devices: two CPU processes" not in process.stdout.readline():
         pass
     deadline = time.time() + 60
-    while not (tmp_path / "run" / "run.lock").exists():
+    while len(spawned_by(process.pid)) < 2:
         assert time.time() < deadline
         time.sleep(0.01)
-    time.sleep(1.0)  # the ranks are importing now
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # the ranks have begun to import
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
@@ -269,10 +276,12 @@ def test_a_rank_that_ends_while_its_status_is_asked_for_is_not_lost():
 
 def test_unknown_recipes_and_fields_are_refused(shards_dir, tmp_path):
     base = ("-m", "replica.train", "--data", str(shards_dir), "--out", str(tmp_path / "run"))
-    assert_user_error(run(*base, "--recipe", "alexnet"), "--recipe alexnet", "mini, paper")
-    assert_user_error(run(*base, "--set", "depth=9"), "no field depth", "learning_rate")
-    assert_user_error(run(*base, "--lr", "fast"), "expected a number for learning_rate, got 'fast'")
-    assert_user_error(run(*base, "--classes", "5"), "num_classes 5", "has 10 classes")
+    assert_user_error(run_here(*base, "--recipe", "alexnet"), "--recipe alexnet", "mini, paper")
+    assert_user_error(run_here(*base, "--set", "depth=9"), "no field depth", "learning_rate")
+    assert_user_error(
+        run_here(*base, "--lr", "fast"), "expected a number for learning_rate, got 'fast'"
+    )
+    assert_user_error(run_here(*base, "--classes", "5"), "num_classes 5", "has 10 classes")
     assert not (tmp_path / "run").exists()
 
 
@@ -306,7 +315,7 @@ def test_an_output_directory_in_use_is_refused(two_towers, shards_dir, tmp_path)
     assert_user_error(train(shards_dir, tmp_path / "mine"), "in use")
     out = shutil.copytree(two_towers[0], tmp_path / "run")
     with locked_run(out, resume=True):
-        result = train(shards_dir, out, "--resume")
+        result = run(*train_command(shards_dir, out, "--resume"))
     assert_user_error(result, "in use by another process")
 
 
@@ -320,17 +329,17 @@ def test_resuming_with_another_recipe_seed_precision_or_data_is_refused(
     result = train(shards_dir, out, "--resume", "--precision", "float64")
     assert_user_error(result, "--precision float64", "float32")
     build = ("data_prep/build_shards.py", "--source", "kaggle", "--input", str(toy_dir))
-    assert run(*build, "--output", str(tmp_path / "other"), "--limit", "2").returncode == 0
+    assert run_here(*build, "--output", str(tmp_path / "other"), "--limit", "2").returncode == 0
     assert_user_error(train(tmp_path / "other", out, "--resume"), "is not the data")
 
 
 def test_resuming_or_testing_nothing_says_how_to_begin(tmp_path):
     environment = {"PYTHONPATH": str(PROJECT_DIR)}
-    result = run("-m", "replica.test", cwd=tmp_path, **environment)
+    result = run_here("-m", "replica.test", cwd=tmp_path, **environment)
     assert_user_error(result, "runs/: expected a run there to test", "replica.train")
-    result = run("-m", "replica.train", "--resume", cwd=tmp_path, **environment)
+    result = run_here("-m", "replica.train", "--resume", cwd=tmp_path, **environment)
     assert_user_error(result, "runs/: expected a run there to resume")
-    result = run("-m", "replica.figures", cwd=tmp_path, **environment)
+    result = run_here("-m", "replica.figures", cwd=tmp_path, **environment)
     assert_user_error(result, "runs/: expected a run there to draw")
 
 
@@ -339,17 +348,19 @@ def test_testing_on_data_with_other_classes_is_refused(two_towers, tmp_path):
 
     make_folders(tmp_path / "in")
     build = ("data_prep/build_shards.py", "--input", str(tmp_path / "in"))
-    assert run(*build, "--output", str(tmp_path / "out")).returncode == 0
+    assert run_here(*build, "--output", str(tmp_path / "out")).returncode == 0
     checkpoint = str(checkpoints_of(two_towers[0])[-1])
-    result = run("-m", "replica.test", "--checkpoint", checkpoint, "--data", str(tmp_path / "out"))
+    result = run_here(
+        "-m", "replica.test", "--checkpoint", checkpoint, "--data", str(tmp_path / "out")
+    )
     assert_user_error(result, "has 10 classes", "has 2")
 
 
 def test_a_text_file_as_a_checkpoint_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
-    result = run("-m", "replica.test", "--checkpoint", str(tmp_path / "notes.txt"))
+    result = run_here("-m", "replica.test", "--checkpoint", str(tmp_path / "notes.txt"))
     assert_user_error(result, "notes.txt", "expected a checkpoint")
-    result = run("-m", "replica.test", "--checkpoint", str(tmp_path / "none.pt"))
+    result = run_here("-m", "replica.test", "--checkpoint", str(tmp_path / "none.pt"))
     assert_user_error(result, "none.pt", "found no file")
 
 
@@ -382,7 +393,8 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_was_saved(
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(shards_dir, tmp_path):
-    result = train(shards_dir, tmp_path / "run", "--lr", "1e6", "--steps", "10")
+    command = train_command(shards_dir, tmp_path / "run", "--lr", "1e6", "--steps", "10")
+    result = run(*command)
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert "the loss is " in last
@@ -403,7 +415,8 @@ def test_other_precisions_train_and_are_recorded(precision, dtype, shards_dir, t
 
 
 def test_without_compiled_operators_training_works_and_one_line_says_so(shards_dir, tmp_path):
-    result = train(shards_dir, tmp_path / "run", "--steps", "2", REPLICA_EXT="off")
+    command = train_command(shards_dir, tmp_path / "run", "--steps", "2")
+    result = run(*command, REPLICA_EXT="off")
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if "plain PyTorch" in line]
     assert len(lines) == 1
@@ -412,7 +425,7 @@ def test_without_compiled_operators_training_works_and_one_line_says_so(shards_d
 
 @pytest.mark.slow
 def test_every_command_of_the_list_has_help():
-    listed = run("-m", "replica").stdout.splitlines()
+    listed = run_here("-m", "replica").stdout.splitlines()
     commands = [line.split("  ")[0].split() for line in listed if line.startswith("python ")]
     assert ["python", "-m", "replica.train"] in commands
     for command in commands:

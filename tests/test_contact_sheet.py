@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import assert_user_error, run
+from conftest import assert_user_error, run_here
 from PIL import Image
 
 from data_prep import contact_sheet
@@ -67,7 +67,7 @@ def test_a_name_of_two_classes_is_refused(data):
 
 def test_the_command_draws_and_says_its_seed(shards_dir, tmp_path):
     path = tmp_path / "sheet.png"
-    result = run(VERIFY, str(shards_dir), "--contact-sheet", str(path), "--seed", "7")
+    result = run_here(VERIFY, str(shards_dir), "--contact-sheet", str(path), "--seed", "7")
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"{path}: 48 pictures, seed 7\n"
     assert path.exists()
@@ -83,10 +83,10 @@ def test_the_command_draws_and_says_its_seed(shards_dir, tmp_path):
 )
 def test_wrong_options_are_refused_in_one_line(shards_dir, tmp_path, options, message):
     options = [str(tmp_path / "s.png") if word == "SHEET" else word for word in options]
-    assert_user_error(run(VERIFY, str(shards_dir), *options), message)
+    assert_user_error(run_here(VERIFY, str(shards_dir), *options), message)
     assert not (tmp_path / "s.png").exists()
 
 
 def test_a_class_without_a_sheet_is_refused(shards_dir):
-    result = run(VERIFY, str(shards_dir), "--class", "unicorn")
+    result = run_here(VERIFY, str(shards_dir), "--class", "unicorn")
     assert_user_error(result, "--class: expected --contact-sheet beside it")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import PROJECT_DIR, assert_user_error, run
+from conftest import PROJECT_DIR, assert_user_error, run_here
 from runs import assert_same_state, last_checkpoint, lines_of, started, train, train_command
 
 from data_prep.errors import UserError
@@ -19,7 +19,7 @@ LONG = ("--epochs", "5000", "--set", "drop_rule=epochs", "--set", "drop_epochs="
 
 
 def ask(run_dir, *options):
-    return run("-m", "replica.control", str(run_dir), *options)
+    return run_here("-m", "replica.control", str(run_dir), *options)
 
 
 @pytest.fixture(scope="module")
@@ -161,10 +161,10 @@ def test_a_run_that_does_not_read_its_requests_is_reported(shards_dir, tmp_path)
     """The lock is held by a process that makes no steps."""
     assert train(shards_dir, tmp_path / "run", "--steps", "1").returncode == 0
     holder = (
-        "import sys, time; from pathlib import Path\n"
+        "import signal, sys; from pathlib import Path\n"
         "from replica.training.run_directory import locked_run\n"
         "with locked_run(Path(sys.argv[1]), resume=True):\n"
-        "    print('held', flush=True); time.sleep(60)\n"
+        "    print('held', flush=True); signal.pause()\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", holder, str(tmp_path / "run")],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_user_error, run
+from conftest import assert_user_error, run_here
 
 from data_prep.errors import UserError
 from replica.distributed import launch
@@ -105,7 +105,7 @@ def test_the_command_refuses_what_the_table_refuses(shards_dir):
     train = ("-m", "replica.train", "--data", str(shards_dir))
 
     def refused(*options):
-        result = run(*train, *options)
+        result = run_here(*train, *options)
         assert result.returncode == 2
         assert len(result.stderr.strip().splitlines()) == 1
         return result.stderr
@@ -113,7 +113,7 @@ def test_the_command_refuses_what_the_table_refuses(shards_dir):
     assert "--split 1" in refused("--gpus", "3")
     assert "--precision tf32" in refused("--precision", "tf32", "--device", "cpu")
     if not torch.cuda.is_available():
-        assert_user_error(run(*train, "--device", "cuda"), "--device cuda", "--device cpu")
+        assert_user_error(run_here(*train, "--device", "cuda"), "--device cuda", "--device cpu")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

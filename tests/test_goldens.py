@@ -5,13 +5,23 @@ import shutil
 
 import golden_values as golden
 import pytest
-from conftest import run
+import torch
+from conftest import run_here
 
 VALUES = json.loads(golden.VALUES.read_text())
-IS_SAME_MACHINE = VALUES["machine"] == golden.machine()
+THREADS = VALUES["machine"]["threads"]
+IS_SAME_MACHINE = VALUES["machine"] == {**golden.machine(), "threads": THREADS}
 # Elsewhere sums have other last bits: in ten steps losses of float32 and float64 were apart by at
 # most 1.6e-5 of themselves.
 ELSEWHERE = 1e-3
+
+
+@pytest.fixture(autouse=True)
+def threads_of_the_golden_run():
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(before)
 
 
 def assert_same(got, expected):
@@ -45,7 +55,7 @@ def test_batches_of_the_old_shards_are_the_golden_ones():
 def test_the_old_run_goes_on_as_it_did(tmp_path):
     out = shutil.copytree(golden.OLD_RUN, tmp_path / "run")
     command = ("-m", "replica.train", "--resume", "--out", str(out), "--no-tensorboard")
-    result = run(*command, "--data", str(golden.SHARDS))
+    result = run_here(*command, "--data", str(golden.SHARDS))
     assert result.returncode == 0, result.stderr
     lines = golden.lines_after(out, golden.OLD_STEPS)
     assert [line[:2] for line in lines] == [line[:2] for line in VALUES["old_run"]]
@@ -56,7 +66,7 @@ def test_the_old_run_goes_on_as_it_did(tmp_path):
 def test_the_old_checkpoint_is_tested_on_the_old_shards():
     (checkpoint,) = golden.OLD_RUN.glob("*.pt")
     command = ("-m", "replica.test", "--checkpoint", str(checkpoint), "--json")
-    result = run(*command, "--data", str(golden.SHARDS))
+    result = run_here(*command, "--data", str(golden.SHARDS))
     assert result.returncode == 0, result.stderr
     tested = json.loads(result.stdout)
     (validated,) = (

@@ -7,7 +7,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from conftest import assert_user_error, run
+from conftest import assert_user_error, run_here
 from functorch.compile import make_boxed_func
 from runs import (
     BATCH_SIZE,
@@ -155,9 +155,9 @@ def test_the_record_says_how_a_run_computed(ways):
 def test_a_resumed_run_keeps_its_numerics_and_refuses_others(ways, tiny_shards):
     out = ways("bf16")[0]
     command = ("-m", "replica.train", "--resume", "--out", str(out), "--device", "cpu")
-    result = run(*command, "--precision", "float32")
+    result = run_here(*command, "--precision", "float32")
     assert_user_error(result, "--precision float32", "began with bf16", "leave the option out")
-    result = run(*command, "--deterministic", "off")
+    result = run_here(*command, "--deterministic", "off")
     assert_user_error(result, "--deterministic off", "began with on")
     before = json.loads((out / "run.json").read_text())
     assert len(train_tiny(out, "--steps", "3")) == 3

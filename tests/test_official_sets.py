@@ -18,7 +18,7 @@ from archives import (
     write_ilsvrc,
     zip_bytes,
 )
-from conftest import PROJECT_DIR, assert_user_error, run
+from conftest import PROJECT_DIR, assert_user_error, run_here
 from PIL import Image
 
 from data_prep.build_shards import main as build_shards
@@ -100,7 +100,7 @@ def test_the_development_kit_may_be_unpacked(official, tmp_path):
 def test_official_tars_are_recognised_and_built_without_unpacking(official, year, tmp_path):
     before = sorted(official[year].rglob("*"))
     out = tmp_path / "out"
-    result = run(BUILD, "--input", str(official[year]), "--output", str(out), "--size", "8")
+    result = run_here(BUILD, "--input", str(official[year]), "--output", str(out), "--size", "8")
     assert result.returncode == 0, result.stderr
     assert f"source: ilsvrc{year} (found at" in result.stdout
     assert "published for ImageNet" in result.stdout
@@ -186,7 +186,7 @@ def test_the_test_labels_of_2010_are_needed_and_checked(official, tmp_path):
 
 def test_the_test_part_of_2010_can_be_trained_against(official, tmp_path):
     """`replica.test --part test` is what the paper's 37.5 and 17.0 % need."""
-    result = run("-m", "replica.test", "--help")
+    result = run_here("-m", "replica.test", "--help")
     assert "--part {train,val,test}" in result.stdout
 
 
@@ -212,7 +212,7 @@ def test_labels_that_differ_between_xml_and_csv_are_refused(toy_dir, tmp_path):
     wnid = text.split("<name>")[1].split("<")[0]
     other = "n90000001" if wnid == "n90000000" else "n90000000"
     path.write_text(text.replace(wnid, other))
-    result = run(BUILD, "--input", str(copy), "--output", str(tmp_path / "out"))
+    result = run_here(BUILD, "--input", str(copy), "--output", str(tmp_path / "out"))
     assert_user_error(result, "1 of 30 differ", f"_00000003: {wnid} there, {other} in its XML file")
     assert not (tmp_path / "out").exists()
 
@@ -225,7 +225,7 @@ def test_a_mapping_with_more_or_fewer_classes_shows_the_difference(toy_dir, tmp_
     with pytest.raises(UserError, match=r"got 1 other names \(such as n90000009\)"):
         kaggle.find(Folder(copy))
     mapping.write_text("".join([*lines, "n90000010 nothing\n"]))
-    result = run(BUILD, "--input", str(copy), "--output", str(tmp_path / "out"), "--strict")
+    result = run_here(BUILD, "--input", str(copy), "--output", str(tmp_path / "out"), "--strict")
     assert_user_error(result, "1 of 11 classes have no train pictures (such as n90000010)")
 
 
@@ -345,7 +345,7 @@ def test_classes_and_per_class_cut_any_set(tmp_path):
     out = tmp_path / "out"
     arguments = ["--input", str(tiny), "--output", str(out), "--size", "8"]
     arguments += ["--classes", str(tmp_path / "mine.txt"), "--per-class", "3,1,2"]
-    result = run(BUILD, *arguments)
+    result = run_here(BUILD, *arguments)
     assert result.returncode == 0, result.stderr
     data = open_data_set(out)
     assert data.wnids == ["n00000002", "n00000004"]
@@ -356,12 +356,12 @@ def test_classes_and_per_class_cut_any_set(tmp_path):
         assert [number_of(images.image(row)[4, 4]) for row in range(len(images))] == (
             [1] * count + [3] * count
         )
-    result = run(BUILD, *arguments[:-1], "3,2,2", "--output", str(tmp_path / "other"))
+    result = run_here(BUILD, *arguments[:-1], "3,2,2", "--output", str(tmp_path / "other"))
     assert_user_error(result, "--per-class 3,2,2: expected 7 training pictures", "2 classes have f")
     (tmp_path / "mine.txt").write_text("unicorn\nn00000002\nn00000002\n")
-    result = run(BUILD, *arguments)
+    result = run_here(BUILD, *arguments)
     assert_user_error(result, "'unicorn' is no class", "'n00000002' stands there a second time")
-    result = run(BUILD, *arguments[:-1], "3,x")
+    result = run_here(BUILD, *arguments[:-1], "3,x")
     assert_user_error(result, "--per-class: expected TRAIN,VAL,TEST such as 400,50,50, got 3,x")
 
 
@@ -384,7 +384,7 @@ def test_small_pictures_keep_their_size_or_are_scaled_up(tmp_path):
             scaled = Image.fromarray(pixels).resize((256, 256), Image.Resampling.BILINEAR)
             assert np.array_equal(image, np.asarray(scaled))
         assert data.statistics.mean_image.shape == (size, size, 3)
-    result = run(
+    result = run_here(
         "-m", "replica.train", "--data", str(tmp_path / "64"), "--out", str(tmp_path / "r")
     )
     assert_user_error(result, "has images of 64 pixels", "cuts crops of 224", "--size 256")
@@ -512,7 +512,7 @@ def test_pickles_of_an_old_numpy_are_read(tmp_path):
     found = cifar10.find(Folder(tmp_path))
     assert [item.label for item in found.parts["train"]] == labels
     assert found.notes[0].startswith("absent: data_batch_2")
-    result = run(BUILD, "--input", str(tmp_path), "--output", str(tmp_path / "out"))
+    result = run_here(BUILD, "--input", str(tmp_path), "--output", str(tmp_path / "out"))
     assert_user_error(result, "expected val or test pictures beside train", "--per-class 400,50,50")
 
 

@@ -415,7 +415,7 @@ def network_like(x, weight):
     return local_response_norm(F.relu(F.conv2d(x, weight)), **PAPER, towers=2).square().sum()
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own code
 def test_it_works_under_torch_compile(backend):
     if backend == "inductor":

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import assert_user_error, run
+from conftest import assert_user_error, run_here
 
 from replica import paper
 from replica.distributed.exchange import TwoDevices
@@ -112,7 +112,7 @@ def test_the_first_tower_has_the_smaller_half_of_an_odd_class_count(tower, logit
 
 
 def test_info_prints_the_papers_counts_as_json():
-    result = run("-m", "replica.info", "--json")
+    result = run_here("-m", "replica.info", "--json")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["total_parameters"] == 60_965_224
@@ -124,19 +124,19 @@ def test_info_prints_the_papers_counts_as_json():
 
 
 def test_info_explains_every_discrepancy_with_the_paper():
-    text = run("-m", "replica.info").stdout
+    text = run_here("-m", "replica.info").stdout
     for figure in ("60,965,224", "60,000,000", "659,272", "650,000", "622,312", "253,440", "2178"):
         assert figure in text
 
 
 def test_info_refuses_an_unknown_recipe():
-    assert_user_error(run("-m", "replica.info", "--recipe", "papr"), "papr", "mini, paper")
-    assert_user_error(run("-m", "replica.info", "--set", "lrm_n=3"), "lrm_n", "lrn_n")
+    assert_user_error(run_here("-m", "replica.info", "--recipe", "papr"), "papr", "mini, paper")
+    assert_user_error(run_here("-m", "replica.info", "--set", "lrm_n=3"), "lrm_n", "lrn_n")
 
 
 def test_info_compares_the_papers_own_network_alone_with_the_paper():
-    assert "paper's neurons" in run("-m", "replica.info").stdout
-    changed = run("-m", "replica.info", "--set", "without=conv4").stdout
+    assert "paper's neurons" in run_here("-m", "replica.info").stdout
+    changed = run_here("-m", "replica.info", "--set", "without=conv4").stdout
     assert "conv5" in changed
     assert "conv4" not in changed
     assert "paper 60,000,000" not in changed

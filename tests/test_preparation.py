@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import oracles
 import pytest
-from conftest import run
+from conftest import run_here
 from PIL import Image
 
 SIZE = 64
@@ -80,7 +80,7 @@ def shards(tree, tmp_path_factory):
     directory = tmp_path_factory.mktemp("prepared")
     options = ("--size", str(SIZE), "--images-per-shard", "3", "--workers", "2")
     command = ("data_prep/build_shards.py", "--input", str(tree), "--output", str(directory))
-    result = run(*command, *options)
+    result = run_here(*command, *options)
     assert result.returncode == 0, result.stderr
     return directory
 

@@ -7,7 +7,7 @@ import shlex
 import sys
 
 import pytest
-from conftest import PROJECT_DIR, run
+from conftest import PROJECT_DIR, run, run_here
 
 from replica import paper
 from replica.recipes import ALIASES, RECIPES
@@ -181,7 +181,7 @@ def test_every_command_of_a_document_parses(document):
                 assert parsed.recipe in RECIPES, command
         else:
             options = [word for word in arguments if word.startswith("--")]
-            text = run(*command[: len(command) - len(arguments)], "--help").stdout
+            text = run_here(*command[: len(command) - len(arguments)], "--help").stdout
             assert all(option.split("=")[0] in text for option in options), command
         checked += 1
     assert checked or document == "CONTRIBUTING.md"

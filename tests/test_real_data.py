@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import squeezenet
 import torch
-from conftest import run
+from conftest import run_here
 from PIL import Image
 from scipy.io import loadmat
 
@@ -28,7 +28,7 @@ def imagenet(real_data, tmp_path_factory):
     with tarfile.open(real_data / "imagenet_a.tar") as archive:
         archive.extractall(directory, filter="data")
     out = directory / "shards"
-    result = run("data_prep/build_shards.py", "--input", str(directory), "--output", str(out))
+    result = run_here("data_prep/build_shards.py", "--input", str(directory), "--output", str(out))
     assert result.returncode == 0, result.stderr
     assert "source: kaggle" in result.stdout
     assert "train: 563 of 1000 classes have no pictures" in result.stdout
@@ -202,7 +202,7 @@ def test_real_pictures_keep_their_look_with_any_decoder_and_storage(imagenet, de
     directory, out = imagenet
     arguments = ["--input", str(directory), "--output", str(tmp_path / "out")]
     options = ["--decoder", decoder] if decoder == "fast" else ["--storage", "jpeg"]
-    result = run("data_prep/build_shards.py", *arguments, *options)
+    result = run_here("data_prep/build_shards.py", *arguments, *options)
     assert result.returncode == 0, result.stderr
     one, other = open_data_set(out), open_data_set(tmp_path / "out")
     differences = [

@@ -17,7 +17,7 @@ import warnings
 import h5py
 import numpy as np
 import pytest
-from conftest import PROJECT_DIR, assert_user_error, is_running, run
+from conftest import PROJECT_DIR, assert_user_error, is_running, run_here
 
 from data_prep.build_shards import main as build_shards
 from data_prep.errors import UserError
@@ -90,13 +90,13 @@ def test_limit_takes_the_first_pictures_of_each_class(toy_dir, tmp_path):
 
 
 def test_verify_accepts_a_whole_data_set_and_finds_one_changed_byte(copy):
-    assert run(VERIFY, str(copy)).returncode == 0
+    assert run_here(VERIFY, str(copy)).returncode == 0
     with (copy / "train-00001.h5").open("r+b") as file:
         file.seek(5_000_000 % (copy / "train-00001.h5").stat().st_size)
         byte = file.read(1)
         file.seek(-1, 1)
         file.write(bytes([byte[0] ^ 1]))
-    result = run(VERIFY, str(copy))
+    result = run_here(VERIFY, str(copy))
     assert result.returncode == 2
     assert "fault: train-00001.h5: is not the file of the manifest (SHA-256)" in result.stdout
     assert "1 faults: remove the files that are named and build again" in result.stderr
@@ -130,7 +130,7 @@ def test_a_read_only_directory_is_enough(copy):
         path.chmod(path.stat().st_mode & ~0o222)
     try:
         assert len(open_data_set(copy).val) == 30
-        assert run(VERIFY, str(copy)).returncode == 0
+        assert run_here(VERIFY, str(copy)).returncode == 0
     finally:
         for path in [copy, *files]:
             path.chmod(path.stat().st_mode | 0o200)
@@ -140,7 +140,7 @@ def test_a_read_only_directory_is_enough(copy):
 
 
 def test_no_data_names_the_command_that_builds_it(tmp_path):
-    result = run("-m", "replica.train", "--data", str(tmp_path / "none"))
+    result = run_here("-m", "replica.train", "--data", str(tmp_path / "none"))
     assert_user_error(result, "no data at", "none", "python data_prep/build_shards.py")
 
 
@@ -151,7 +151,7 @@ def test_missing_and_truncated_shards_are_all_named(copy):
         open_data_set(copy)
     assert "train-00000.h5 is missing" in str(error.value)
     assert "val-00000.h5 has 1000 bytes instead of" in str(error.value)
-    result = run("-m", "replica.train", "--data", str(copy))
+    result = run_here("-m", "replica.train", "--data", str(copy))
     assert_user_error(result, "train-00000.h5 is missing; val-00000.h5 has 1000 bytes")
 
 
@@ -260,7 +260,7 @@ def test_swapped_shards_are_refused(copy):
     for key in ("num_bytes", "sha256", "structure", "num_images"):
         entries[0][key], entries[1][key] = entries[1][key], entries[0][key]
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    result = run(VERIFY, str(copy))
+    result = run_here(VERIFY, str(copy))
     assert result.returncode == 2
     assert "labels.csv: does not say what the shards say" in result.stdout
     assert "statistics.h5: mean_image is not that of the training images" in result.stdout
@@ -327,7 +327,7 @@ def test_a_build_continues_and_gives_the_same_bytes(toy_dir, shards_dir, copy):
     (copy / "statistics.h5").unlink()
     arguments = ["--source", "kaggle", "--input", str(toy_dir), "--output", str(copy)]
     kept = (copy / "train-00000.h5").stat().st_mtime_ns
-    result = run(BUILD, *arguments, "--images-per-shard", "40")
+    result = run_here(BUILD, *arguments, "--images-per-shard", "40")
     assert result.returncode == 0, result.stderr
     assert "continuing: 70 pictures are built already" in result.stdout
     assert (copy / "train-00000.h5").stat().st_mtime_ns == kept
@@ -380,11 +380,11 @@ def test_ctrl_c_ends_a_build_with_one_line_and_no_process_left(moment, toy_dir, 
 
 def test_a_directory_with_another_data_set_or_other_files_is_refused(toy_dir, copy, tmp_path):
     arguments = [BUILD, "--source", "kaggle", "--input", str(toy_dir)]
-    result = run(*arguments, "--output", str(copy), "--limit", "1")
+    result = run_here(*arguments, "--output", str(copy), "--limit", "1")
     assert_user_error(result, "holds another data set", "limit", "choose another --output")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
-    result = run(*arguments, "--output", str(tmp_path / "mine"))
+    result = run_here(*arguments, "--output", str(tmp_path / "mine"))
     assert_user_error(result, "in use", "thesis.tex")
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import SMALL, assert_user_error, run
+from conftest import SMALL, assert_user_error, run_here
 from PIL import Image
 
 from data_prep.errors import UserError
@@ -98,7 +98,7 @@ def test_the_directory_may_be_given_with_or_without_ilsvrc(pictures):
 def test_missing_validation_labels_are_an_error_with_the_way_out(pictures):
     (pictures / "LOC_val_solution.csv").unlink()
     shutil.rmtree(pictures / "ILSVRC" / "Annotations")
-    result = run(BUILD, "--input", str(pictures), "--output", str(pictures / "out"))
+    result = run_here(BUILD, "--input", str(pictures), "--output", str(pictures / "out"))
     assert_user_error(result, "30 of 30 validation pictures have no label", "LOC_val_solution.csv")
 
 
@@ -172,8 +172,8 @@ def test_classes_without_pictures_are_counted_and_strict_refuses_them(pictures, 
     for picture in (train / toy.WNIDS[5]).iterdir():
         picture.unlink()
     arguments = [BUILD, "--input", str(pictures), "--output", str(tmp_path / "out")]
-    assert_user_error(run(*arguments, "--strict"), "2 of 10 classes have no train pictures")
-    result = run(*arguments)
+    assert_user_error(run_here(*arguments, "--strict"), "2 of 10 classes have no train pictures")
+    result = run_here(*arguments)
     assert result.returncode == 0, result.stderr
     assert "train: 2 of 10 classes have no pictures (such as n90000003)" in result.stdout
     data = open_data_set(tmp_path / "out")
@@ -221,11 +221,13 @@ def test_flat_validation_pictures_are_refused_and_all_problems_named(tmp_path):
 
 
 def test_a_directory_with_neither_layout_is_refused(tmp_path):
-    result = run(BUILD, "--input", str(tmp_path), "--output", str(tmp_path / "out"))
+    result = run_here(BUILD, "--input", str(tmp_path), "--output", str(tmp_path / "out"))
     assert_user_error(result, str(tmp_path), "found nothing", "kaggle: ILSVRC", "folder: train")
-    result = run(BUILD, "--input", str(tmp_path / "nowhere"), "--output", str(tmp_path / "out"))
+    result = run_here(
+        BUILD, "--input", str(tmp_path / "nowhere"), "--output", str(tmp_path / "out")
+    )
     assert_user_error(result, "nowhere", "expected a directory, a zip file or a tar")
-    result = run(BUILD, "--source", "kaggle", "--output", str(tmp_path / "out"))
+    result = run_here(BUILD, "--source", "kaggle", "--output", str(tmp_path / "out"))
     assert_user_error(result, "--source kaggle: expected --input PATH")
 
 
@@ -240,10 +242,10 @@ def test_bad_pictures_are_listed_with_their_reason_and_the_rest_is_built(picture
     picture = next(train.glob("n9*.JPEG"))
     picture.write_bytes(picture.read_bytes()[:1500])
     arguments = [BUILD, "--input", str(pictures), "--output", str(tmp_path / "out")]
-    strict = run(*arguments, "--strict")
+    strict = run_here(*arguments, "--strict")
     assert strict.returncode == 2
     assert "--strict stops here" in strict.stderr.splitlines()[-1]
-    result = run(*arguments)
+    result = run_here(*arguments)
     assert result.returncode == 0, result.stderr
     assert "train: 4 pictures could not be read" in result.stdout
     data = open_data_set(tmp_path / "out")
@@ -305,7 +307,7 @@ def test_tiny_imagenets_labels_are_places_of_sorted_wnids(tiny):
 
 def test_tiny_imagenet_is_recognised_and_built(tiny, tmp_path):
     output = tmp_path / "shards"
-    result = run(BUILD, "--input", str(tiny), "--output", str(output), "--workers", "1")
+    result = run_here(BUILD, "--input", str(tiny), "--output", str(output), "--workers", "1")
     assert result.returncode == 0, result.stderr
     assert "source: tiny-imagenet (found at" in result.stdout
     data = open_data_set(output)
@@ -362,5 +364,7 @@ def test_a_damaged_tiny_imagenet_is_refused_with_the_rule(tiny, what, message):
 
 def test_a_directory_of_no_known_layout_is_refused(tmp_path):
     (tmp_path / "input").mkdir()
-    result = run(BUILD, "--input", str(tmp_path / "input"), "--output", str(tmp_path / "shards"))
+    result = run_here(
+        BUILD, "--input", str(tmp_path / "input"), "--output", str(tmp_path / "shards")
+    )
     assert_user_error(result, "tiny-imagenet: wnids.txt and train", "found nothing")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import assert_user_error, run
+from conftest import assert_user_error, run_here
 from runs import last_checkpoint, train
 
 from data_prep.errors import UserError
@@ -36,7 +36,7 @@ def other_classes(tmp_path_factory):
     base = tmp_path_factory.mktemp("two classes")
     make_folders(base / "in")
     build = ("data_prep/build_shards.py", "--input", str(base / "in"))
-    assert run(*build, "--output", str(base / "out")).returncode == 0
+    assert run_here(*build, "--output", str(base / "out")).returncode == 0
     return base / "out"
 
 

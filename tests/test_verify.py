@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 from archives import picture
-from conftest import assert_user_error, run
+from conftest import assert_user_error, run_here
 from PIL import Image
 
 from data_prep.build_shards import main as build_shards
@@ -40,12 +40,12 @@ def signed(path, change):
 
 
 def test_a_whole_data_set_is_verified_and_described(shards_dir):
-    result = run(VERIFY, str(shards_dir))
+    result = run_here(VERIFY, str(shards_dir))
     assert result.returncode == 0, result.stderr
     assert "train: 60 images in 2 shards, 10 of 10 classes, 6 to 6 a class" in result.stdout
     assert "no two images have the same pixels" in result.stdout
     assert "is in every byte that its manifest says" in result.stdout
-    quick = run(VERIFY, str(shards_dir), "--quick")
+    quick = run_here(VERIFY, str(shards_dir), "--quick")
     assert quick.returncode == 0
     assert "has the files, sizes and labels" in quick.stdout
     assert "pixels" not in quick.stdout
@@ -57,11 +57,11 @@ def flip_pixel(file):
 
 def test_one_flipped_bit_of_a_pixel_is_found_though_all_digests_fit(copy):
     signed(copy / "train-00000.h5", flip_pixel)
-    result = run(VERIFY, str(copy))
+    result = run_here(VERIFY, str(copy))
     assert result.returncode == 2
     assert "fault: train-00000.h5: pixel_sum is not that of its images" in result.stdout
     assert "fault: train-00000.h5: rgb_second_moment is not that of its images" in result.stdout
-    assert run(VERIFY, str(copy), "--quick").returncode == 0
+    assert run_here(VERIFY, str(copy), "--quick").returncode == 0
 
 
 def test_every_fault_is_named_at_once(copy):
@@ -74,7 +74,7 @@ def test_every_fault_is_named_at_once(copy):
     lines = (copy / "labels.csv").read_text().splitlines(keepends=True)
     (copy / "labels.csv").write_text("".join([*lines[:5], lines[5].upper(), *lines[6:]]))
     shutil.copy(copy / "val-00000.h5", copy / "val-00001.h5")
-    result = run(VERIFY, str(copy))
+    result = run_here(VERIFY, str(copy))
     assert result.returncode == 2
     faults = [line for line in result.stdout.splitlines() if line.startswith("fault: ")]
     for name, what in (
@@ -94,7 +94,7 @@ def test_labels_that_differ_from_the_list_are_found(copy):
         file["labels"][:] = labels
 
     signed(copy / "val-00000.h5", change)
-    result = run(VERIFY, str(copy))
+    result = run_here(VERIFY, str(copy))
     assert "fault: labels.csv: does not say what the shards say" in result.stdout
 
 
@@ -125,7 +125,7 @@ def test_duplicates_are_found_within_and_across_parts_and_nothing_is_removed(tmp
     )
     # First the group with different labels.
     assert "train/ant/1.png (ant) = train train/ant/2.png (ant) = val val/bee/1.png" in lines[1]
-    result = run(VERIFY, str(out))
+    result = run_here(VERIFY, str(out))
     assert result.returncode == 0
     assert lines[0] in result.stdout
     assert len(open_data_set(out).train) == 5
@@ -142,14 +142,17 @@ def test_a_part_with_one_label_is_a_fault(tmp_path):
     out = tmp_path / "out"
     arguments = ["--input", str(tmp_path / "in"), "--output", str(out), "--size", "8"]
     assert build_shards([*arguments, "--workers", "1"]) == 0
-    result = run(VERIFY, str(out))
+    result = run_here(VERIFY, str(out))
     assert result.returncode == 2
     assert "fault: val: all 2 images have the label 0" in result.stdout
 
 
 def test_wrong_options_are_one_line(tmp_path, shards_dir):
-    assert_user_error(run(VERIFY, str(tmp_path)), "no data at", "build_shards.py")
-    assert_user_error(run(VERIFY, str(shards_dir), "--workers", "0"), "expected at least 1, got 0")
+    assert_user_error(run_here(VERIFY, str(tmp_path)), "no data at", "build_shards.py")
     assert_user_error(
-        run(VERIFY, str(shards_dir), "--quick", "--contact-sheet", "x.png"), "--quick: expected no"
+        run_here(VERIFY, str(shards_dir), "--workers", "0"), "expected at least 1, got 0"
+    )
+    assert_user_error(
+        run_here(VERIFY, str(shards_dir), "--quick", "--contact-sheet", "x.png"),
+        "--quick: expected no",
     )
