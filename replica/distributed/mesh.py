@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from replica.distributed import heartbeat
 from replica.distributed.devices import Devices
-from replica.distributed.exchange import TwoDevices
+from replica.distributed.exchange import TwoDevices, apply_function
 from replica.network.placement import OneDevice, Placement, one_copy
 
 
@@ -86,7 +86,7 @@ class Mesh:
 
     def add_over_copies(self, x: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over the copies, whose gradient is the sum of theirs."""
-        return x if self.copies is None else _AddOverCopies.apply(x, self.copies)
+        return x if self.copies is None else apply_function(_AddOverCopies, x, self.copies)
 
     def sum_over_all_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Adds up over all ranks, in place, and returns the tensor."""
