@@ -20,7 +20,7 @@ BENCHMARKS = {
     "local_response_norm": "the operator on the CPU against a copy, PyTorch and other libraries",
     "local_response_norm_gpu": "the operator on a GPU against a copy of the bytes it must move",
     "allocator": "large tensors and a training step with their memory kept, and stock",
-    "training": "whole training steps against PyTorch's own, and against no normalisation",
+    "training": "whole training steps against PyTorch's own, and against no normalization",
     "training_gpu": "whole training steps on a GPU, against torchvision's AlexNet and the roofline",
     "towers": "what overlaps the exchange before conv3, as a timeline",
     "build_shards": "building shards of real pictures against decoding and resizing alone",

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from benchmarks.measure import Row, say
 from replica.network.alexnet import AlexNet
-from replica.network.initialization import initialise_
+from replica.network.initialization import initialize_
 from replica.recipes import RECIPES
 from replica.training.allocator import SETTINGS, SWITCH, keep_large_blocks
 from replica.training.optimizer import sgd_step_
@@ -70,7 +70,7 @@ def _one_process(arguments: argparse.Namespace) -> dict[str, float]:
     keep_large_blocks()
     recipe = RECIPES[arguments.recipe]
     model = AlexNet(recipe, num_classes=1000)
-    initialise_(model, seed=1)
+    initialize_(model, seed=1)
     weights: list[torch.Tensor] = list(model.parameters())
     velocities = [torch.zeros_like(w) for w in weights]
     images = torch.randn(arguments.batch_size, 3, recipe.crop_size, recipe.crop_size)

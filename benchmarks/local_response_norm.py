@@ -176,7 +176,7 @@ def _as_in_training(x: torch.Tensor, layout: str, arguments: argparse.Namespace)
 
 def _tensorflow(x: torch.Tensor, gradient: torch.Tensor, layout: str) -> Candidates:
     if layout != "channels last":
-        raise ImportError("TensorFlow normalises channels last only")
+        raise ImportError("TensorFlow normalizes channels last only")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         tf = importlib.import_module("tensorflow")
@@ -185,7 +185,7 @@ def _tensorflow(x: torch.Tensor, gradient: torch.Tensor, layout: str) -> Candida
     tf.config.threading.set_intra_op_parallelism_threads(torch.get_num_threads())
     images, incoming = (tf.constant(t.permute(0, 2, 3, 1).numpy()) for t in (x, gradient))
 
-    def normalise(values: Any) -> Any:
+    def normalize(values: Any) -> Any:
         return tf.nn.local_response_normalization(
             values,
             depth_radius=N // 2,
@@ -197,19 +197,19 @@ def _tensorflow(x: torch.Tensor, gradient: torch.Tensor, layout: str) -> Candida
     def both() -> Any:
         with tf.GradientTape() as tape:
             tape.watch(images)
-            result = normalise(images)
+            result = normalize(images)
         return tape.gradient(result, images, output_gradients=incoming).numpy()
 
-    _check_same("TensorFlow", torch.from_numpy(normalise(images).numpy()).permute(0, 3, 1, 2), x)
+    _check_same("TensorFlow", torch.from_numpy(normalize(images).numpy()).permute(0, 3, 1, 2), x)
     return {
-        "TensorFlow forward": lambda: normalise(images).numpy(),
+        "TensorFlow forward": lambda: normalize(images).numpy(),
         "TensorFlow forward + backward": both,
     }
 
 
 def _onnx_runtime(x: torch.Tensor, gradient: torch.Tensor, layout: str) -> Candidates:
     if layout != "NCHW":
-        raise ImportError("ONNX Runtime normalises NCHW only")
+        raise ImportError("ONNX Runtime normalizes NCHW only")
     try:
         onnx = importlib.import_module("onnx")
         runtime = importlib.import_module("onnxruntime")
@@ -226,7 +226,7 @@ def _onnx_runtime(x: torch.Tensor, gradient: torch.Tensor, layout: str) -> Candi
         beta=BETA,
         bias=K,
     )
-    graph = onnx.helper.make_graph([node], "normalise", [values], [result])
+    graph = onnx.helper.make_graph([node], "normalize", [values], [result])
     opset = onnx.helper.make_opsetid("", 13)
     model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
     options = runtime.SessionOptions()

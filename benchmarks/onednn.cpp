@@ -1,4 +1,4 @@
-// oneDNN's local response normalisation (its version 2), for a comparison through ctypes.
+// oneDNN's local response normalization (its version 2), for a comparison through ctypes.
 
 #include <dnnl.hpp>
 

@@ -1,7 +1,7 @@
 """Whole training steps of `paper` on a GPU: images/s, 90 epochs, the share of an H200's roofline.
 
 Each precision and batch size: our step as it stands, compiled, and with CUDA graphs, and the same
-for torchvision's AlexNet (the network of "One weird trick", without normalisation, one tower). With
+for torchvision's AlexNet (the network of "One weird trick", without normalization, one tower). With
 `--data` the same step is fed from shards. Without a GPU the rows say "not measured"; `--device cpu`
 tries the script itself.
 """

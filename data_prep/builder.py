@@ -4,13 +4,10 @@ import contextlib
 import operator
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
-
-from tqdm import tqdm
 
 from data_prep.color_statistics import color_statistics
 from data_prep.errors import UserError
@@ -29,7 +26,7 @@ from data_prep.shard_builder import (
 )
 from data_prep.shard_writer import write_statistics
 from data_prep.shards import shards_of
-from data_prep.workers import StoppedError, Workers, worker_pool
+from data_prep.workers import StoppedError, progress_bar, worker_pool
 
 
 def start_manifest(output: Path, plan: Plan, num_shards: dict[str, int], name: str) -> Manifest:
@@ -110,12 +107,22 @@ def build(
     with (
         _no_parts_left(missing),
         worker_pool(min(num_workers, len(missing))) as workers,
-        _Progress(sum(len(task.pictures) for task in missing), workers) as progress,
+        progress_bar(sum(len(t.pictures) for t in missing), " images", seconds=10) as progress,
     ):
+
+        def show() -> None:
+            done = workers.counters()
+            written, bad = f"{done[DISK_BYTES] / 1e9:.2f} GB written", done[BAD_PICTURES]
+            progress.set_postfix_str(f"{written}, {bad} bad files", refresh=False)
+            progress.update(done[PICTURES] - progress.n)
+
         work = partial(build_shard, settings=settings)
-        for task, entry in workers.each(work, missing, on_wait=progress.update):
-            manifest = manifest.with_shard(task.part, task.number, entry)
-            write_manifest(output, manifest, manifest_name)
+        try:
+            for task, entry in workers.each(work, missing, on_wait=show):
+                manifest = manifest.with_shard(task.part, task.number, entry)
+                write_manifest(output, manifest, manifest_name)
+        finally:
+            show()
     return manifest
 
 
@@ -156,35 +163,6 @@ def _no_parts_left(tasks: list[ShardTask]) -> Iterator[None]:
         for task in tasks:
             with contextlib.suppress(OSError):
                 part_of(task.path).unlink(missing_ok=True)
-
-
-class _Progress:
-    """One line: pictures, pictures a second, time left, disk written, bad files so far."""
-
-    def __init__(self, total: int, workers: Workers):
-        self._bar = tqdm(
-            total=total,
-            unit=" images",
-            mininterval=0.5 if sys.stderr.isatty() else 10,
-            # A smoothed rate would swing, as workers finish pictures of different sizes.
-            smoothing=0.05,
-        )
-        self._workers = workers
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def update(self) -> None:
-        counters = self._workers.counters()
-        self._bar.set_postfix_str(
-            f"{counters[DISK_BYTES] / 1e9:.2f} GB written, {counters[BAD_PICTURES]} bad files",
-            refresh=False,
-        )
-        self._bar.update(counters[PICTURES] - self._bar.n)
-
-    def __exit__(self, *exception: object) -> None:
-        self.update()
-        self._bar.close()
 
 
 def is_complete(manifest: Manifest, output: Path) -> bool:

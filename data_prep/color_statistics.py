@@ -124,15 +124,9 @@ def color_statistics(sums: PixelSums) -> ColorStatistics:
     channel_sums = sums.pixel_sum.sum(axis=(0, 1))
     rgb_mean = channel_sums.astype(np.float64) / num_pixels
     # Differences of integers, so that nothing cancels: N * sum(xy) - sum(x) * sum(y).
-    scatter = [
-        [
-            num_pixels * int(sums.rgb_second_moment[i, j])
-            - int(channel_sums[i]) * int(channel_sums[j])
-            for j in range(3)
-        ]
-        for i in range(3)
-    ]
-    covariance = np.array([[value / (255 * num_pixels) ** 2 for value in row] for row in scatter])
+    totals, moment = channel_sums.astype(object), sums.rgb_second_moment.astype(object)
+    scatter = num_pixels * moment - np.outer(totals, totals)
+    covariance = (scatter / (255 * num_pixels) ** 2).astype(np.float64)
     eigenvalues, eigenvectors = np.linalg.eigh(covariance)
     # eigh sorts upwards; a covariance has no negative eigenvalue but for rounding.
     eigenvalues = eigenvalues[::-1].clip(min=0.0)

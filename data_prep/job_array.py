@@ -71,9 +71,8 @@ def join(output: Path) -> Manifest:
             f"--finish: expected all {num_shares} shares in {output}, but {', '.join(lacking[:5])}"
             f"{', ...' if len(lacking) > 5 else ''}: run them with --shard i/{num_shares}"
         )
-    joined = complete(
-        replace(first, parts={part: tuple(entries) for part, entries in parts.items()}), output
-    )
+    whole = {part: tuple(entries) for part, entries in parts.items()}
+    joined = complete(replace(first, parts=whole), output)
     for share in manifests:
         (output / share_file(share)).unlink()
     for path in output.glob("*.part"):

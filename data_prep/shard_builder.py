@@ -145,9 +145,8 @@ def _open_writer(task: ShardTask, settings: BuildSettings) -> RawShardWriter | J
         assert settings.storage.quality is not None
         quality = settings.storage.quality
         return JpegShardWriter(task.path, classes=classes, size=size, quality=quality)
-    names = [picture.name for picture in task.pictures]
-    labels = [picture.label for picture in task.pictures]
-    return RawShardWriter(task.path, pictures=names, labels=labels, classes=classes, size=size)
+    num_planned = len(task.pictures)
+    return RawShardWriter(task.path, classes=classes, size=size, num_planned=num_planned)
 
 
 def sample_cost(pictures: Pictures, settings: BuildSettings) -> tuple[int, int, float]:

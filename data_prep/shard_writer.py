@@ -4,12 +4,10 @@ N images, H rows, W columns, C channels.
 """
 
 import contextlib
-import hashlib
 import io
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ import h5py
 import numpy as np
 
 from data_prep.color_statistics import ColorStatistics, PixelSums
-from data_prep.direct_io import DirectFile, page_aligned
 from data_prep.files import disk_errors, part_of, sha256_of_file, write_whole
 from data_prep.jpeg import decode_jpeg, encode_jpeg
 from data_prep.manifest import (
@@ -31,27 +28,26 @@ from data_prep.manifest import (
 )
 
 PAGE_BYTES = 4096
-
-
-IMAGES_AT_ONCE = 16  # written together: 3 MB at 256 x 256
-
-
+# Where HDF5 begins the images, as long as they fill more bytes than it aligns.
+IMAGES_OFFSET = 5 * PAGE_BYTES
 MOMENT_SHAPE = (3, 3)  # of a shard's rgb_second_moment, uint64
 _HDF5_OPTIONS: dict[str, Any] = {
     "libver": ("earliest", "v110"),
-    # On pages of their own, in the order in which they are made: the images, and all the sums, so
-    # that what comes before the sums can be hashed before they are known.
+    # The images, and all that is as large as the sums, begin on pages of their own.
     "alignment_threshold": 8 * math.prod(MOMENT_SHAPE),
     "alignment_interval": PAGE_BYTES,
 }
-
-
-def _hdf5_bytes(fill: Callable[[h5py.File], None]) -> bytes:
-    """Builds an HDF5 file in memory, so that the same content gives the same bytes."""
-    with h5py.File("shard.h5", "w", driver="core", backing_store=False, **_HDF5_OPTIONS) as file:
-        fill(file)
-        file.flush()
-        return file.id.get_file_image()
+# What is left out of the SHA-256 of a shard's structure, as it is large: reading a data set of
+# ImageNet's size would else begin with gigabytes.
+LARGE_DATA = ("images", "jpeg_bytes", "pixel_sum", "wnids", "names")
+STATISTICS_FIELDS = {
+    "mean_image": "pixel value, 0..255",
+    "rgb_mean": "pixel value, 0..255",
+    "rgb_covariance": "squared pixel value, RGB in [0, 1]",
+    "eigenvalues": "squared pixel value, RGB in [0, 1]",
+    "eigenvectors": "column i belongs to eigenvalue i",
+    "standard_deviations": "pixel value, 0..255, along the eigenvectors",
+}
 
 
 @dataclass(frozen=True)
@@ -63,20 +59,6 @@ class Classes:
     plan_sha256: str
 
 
-def _bytes_array(texts: Iterable[str]) -> np.ndarray:
-    return np.array([os.fsencode(text) for text in texts])
-
-
-def _fill_head(file: h5py.File) -> None:
-    file.attrs["format"] = FORMAT_NAME
-    file.attrs["version"] = FORMAT_VERSION
-
-
-# What is left out of the SHA-256 of a shard's structure, as it is large: reading a data set of
-# ImageNet's size would else begin with gigabytes.
-LARGE_DATA = ("images", "jpeg_bytes", "pixel_sum", "wnids", "names")
-
-
 def structure_of(path: Path) -> Structure:
     """The structure of a new shard: all its bytes but those of the large data sets."""
     with h5py.File(path, "r", locking=False) as file:
@@ -86,6 +68,23 @@ def structure_of(path: Path) -> Structure:
             if name in file and file[name].id.get_offset() is not None
         )
     return Structure(tuple(spans), structure_sha256(path, tuple(spans)))
+
+
+def _hdf5_bytes(fill: Callable[[h5py.File], None]) -> bytes:
+    """Builds an HDF5 file in memory, so that the same content gives the same bytes."""
+    with h5py.File("shard.h5", "w", driver="core", backing_store=False, **_HDF5_OPTIONS) as file:
+        fill(file)
+        file.flush()
+        return file.id.get_file_image()
+
+
+def _bytes_array(texts: Iterable[str]) -> np.ndarray:
+    return np.array([os.fsencode(text) for text in texts])
+
+
+def _fill_head(file: h5py.File) -> None:
+    file.attrs["format"] = FORMAT_NAME
+    file.attrs["version"] = FORMAT_VERSION
 
 
 def _fill_labels(file: h5py.File, labels: list[int], pictures: list[str], classes: Classes) -> None:
@@ -105,15 +104,6 @@ class _SparseFile(io.RawIOBase):
     def __init__(self) -> None:
         self.pages: dict[int, bytearray] = {}
         self.size = self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
@@ -155,43 +145,77 @@ class _SparseFile(io.RawIOBase):
 
 
 class RawShardWriter:
-    """Writes a shard of raw pixels image by image, so that no more than a few are in memory.
+    """Writes a shard of raw pixels image by image, so that one is in memory.
 
-    HDF5 lays the file out, and the pixels go to their places in it. Where pictures turn out to be
-    bad, the file has room for too many images, and is laid out once more.
-
-    A thread hashes and writes while the next pictures are decoded.
+    HDF5 begins the images at the same place however many there are: they go there as they come, and
+    what it lays out around them follows, once it is known which pictures are bad.
     """
 
-    def __init__(
-        self, path: Path, *, pictures: list[str], labels: list[int], classes: Classes, size: int
-    ):
+    def __init__(self, path: Path, *, classes: Classes, size: int, num_planned: int):
         self._path, self._classes, self._size = path, classes, size
-        self._planned = pictures
         self._pictures: list[str] = []
         self._labels: list[int] = []
         self._image_bytes = size * size * 3
-        # One block is filled while the other one is written.
-        self._block, self._other_block = (
-            page_aligned(IMAGES_AT_ONCE * self._image_bytes).reshape(-1, size, size, 3)
-            for _ in range(2)
-        )
-        self._num_pending = self._num_flushed = 0
-        self._thread = ThreadPoolExecutor(1)
-        self._writing: Future[None] | None = None
-        self._digest = hashlib.sha256()
+        self._planned_bytes = num_planned * self._image_bytes
         with self._errors():
-            self._file, self._offsets = self._lay_out(part_of(path), pictures, labels)
-            self._digest.update(self._file.read(self._offsets["images"], 0))
+            # A killed build may have left a file; its bytes must not show through.
+            self._file = part_of(path).open("w+b", buffering=0)
 
     def _errors(self) -> contextlib.AbstractContextManager[None]:
-        return disk_errors(self._path, len(self._planned) * self._image_bytes)
+        return disk_errors(self._path, self._planned_bytes)
 
-    def _lay_out(
-        self, path: Path, pictures: list[str], labels: list[int]
-    ) -> tuple[DirectFile, dict[str, int]]:
-        """Makes the file with everything but images and sums, and says where those belong."""
-        offsets = {}
+    def add(self, image: np.ndarray, *, picture: str, label: int) -> np.ndarray:
+        """Adds the next image, uint8 (size, size, 3), and returns what a reader will get."""
+        with self._errors():
+            offset = IMAGES_OFFSET + len(self._pictures) * self._image_bytes
+            self._write(np.ascontiguousarray(image).data, offset)
+        self._pictures.append(picture)
+        self._labels.append(label)
+        return image
+
+    def _write(self, data: memoryview, offset: int) -> None:
+        data = data.cast("B")
+        while data:
+            count = os.pwrite(self._file.fileno(), data, offset)
+            data, offset = data[count:], offset + count
+
+    def abandon(self) -> None:
+        """Removes the unfinished file."""
+        self._file.close()
+        part_of(self._path).unlink(missing_ok=True)
+
+    def finish(self, sums: PixelSums) -> ShardFile:
+        """Writes the rest, gives the file its name, and returns its manifest entry."""
+        layout, first = self._lay_out(sums)
+        num_images, temporary = len(self._pictures), part_of(self._path)
+        end = first + num_images * self._image_bytes
+        with self._errors():
+            if first != IMAGES_OFFSET:
+                images = os.pread(self._file.fileno(), end - first, IMAGES_OFFSET)
+                assert len(images) == end - first  # one call gives up to 2 GB
+                self._file.truncate(0)
+                self._write(memoryview(images), first)
+            for page, data in layout.pages.items():
+                start = page * PAGE_BYTES
+                stop = min(start + PAGE_BYTES, layout.size)
+                for a, b in ((start, min(first, stop)), (max(end, start), stop)):
+                    if a < b:
+                        self._write(memoryview(data)[a - start : b - start], a)
+            self._file.truncate(layout.size)
+            os.fsync(self._file.fileno())
+            sha256 = sha256_of_file(temporary)
+            entry = ShardFile(
+                self._path.name, layout.size, sha256, num_images, structure_of(temporary)
+            )
+            if hasattr(os, "posix_fadvise"):
+                # A quarter of a terabyte would push all other files out of memory.
+                os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            self._file.close()
+            temporary.replace(self._path)
+        return entry
+
+    def _lay_out(self, sums: PixelSums) -> tuple[_SparseFile, int]:
+        """The file without its images, and where they begin."""
         sparse = _SparseFile()
         with h5py.File(sparse, "w", **_HDF5_OPTIONS) as file:
             _fill_head(file)
@@ -201,106 +225,19 @@ class RawShardWriter:
             layout.set_obj_track_times(False)  # no times in the file: equal builds, equal bytes
             square = (self._size, self._size, 3)
             for name, shape, dtype in (
-                ("images", (len(pictures), *square), h5py.h5t.NATIVE_UINT8),
+                ("images", (len(self._pictures), *square), h5py.h5t.NATIVE_UINT8),
                 ("pixel_sum", square, h5py.h5t.STD_U64LE),
                 ("rgb_second_moment", MOMENT_SHAPE, h5py.h5t.STD_U64LE),
             ):
                 space = h5py.h5s.create_simple(shape)
                 dataset = h5py.h5d.create(file.id, name.encode(), dtype, space, layout)
-                offsets[name] = dataset.get_offset()
-            _fill_labels(file, labels, pictures, self._classes)
-        # A killed build may have left a file; its bytes must not show through.
-        target = DirectFile(path, sparse.size)
-        try:
-            for page, data in sparse.pages.items():
-                end = min(PAGE_BYTES, sparse.size - page * PAGE_BYTES)
-                target.write(memoryview(data)[:end], page * PAGE_BYTES)
-        except OSError:
-            target.close()
-            raise
-        return target, offsets
-
-    def add(self, image: np.ndarray, *, picture: str, label: int) -> np.ndarray:
-        """Adds the next image, uint8 (size, size, 3), and returns what a reader will get."""
-        self._pictures.append(picture)
-        self._labels.append(label)
-        self._block[self._num_pending] = image
-        self._num_pending += 1
-        if self._num_pending == len(self._block):
-            self._flush()
-        return image
-
-    def _flush(self) -> None:
-        """Hands the block over to the thread, once it has written the other one."""
-        self._wait_for_thread()
-        if not self._num_pending:
-            return
-        offset = self._offsets["images"] + self._num_flushed * self._image_bytes
-        block = self._block[: self._num_pending].data
-        self._writing = self._thread.submit(self._hash_and_write, block, offset)
-        self._block, self._other_block = self._other_block, self._block
-        self._num_flushed += self._num_pending
-        self._num_pending = 0
-
-    def _hash_and_write(self, block: memoryview, offset: int) -> None:
-        self._digest.update(block)
-        self._file.write(block, offset)
-
-    def _wait_for_thread(self) -> None:
-        if self._writing is not None:
-            with self._errors():
-                self._writing.result()
-
-    def abandon(self) -> None:
-        """Removes the unfinished file."""
-        self._thread.shutdown()
-        self._file.close()
-        part_of(self._path).unlink(missing_ok=True)
-
-    def finish(self, sums: PixelSums) -> ShardFile:
-        """Writes the rest, gives the file its name, and returns its manifest entry."""
-        self._flush()
-        self._wait_for_thread()
-        self._thread.shutdown()
-        temporary = part_of(self._path)
-        with self._errors():
-            is_whole = len(self._pictures) == len(self._planned)
-            if not is_whole:
-                self._shrink(temporary)
-            for name in ("pixel_sum", "rgb_second_moment"):
-                values = np.ascontiguousarray(getattr(sums, name), "<u8")
-                self._file.write(values.data, self._offsets[name])
-            self._file.sync()
-            num_bytes = temporary.stat().st_size
-            if is_whole:
-                hashed = self._offsets["images"] + len(self._pictures) * self._image_bytes
-                self._digest.update(self._file.read(num_bytes - hashed, hashed))
-                sha256 = self._digest.hexdigest()
-            else:
-                sha256 = sha256_of_file(temporary)
-            entry = ShardFile(
-                self._path.name, num_bytes, sha256, len(self._pictures), structure_of(temporary)
-            )
-            # A quarter of a terabyte would push all other files out of memory; and a shard that
-            # goes into pages just freed is written in half the time on a virtual machine.
-            self._file.forget()
-            self._file.close()
-            temporary.replace(self._path)
-        return entry
-
-    def _shrink(self, temporary: Path) -> None:
-        """Lays the file out for fewer images, and moves them over."""
-        larger, larger_offset = self._file, self._offsets["images"]
-        temporary.unlink()  # its bytes stay until it is closed
-        try:
-            self._file, self._offsets = self._lay_out(temporary, self._pictures, self._labels)
-            block_bytes = IMAGES_AT_ONCE * self._image_bytes
-            total = len(self._pictures) * self._image_bytes
-            for first in range(0, total, block_bytes):
-                block = larger.read(min(block_bytes, total - first), larger_offset + first)
-                self._file.write(memoryview(block), self._offsets["images"] + first)
-        finally:
-            larger.close()
+                if name == "images":
+                    first = dataset.get_offset()
+                else:
+                    values = np.ascontiguousarray(getattr(sums, name), "<u8")
+                    dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, values)
+            _fill_labels(file, self._labels, self._pictures, self._classes)
+        return sparse, first
 
 
 class JpegShardWriter:
@@ -340,16 +277,6 @@ class JpegShardWriter:
         sha256 = write_whole(self._path, data)
         structure = structure_of(self._path)
         return ShardFile(self._path.name, len(data), sha256, len(self._files), structure)
-
-
-STATISTICS_FIELDS = {
-    "mean_image": "pixel value, 0..255",
-    "rgb_mean": "pixel value, 0..255",
-    "rgb_covariance": "squared pixel value, RGB in [0, 1]",
-    "eigenvalues": "squared pixel value, RGB in [0, 1]",
-    "eigenvectors": "column i belongs to eigenvalue i",
-    "standard_deviations": "pixel value, 0..255, along the eigenvectors",
-}
 
 
 def write_statistics(path: Path, statistics: ColorStatistics) -> FileEntry:

@@ -160,8 +160,7 @@ class Shard:
 
     def labels(self) -> np.ndarray:
         """Reads the labels: int32 (N,), checked to lie in [0, num_classes)."""
-        with _open_file(self.path) as file:
-            labels = _open_dataset(file, "labels", dtype="i4", shape=(self.num_images,))[:]
+        labels = self._read("labels", dtype="i4", shape=(self.num_images,))
         if len(labels) and not (labels.min() >= 0 and labels.max() < self.num_classes):
             raise UserError(
                 f"{self.path}: expected labels in [0, {self.num_classes}), got "
@@ -171,15 +170,11 @@ class Shard:
 
     def pictures(self) -> list[str]:
         """Reads where each image came from."""
-        with _open_file(self.path) as file:
-            names = _open_dataset(file, "pictures", dtype="S", shape=(self.num_images,))[:]
-        return [os.fsdecode(name) for name in names]
+        return self._texts("pictures", self.num_images)
 
     def wnids(self) -> list[str]:
         """Reads the class identifiers."""
-        with _open_file(self.path) as file:
-            wnids = _open_dataset(file, "wnids", dtype="S", shape=(self.num_classes,))[:]
-        return [os.fsdecode(wnid) for wnid in wnids]
+        return self._texts("wnids", self.num_classes)
 
     def plan_sha256(self) -> str:
         """Reads the digest of the plan by which the shard was built."""
@@ -188,19 +183,21 @@ class Shard:
 
     def class_names(self) -> list[str]:
         """Reads the classes' readable names."""
-        with _open_file(self.path) as file:
-            names = _open_dataset(file, "names", dtype="S", shape=(self.num_classes,))[:]
-        return [os.fsdecode(name) for name in names]
+        return self._texts("names", self.num_classes)
 
     def sums(self) -> PixelSums:
         """Reads the sums that the statistics are made of."""
         shape = (self.image_size, self.image_size, 3)
+        pixel_sum = self._read("pixel_sum", dtype="u8", shape=shape)
+        moment = self._read("rgb_second_moment", dtype="u8", shape=(3, 3))
+        return PixelSums(self.num_images, pixel_sum, moment)
+
+    def _texts(self, name: str, count: int) -> list[str]:
+        return [os.fsdecode(text) for text in self._read(name, dtype="S", shape=(count,))]
+
+    def _read(self, name: str, *, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         with _open_file(self.path) as file:
-            return PixelSums(
-                self.num_images,
-                _open_dataset(file, "pixel_sum", dtype="u8", shape=shape)[:],
-                _open_dataset(file, "rgb_second_moment", dtype="u8", shape=(3, 3))[:],
-            )
+            return _open_dataset(file, name, dtype=dtype, shape=shape)[:]
 
 
 @dataclass

@@ -3,12 +3,10 @@
 import functools
 import hashlib
 import operator
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from tqdm import tqdm
 
 from data_prep.color_statistics import PixelSummer, color_statistics
 from data_prep.errors import UserError
@@ -16,7 +14,7 @@ from data_prep.files import sha256_of_file
 from data_prep.labels_csv import csv_blocks, label_rows
 from data_prep.manifest import LABELS_FILE, PARTS, STATISTICS_FILE
 from data_prep.shards import DataSet, Shard
-from data_prep.workers import check_wanted, count, worker_pool
+from data_prep.workers import check_wanted, count, progress_bar, worker_pool
 
 IMAGES = 0  # the counter that the progress line shows
 DIGEST_BYTES = 16
@@ -94,14 +92,9 @@ def verify(data: DataSet, *, num_workers: int) -> list[ShardCheck]:
         )
     ]
     checks: list[ShardCheck] = []
-    interval = 0.5 if sys.stderr.isatty() else 30
+    num_images = sum(task.shard.num_images for task in tasks)
     with (
-        tqdm(
-            total=sum(task.shard.num_images for task in tasks),
-            unit=" images",
-            mininterval=interval,
-            smoothing=0.05,
-        ) as progress,
+        progress_bar(num_images, " images", seconds=30) as progress,
         worker_pool(min(num_workers, len(tasks))) as workers,
     ):
 

@@ -13,18 +13,9 @@ from data_prep import require_environment
 
 require_environment(__name__)
 
-from data_prep import contact_sheet
+from data_prep import contact_sheet, verification
 from data_prep.errors import OneLineParser, UserError, run_command
 from data_prep.shards import open_data_set
-from data_prep.verification import (
-    ShardCheck,
-    describe_duplicates,
-    describe_parts,
-    faults_of,
-    find_duplicates,
-    stray_files,
-    verify,
-)
 from data_prep.workers import num_cores
 
 
@@ -84,15 +75,16 @@ def run(arguments: argparse.Namespace) -> None:
         )
         print(f"{arguments.contact_sheet}: {num_pictures} pictures, seed {seed}")
         return
-    faults = stray_files(data)
-    checks: list[ShardCheck] = []
+    faults = verification.stray_files(data)
+    checks: list[verification.ShardCheck] = []
     if not arguments.quick:
-        checks = verify(data, num_workers=arguments.workers or num_cores())
-        faults = [*faults_of(data, checks), *faults]
-    for line in describe_parts(data):
+        checks = verification.verify(data, num_workers=arguments.workers or num_cores())
+        faults = [*verification.faults_of(data, checks), *faults]
+    for line in verification.describe_parts(data):
         print(line)
     if checks:
-        for line in describe_duplicates(data, find_duplicates(data, checks)):
+        duplicates = verification.find_duplicates(data, checks)
+        for line in verification.describe_duplicates(data, duplicates):
             print(line)
     if faults:
         for fault in faults:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -12,11 +13,12 @@ from multiprocessing import resource_tracker
 from multiprocessing.synchronize import Event
 from typing import Any, TypeVar
 
+from tqdm import tqdm
+
 from data_prep.parent import end_with_parent
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
 
 NUM_COUNTERS = 4
 POLL_SECONDS = 0.2
@@ -26,16 +28,14 @@ class StoppedError(Exception):
     """In a worker: the parent wants no result any more."""
 
 
+@dataclass(frozen=True)
 class Workers:
     """Processes to work with; Ctrl-C is obeyed between two results."""
 
-    def __init__(
-        self, pool: ProcessPoolExecutor, interrupts: list[int], shared: "Shared", num_workers: int
-    ):
-        self._pool = pool
-        self._interrupts = interrupts
-        self._shared = shared
-        self._num_workers = num_workers
+    _pool: ProcessPoolExecutor
+    _interrupts: list[int]
+    _shared: "Shared"
+    _num_workers: int
 
     def counters(self) -> list[int]:
         """What all workers have counted so far."""
@@ -46,7 +46,7 @@ class Workers:
         work: Callable[[Item], Result],
         items: Iterable[Item],
         *,
-        on_wait: Callable[[], None],
+        on_wait: Callable[[], None] = lambda: None,
     ) -> Iterator[Result]:
         """Gives the results as they come; calls `on_wait` several times a second meanwhile.
 
@@ -73,22 +73,6 @@ class Workers:
                     raise KeyboardInterrupt
         finally:
             self._shared.stop.set()
-
-    def map(
-        self, work: Callable[[Item], Result], items: Iterable[Item], *, chunksize: int
-    ) -> Iterator[Result]:
-        """Hands out all items at once, and gives the results in their order.
-
-        Raises:
-            KeyboardInterrupt: Ctrl-C came; raised by the iterator.
-        """
-        return self._obeying(self._pool.map(work, items, chunksize=chunksize))
-
-    def _obeying(self, results: Iterator[Result]) -> Iterator[Result]:
-        for result in results:
-            if self._interrupts:
-                raise KeyboardInterrupt
-            yield result
 
 
 @contextmanager
@@ -180,6 +164,13 @@ def _start_worker(shared: Shared) -> None:
     _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
+
+
+def progress_bar(total: int, unit: str, *, seconds: float) -> tqdm:
+    """A line with the rate and the time left: on a terminal always new, else once in a while."""
+    interval = 0.5 if sys.stderr.isatty() else seconds
+    # A smoothed rate would swing, as workers finish pictures of different sizes.
+    return tqdm(total=total, unit=unit, mininterval=interval, smoothing=0.05)
 
 
 def num_cores() -> int:

@@ -24,7 +24,7 @@ LAYERS = ("paper", "recipes", "network", "feed", "distributed", "training", "res
 # The same inside data_prep, and inside its sources, where what is not named is a data set.
 DATA_PREP_LAYERS = (
     *("errors", "parent", "files", "workers", "pictures", "jpeg", "color_statistics"),
-    *("manifest", "manifest_json", "shards", "labels_csv", "sources", "direct_io", "shard_writer"),
+    *("manifest", "manifest_json", "shards", "labels_csv", "sources", "shard_writer"),
     *("shard_builder", "plan", "builder", "job_array", "verification", "contact_sheet"),
 )
 SOURCE_LAYERS = ("places", "archives", "trees", "text", "picture_set", "devkit", "", "recognize")

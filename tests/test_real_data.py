@@ -16,7 +16,7 @@ from scipy.io import loadmat
 from data_prep.shards import open_data_set
 from data_prep.sources import kaggle, tiny_imagenet
 from data_prep.sources.devkit import read_devkit
-from data_prep.sources.trees import Below, Folder, open_tree
+from data_prep.sources.trees import Folder, open_tree
 from replica.feed.augment import center_crop, ten_crops
 from replica.training.evaluation import count, evaluate
 
@@ -175,7 +175,7 @@ def test_the_real_devkit_gives_the_labels_of_kaggles_csv(real_data, tmp_path):
     (tmp_path / "devkit.tar.gz").symlink_to(real_data / "devkit.tar.gz")
     devkit = read_devkit(Folder(tmp_path), year=2012)
     labels = devkit.validation_labels()
-    tree = Below(open_tree(real_data / "devkit.tar.gz"), "devkit")
+    tree = open_tree(real_data / "devkit.tar.gz").below("devkit")
     wnids, names = kaggle.read_mapping(tree, "LOC_synset_mapping.txt")
     assert devkit.wnids == wnids
     assert len(names) == len(devkit.class_names) == 1000
@@ -186,7 +186,7 @@ def test_the_real_devkit_gives_the_labels_of_kaggles_csv(real_data, tmp_path):
 
 
 def test_genuine_annotations_are_read(real_data):
-    tree = Below(open_tree(real_data / "devkit.tar.gz"), "devkit/xml_real_samples")
+    tree = open_tree(real_data / "devkit.tar.gz").below("devkit/xml_real_samples")
     samples = [f"{wnid}/{name}" for wnid in tree.names("") for name in tree.names(wnid)]
     assert len(samples) == 100
     for path in samples:

@@ -11,7 +11,7 @@ from data_prep.errors import UserError
 from data_prep.sources.archives import nested_tar_files, tar_files
 from data_prep.sources.places import Held, InputChangedError, Reader, Span
 from data_prep.sources.text import read_bytes
-from data_prep.sources.trees import Below, Folder, open_tree
+from data_prep.sources.trees import Folder, open_tree
 
 FILES = [
     ("a/one.JPEG", b"first"),
@@ -50,7 +50,7 @@ def test_every_container_shows_the_same_tree(tmp_path, kind):
     for name, data in FILES:
         assert tree.is_file(name)
         assert Reader().read(tree.place(name)) == data
-    below = Below(tree, "a")
+    below = tree.below("a")
     assert below.names("") == tree.names("a")
     assert Reader().read(below.place("b/two.JPEG")) == b"x" * 5000
     assert below.is_file("one.JPEG")

@@ -14,7 +14,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import PurePath
 
 from data_prep.errors import UserError
-from data_prep.sources.picture_set import WNID, Picture, PictureSet, class_pictures
+from data_prep.sources.picture_set import WNID, PictureSet, class_pictures, validation_pictures
 from data_prep.sources.places import Reader
 from data_prep.sources.text import read_text, text_lines
 from data_prep.sources.trees import Tree, visible_names
@@ -74,30 +74,17 @@ def find(tree: Tree) -> PictureSet:
         )
     val_names = visible_names(tree, val_dir)
     val_wnids, origin, notes = _validation_wnids(tree, base, val_names)
-    unknown = sorted({wnid for wnid in val_wnids.values() if wnid not in labels})
-    if unknown:
-        raise UserError(
-            f"{origin}: expected wnids of {MAPPING_FILE}, got {len(unknown)} others (such as "
-            f"{unknown[0]})"
-        )
-    unlabeled = [name for name in val_names if PurePath(name).stem not in val_wnids]
-    if unlabeled:
-        raise UserError(
-            f"{tree.title}/{val_dir}: {len(unlabeled)} of {len(val_names)} validation pictures "
-            f"have no label (such as {unlabeled[0]}): expected one in {SOLUTION_FILE} or an XML "
-            f"file in {tree.title}/{base}Annotations/CLS-LOC/val"
-        )
-    val = tuple(
-        Picture(
-            f"{val_dir}/{name}",
-            labels[val_wnids[PurePath(name).stem]],
-            tree.place(f"{val_dir}/{name}"),
-        )
-        for name in val_names
+    val, absent = validation_pictures(
+        tree,
+        val_dir,
+        val_wnids,
+        labels,
+        key=lambda name: PurePath(name).stem,
+        origin=origin,
+        classes_file=MAPPING_FILE,
+        expected=f"{SOLUTION_FILE} or an XML file in {tree.title}/{base}Annotations/CLS-LOC/val",
     )
-    absent = len(val_wnids) - len({PurePath(name).stem for name in val_names} & val_wnids.keys())
-    if absent:
-        notes.append(f"{absent} labeled validation pictures are not in {tree.title}/{val_dir}")
+    notes += absent
     return PictureSet(
         "kaggle", tree.title, wnids, class_names, {"train": train, "val": val}, notes=tuple(notes)
     )

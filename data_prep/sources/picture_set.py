@@ -2,14 +2,14 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from data_prep.errors import UserError
 from data_prep.manifest import PARTS
 from data_prep.sources.places import Place
-from data_prep.sources.trees import Tree
+from data_prep.sources.trees import Tree, visible_names
 
 WNID = re.compile(r"n\d{8}")
 
@@ -154,6 +154,46 @@ def class_pictures(tree: Tree, folders: Iterable[tuple[str, int]]) -> Pictures:
             for name in tree.names(folder)
         )
     return tuple(pictures)
+
+
+def validation_pictures(
+    tree: Tree,
+    directory: str,
+    wnids: Mapping[str, str],
+    labels: Mapping[str, int],
+    *,
+    key: Callable[[str], str] = str,
+    origin: str,
+    classes_file: str,
+    expected: str | None = None,
+) -> tuple[Pictures, list[str]]:
+    """The pictures of one folder whose classes stand in a list beside it.
+
+    `wnids` is the list, by what `key` makes of a picture's name; the last three are for messages.
+
+    Returns:
+        The pictures, and a note where the list names others.
+    """
+    unknown = sorted({wnid for wnid in wnids.values() if wnid not in labels})
+    if unknown:
+        raise UserError(
+            f"{origin}: expected wnids of {classes_file}, got {len(unknown)} others (such as "
+            f"{unknown[0]})"
+        )
+    title, names = f"{tree.title}/{directory}", visible_names(tree, directory)
+    unlabeled = [name for name in names if key(name) not in wnids]
+    if unlabeled:
+        raise UserError(
+            f"{title}: {len(unlabeled)} of {len(names)} validation pictures have no label (such as "
+            f"{unlabeled[0]}): expected one in {expected or origin}"
+        )
+    pictures = tuple(
+        Picture(path, labels[wnids[key(name)]], tree.place(path))
+        for name in names
+        for path in [f"{directory}/{name}"]
+    )
+    absent = len(wnids.keys() - {key(name) for name in names})
+    return pictures, [f"{absent} labeled validation pictures are not in {title}"] if absent else []
 
 
 def halves(pictures: Pictures, *, seed: int) -> tuple[Pictures, Pictures]:

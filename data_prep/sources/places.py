@@ -6,7 +6,6 @@ A worker that is told the place needs neither the archive's index nor its neighb
 import os
 import stat
 import zlib
-from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,6 @@ from data_prep.errors import UserError
 
 # The largest file that is read as a picture; ImageNet's largest is below 16 MB.
 MAX_PICTURE_BYTES = 256 << 20
-OPEN_CONTAINERS = 8
 ZIP_HEADER_BYTES = 30
 
 
@@ -70,10 +68,11 @@ def container_at(path: Path) -> Container:
 
 
 class Reader:
-    """Reads files at their places; keeps a few containers open."""
+    """Reads files at their places; keeps the last container open."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[str, int] = OrderedDict()
+        self._container: Container | None = None
+        self._descriptor = -1
 
     def read(self, place: Place, *, limit: int = MAX_PICTURE_BYTES) -> bytes:
         """The bytes of a file.
@@ -96,9 +95,10 @@ class Reader:
         return data
 
     def close(self) -> None:
-        """Closes the containers."""
-        while self._open:
-            os.close(self._open.popitem()[1])
+        """Closes the container."""
+        if self._container is not None:
+            os.close(self._descriptor)
+            self._container = None
 
     def _read_span(self, span: Span) -> bytes:
         file = self._file(span.container)
@@ -120,9 +120,9 @@ class Reader:
         return data
 
     def _file(self, container: Container) -> int:
-        if container.path in self._open:
-            self._open.move_to_end(container.path)
-            return self._open[container.path]
+        if container == self._container:
+            return self._descriptor
+        self.close()
         try:
             file = os.open(container.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -137,9 +137,7 @@ class Reader:
                 f"{container.path}: changed while it was read: let nothing write to it, then run "
                 "the same command again; finished shards are kept"
             )
-        if len(self._open) >= OPEN_CONTAINERS:
-            os.close(self._open.popitem(last=False)[1])
-        self._open[container.path] = file
+        self._container, self._descriptor = container, file
         return file
 
 

@@ -14,7 +14,7 @@ from data_prep.sources import (
     tiny_image10,
     tiny_imagenet,
 )
-from data_prep.sources.trees import Below, Tree, visible_names
+from data_prep.sources.trees import Tree, visible_names
 
 # What --input may hold, in the order in which it is recognized.
 SOURCES: dict[str, ModuleType] = {
@@ -54,4 +54,4 @@ def recognize(tree: Tree, path: Path) -> tuple[str, Tree]:
 def only_folder(tree: Tree) -> list[Tree]:
     """The one folder at the top of a tree, into which archives often put everything."""
     names = visible_names(tree, "")
-    return [Below(tree, names[0])] if len(names) == 1 and tree.is_dir(names[0]) else []
+    return [tree.below(names[0])] if len(names) == 1 and tree.is_dir(names[0]) else []

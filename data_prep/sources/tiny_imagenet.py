@@ -9,7 +9,13 @@ of the wnid in sorted order. The test pictures have no labels and are left out.
 import re
 
 from data_prep.errors import UserError
-from data_prep.sources.picture_set import WNID, Picture, Pictures, PictureSet, class_pictures
+from data_prep.sources.picture_set import (
+    WNID,
+    Pictures,
+    PictureSet,
+    class_pictures,
+    validation_pictures,
+)
 from data_prep.sources.text import read_class_names, text_lines
 from data_prep.sources.trees import Tree, visible_names
 
@@ -41,27 +47,9 @@ def find(tree: Tree) -> PictureSet:
         )
     annotations = f"{tree.title}/{ANNOTATIONS_FILE}"
     val_wnids = read_annotations(tree, ANNOTATIONS_FILE)
-    unknown = sorted({wnid for wnid in val_wnids.values() if wnid not in labels})
-    if unknown:
-        raise UserError(
-            f"{annotations}: expected wnids of {CLASSES_FILE}, got {len(unknown)} others "
-            f"(such as {unknown[0]})"
-        )
-    names = visible_names(tree, VAL_DIR)
-    unlabeled = [name for name in names if name not in val_wnids]
-    if unlabeled:
-        raise UserError(
-            f"{tree.title}/{VAL_DIR}: {len(unlabeled)} of {len(names)} validation pictures have "
-            f"no label (such as {unlabeled[0]}): expected one in {annotations}"
-        )
-    val = tuple(
-        Picture(f"{VAL_DIR}/{name}", labels[val_wnids[name]], tree.place(f"{VAL_DIR}/{name}"))
-        for name in names
+    val, notes = validation_pictures(
+        tree, VAL_DIR, val_wnids, labels, origin=annotations, classes_file=CLASSES_FILE
     )
-    notes = []
-    if len(val_wnids) > len(names):
-        absent = len(val_wnids) - len(names)
-        notes.append(f"{absent} labeled validation pictures are not in {tree.title}/{VAL_DIR}")
     if tree.is_dir("test"):
         notes.append("the test pictures have no labels and are left out")
     class_names = read_names(tree, NAMES_FILE, wnids)

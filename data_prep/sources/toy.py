@@ -9,7 +9,6 @@ on raw pixels does badly.
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,14 +16,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from data_prep.errors import UserError
 from data_prep.files import write_whole
 from data_prep.sources import kaggle
 from data_prep.sources.picture_set import PictureSet
 from data_prep.sources.trees import Folder
-from data_prep.workers import worker_pool
+from data_prep.workers import progress_bar, worker_pool
 
 RECIPE = "mini"
 DESCRIPTION_FILE = "toy.json"
@@ -109,14 +107,19 @@ def draw(directory: Path, *, size: ToySize, num_workers: int = 1) -> None:
 
     jobs = list(_jobs(size))
     work = partial(_draw_file, directory=directory, seed=size.seed)
-    with worker_pool(num_workers) as workers:
-        drawn = workers.map(work, jobs, chunksize=16)
-        interval = 0.5 if sys.stderr.isatty() else 10
-        boxes = list(tqdm(drawn, "drawing", len(jobs), unit=" pictures", mininterval=interval))
+    boxes = {}
+    with (
+        worker_pool(num_workers) as workers,
+        progress_bar(len(jobs), " pictures drawn", seconds=10) as progress,
+    ):
+        for job, place in workers.each(work, jobs):
+            boxes[job] = place
+            progress.update()
 
     rows = ["ImageId,PredictionString"]
-    for job, (width, height, box) in zip(jobs, boxes, strict=True):
+    for job in jobs:
         if job.part == "val":
+            width, height, box = boxes[job]
             stem = Path(job.path).stem
             rows.append(f"{stem},{WNIDS[job.label]} {' '.join(map(str, box))} ")
             xml = _annotation(stem, WNIDS[job.label], width, height, box)
@@ -150,12 +153,12 @@ def _jobs(size: ToySize) -> Iterator[_Job]:
 Box = tuple[int, int, int, int]
 
 
-def _draw_file(job: _Job, *, directory: Path, seed: int) -> tuple[int, int, Box]:
+def _draw_file(job: _Job, *, directory: Path, seed: int) -> tuple[_Job, tuple[int, int, Box]]:
     rng = np.random.default_rng([seed, ("train", "val").index(job.part), job.label, job.index])
     picture, box = draw_picture(rng, label=job.label)
     quality = int(rng.integers(75, 96))
     picture.save(directory / job.path, "JPEG", quality=quality)
-    return picture.width, picture.height, box
+    return job, (picture.width, picture.height, box)
 
 
 def draw_picture(rng: np.random.Generator, *, label: int) -> tuple[Image.Image, Box]:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -35,13 +34,15 @@ class Tree(Protocol):
     def place(self, path: str) -> Place:
         """Where the bytes of a file are."""
 
+    def below(self, directory: str) -> "Tree":
+        """The tree below one of the directories."""
+
 
 class Folder:
     """A directory on disk."""
 
-    def __init__(self, root: Path):
-        self.root = root
-        self.title = str(root)
+    def __init__(self, root: Path, title: str | None = None):
+        self.root, self.title = root, title or str(root)
 
     def names(self, directory: str) -> list[str]:
         """The names in a directory in byte order, whatever the locale and the file system."""
@@ -65,6 +66,10 @@ class Folder:
     def place(self, path: str) -> Place:
         """Where the bytes of a file are."""
         return str(self.root / path)
+
+    def below(self, directory: str) -> "Folder":
+        """The tree below one of the directories."""
+        return Folder(self.root / directory, f"{self.title}/{directory}")
 
 
 class Archive:
@@ -103,37 +108,11 @@ class Archive:
             raise UserError(f"{self.title}/{path}: expected a picture, got a folder")
         return self._files[_normal(path)]
 
-
-@dataclass
-class Below:
-    """The part of a tree below one of its directories."""
-
-    tree: Tree
-    prefix: str
-
-    @property
-    def title(self) -> str:
-        """What messages call it."""
-        return f"{self.tree.title}/{self.prefix}"
-
-    def names(self, directory: str) -> list[str]:
-        """The names in a directory in byte order."""
-        return self.tree.names(self._inner(directory))
-
-    def is_dir(self, path: str) -> bool:
-        """Whether the path is a directory."""
-        return self.tree.is_dir(self._inner(path))
-
-    def is_file(self, path: str) -> bool:
-        """Whether the path is a file."""
-        return self.tree.is_file(self._inner(path))
-
-    def place(self, path: str) -> Place:
-        """Where the bytes of a file are."""
-        return self.tree.place(self._inner(path))
-
-    def _inner(self, path: str) -> str:
-        return f"{self.prefix}/{path}" if path else self.prefix
+    def below(self, directory: str) -> "Archive":
+        """The tree below one of the directories."""
+        top = f"{directory}/"
+        files = {p.removeprefix(top): at for p, at in self._files.items() if p.startswith(top)}
+        return Archive(f"{self.title}/{directory}", files)
 
 
 def _normal(path: str) -> str:

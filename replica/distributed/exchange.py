@@ -45,7 +45,7 @@ class TwoDevices:
 
     def read_both(self, x: torch.Tensor, *, layer: str) -> torch.Tensor:
         """Exchanges halves; gradients of what the peer read come back and are added."""
-        return apply_function(_ReadBoth, x, self, layer)
+        return _apply(_ReadBoth, x, self, layer)
 
     def convolve_both(
         self,
@@ -58,12 +58,12 @@ class TwoDevices:
         layer: str,
     ) -> torch.Tensor:
         """Convolves the own half while the other one is on its way."""
-        return apply_function(_ConvolveBoth, x, weight, bias, stride, padding, self, layer)
+        return _apply(_ConvolveBoth, x, weight, bias, stride, padding, self, layer)
 
     def join_logits(self, x: torch.Tensor, *, num_classes: int) -> torch.Tensor:
         """Exchanges the logits, whose halves differ in size where the number of classes is odd."""
         other = tower_slice(num_classes, tower=1 - self.tower, towers=2)
-        return apply_function(_JoinLogits, x, self, other.stop - other.start)
+        return _apply(_JoinLogits, x, self, other.stop - other.start)
 
     def begin_swap(
         self, mine: torch.Tensor, *, layer: str, direction: str, channels: int | None = None
@@ -111,7 +111,7 @@ class TwoDevices:
         return torch.cat((mine, theirs) if self.tower == 0 else (theirs, mine), dim=1)
 
 
-def apply_function(function: Any, *arguments: Any) -> torch.Tensor:
+def _apply(function: Any, *arguments: Any) -> torch.Tensor:
     """What an autograd function computes; PyTorch's own `apply` has no types."""
     y: torch.Tensor = function.apply(*arguments)
     return y

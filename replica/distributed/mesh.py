@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.nn.functional import all_reduce
 
 from replica.distributed import heartbeat
 from replica.distributed.devices import Devices
-from replica.distributed.exchange import TwoDevices, apply_function
+from replica.distributed.exchange import TwoDevices
 from replica.network.placement import OneDevice, Placement, one_copy
 
 
@@ -86,7 +87,11 @@ class Mesh:
 
     def add_over_copies(self, x: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over the copies, whose gradient is the sum of theirs."""
-        return x if self.copies is None else apply_function(_AddOverCopies, x, self.copies)
+        if self.copies is None:
+            return x
+        heartbeat.beat("sum of statistics over the copies")
+        total: torch.Tensor = all_reduce(x.contiguous(), group=self.copies)
+        return total
 
     def sum_over_all_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Adds up over all ranks, in place, and returns the tensor."""
@@ -110,23 +115,3 @@ class Mesh:
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
-
-
-class _AddOverCopies(torch.autograd.Function):
-    """Each copy's loss depends on the sum, so its gradient is the sum over the copies, too."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, copies: dist.ProcessGroup) -> torch.Tensor:
-        ctx.copies = copies
-        return _added(x, copies)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _added(gradient, ctx.copies), None
-
-
-def _added(x: torch.Tensor, copies: dist.ProcessGroup) -> torch.Tensor:
-    heartbeat.beat("sum of statistics over the copies")
-    total = x.contiguous().clone()
-    dist.all_reduce(total, group=copies)
-    return total
