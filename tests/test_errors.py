@@ -67,6 +67,8 @@ def test_output_that_nobody_reads_ends_a_command_quietly():
 
 # Program -> module, and what it is asked to print.
 COMMANDS = {
+    "build_shards": ("data_prep.build_shards", ["--help"]),
+    "verify_shards": ("data_prep.verify_shards", ["--help"]),
     "replica": ("replica.__main__", []),
     "replica.train": ("replica.train", ["--help"]),
     "replica.test": ("replica.test", ["--help"]),
@@ -77,6 +79,9 @@ COMMANDS = {
     "benchmarks": ("benchmarks.__main__", []),
 }
 INTERRUPTED = {
+    "build_shards": "interrupted; run the same command again to continue after the last whole "
+    "shard",
+    "verify_shards": "interrupted; nothing was changed",
     "replica.train": "stopped at once; the last checkpoint is kept",
     "replica.control": "interrupted; the request may still act",
     "replica.demo": "interrupted; run it again, what is drawn and built is kept",
