@@ -65,7 +65,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     shapes = [parse_shape(text) for text in arguments.shape or SHAPES]
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    say(f"memory: {keep_large_blocks().reason}")
+    say(f"memory: {keep_large_blocks()}")
     rows = []
     for shape in shapes:
         for layout, memory_format in LAYOUTS.items():

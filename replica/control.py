@@ -7,6 +7,7 @@ if __name__ == "__main__":  # before the imports that it is about
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from data_prep.errors import OneLineParser, UserError, run_command
@@ -27,17 +28,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("run", type=Path, metavar="RUN", help="the run's directory")
     add("--lr", type=float, metavar="RATE", help="learning rate of all layers but frozen ones")
     add("--bias-lr", type=float, metavar="RATE", help="learning rate of all biases")
-    add(
+    several = partial(add, action="append", default=[])
+    several(
         "--rate",
-        action="append",
-        default=[],
         metavar="LAYER=RATE",
         help="learning rate of one layer (conv1) or one of its tensors (conv1.bias)",
     )
-    add(
+    several(
         "--freeze",
-        action="append",
-        default=[],
         metavar="LAYERS",
         help="the same as a rate of 0: the layers, and their velocities, stay as they are",
     )

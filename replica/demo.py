@@ -93,14 +93,14 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, 
     return parser.parse_known_args(argv)
 
 
-def demo(out: Path, train_arguments: list[str]) -> int:
+def demo(arguments: argparse.Namespace, train_arguments: list[str]) -> int:
     """Runs the demo and prints what came of it; returns 1 where the error is outside the range."""
     try:
-        result = run_demo(out, train_arguments)
+        result = run_demo(arguments.out, train_arguments)
     except subprocess.CalledProcessError as error:
         is_users = error.returncode == EXIT_USER_ERROR
         return EXIT_USER_ERROR if is_users else EXIT_FAILURE
-    path = out / "result.json"
+    path = arguments.out / "result.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     for name in ("top1", "top5"):
         low, high = result[f"{name}_interval"]
@@ -115,14 +115,9 @@ def demo(out: Path, train_arguments: list[str]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-
-    def command() -> int:
-        arguments, train_arguments = parse_arguments(argv)
-        return demo(arguments.out, train_arguments)
-
     return run_command(
         "replica.demo",
-        command,
+        lambda: demo(*parse_arguments(argv)),
         when_interrupted="interrupted; run it again, what is drawn and built is kept",
     )
 

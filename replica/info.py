@@ -14,14 +14,8 @@ from replica import paper
 from replica.recipes import PAPER, Recipe, find_recipe, with_changes
 from replica.recipes.geometry import LayerGeometry, geometry
 
-# Claims of the paper that its own network does not meet, and why.
-REMARKS = {
-    "parameters": "the paper rounds",
-    "neurons": "the paper rounds; its list in Figure 2 adds up to 622,312, since conv1's is wrong",
-    "conv1": "253,440 = 55 * 55 * 96 with 48, the kernels of one GPU, in place of one 55; right is "
-    "290,400, as 224 x 224 crops give 55 x 55 positions only with three more pixels",
-    "input": "224 * 224 * 3",
-}
+COLUMNS = ("layer", "output", "kernel", "stride", "sees", "reads", "parameters", "neurons", "macs")
+COUNTS = ("parameters", "neurons", "macs")
 
 
 def kernel_of(layer: LayerGeometry) -> str:
@@ -31,50 +25,32 @@ def kernel_of(layer: LayerGeometry) -> str:
 
 def totals(layers: list[LayerGeometry]) -> dict[str, int]:
     """Sums over the layers."""
-    return {
-        "total_parameters": sum(layer.parameters for layer in layers),
-        "total_neurons": sum(layer.neurons for layer in layers),
-        "total_macs": sum(layer.macs for layer in layers),
-    }
+    return {f"total_{name}": sum(getattr(layer, name) for layer in layers) for name in COUNTS}
 
 
 def as_text(recipe: Recipe, layers: list[LayerGeometry]) -> str:
     """The table, the totals and, for the paper's network, what the paper says of each."""
     is_papers = recipe == PAPER  # as it is: a changed one is no longer the paper's
-    header: tuple[str, ...] = (
-        "layer",
-        "output",
-        "kernel",
-        "stride",
-        "sees",
-        "reads",
-        "parameters",
-        "neurons",
-        "macs",
-    )
-    rows: list[tuple[str, ...]] = [header + (("paper's neurons",) if is_papers else ())]
+    rows = [[*COLUMNS, *(["paper's neurons"] if is_papers else [])]]
     for layer in layers:
-        row: tuple[str, ...] = (
+        row = [
             layer.name,
             " x ".join(map(str, layer.output_shape)),
             kernel_of(layer),
             str(layer.stride or ""),
             str(layer.receptive_field),
             layer.reads,
-            f"{layer.parameters:,}",
-            f"{layer.neurons:,}",
-            f"{layer.macs:,}",
-        )
+            *(f"{getattr(layer, name):,}" for name in COUNTS),
+        ]
         if is_papers:
             claimed = paper.CLAIMED_LAYER_NEURONS[layer.name]
-            row += (f"{claimed:,}" + ("" if claimed == layer.neurons else " (*)"),)
+            row.append(f"{claimed:,}" + ("" if claimed == layer.neurons else " (*)"))
         rows.append(row)
     sums = totals(layers)
-    blank = ("",) * 5
-    total_row: tuple[str, ...] = ("total", *blank, *(f"{value:,}" for value in sums.values()))
-    rows.append(total_row + (("622,312",) if is_papers else ()))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    numbers_from = 6
+    total_row = ["total", *[""] * 5, *(f"{value:,}" for value in sums.values())]
+    rows.append(total_row + (["622,312"] if is_papers else []))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    numbers_from = COLUMNS.index("parameters")
     lines = [
         f"recipe {recipe.name}: a {recipe.crop_size} x {recipe.crop_size} crop, {recipe.towers} "
         f"tower{'s' if recipe.towers > 1 else ''}; outputs are before pooling; an output sees "
@@ -93,14 +69,15 @@ def as_text(recipe: Recipe, layers: list[LayerGeometry]) -> str:
 
 
 def _against_the_paper(sums: dict[str, int]) -> list[str]:
+    """Claims of the paper that its own network does not meet, and why."""
     parameters, neurons = sums["total_parameters"], sums["total_neurons"]
-    input_size = 3 * paper.CROP_SIZE**2
     return [
-        f"parameters: here {parameters:,}, paper {paper.CLAIMED_PARAMETERS:,}: "
-        f"{REMARKS['parameters']}",
-        f"neurons: here {neurons:,}, paper {paper.CLAIMED_NEURONS:,}: {REMARKS['neurons']}",
-        f"input: here {input_size:,}, paper {paper.CLAIMED_INPUT:,}: {REMARKS['input']}",
-        f"(*) conv1: {REMARKS['conv1']}",
+        f"parameters: here {parameters:,}, paper {paper.CLAIMED_PARAMETERS:,}: the paper rounds",
+        f"neurons: here {neurons:,}, paper {paper.CLAIMED_NEURONS:,}: the paper rounds; its list "
+        "in Figure 2 adds up to 622,312, since conv1's is wrong",
+        f"input: here {3 * paper.CROP_SIZE**2:,}, paper {paper.CLAIMED_INPUT:,}: 224 * 224 * 3",
+        "(*) conv1: 253,440 = 55 * 55 * 96 with 48, the kernels of one GPU, in place of one 55; "
+        "right is 290,400, as 224 x 224 crops give 55 x 55 positions only with three more pixels",
         "share of the parameters, paper: no convolutional layer has more than 1 %; here conv3 has "
         "1.45 % and conv4 1.09 %",
         "crops: 33 * 33 places * 2 = 2178 of a 256 x 256 image, paper 2048 = 32 * 32 * 2",
@@ -109,28 +86,20 @@ def _against_the_paper(sums: dict[str, int]) -> list[str]:
 
 def as_json(recipe: Recipe, layers: list[LayerGeometry]) -> str:
     """The same as one JSON object."""
-    return json.dumps(
+    rows = [
         {
-            "recipe": recipe.name,
-            "crop_size": recipe.crop_size,
-            "layers": [
-                {
-                    "name": layer.name,
-                    "output_shape": list(layer.output_shape),
-                    "kernel": kernel_of(layer),
-                    "stride": layer.stride,
-                    "receptive_field": layer.receptive_field,
-                    "reads": layer.reads,
-                    "parameters": layer.parameters,
-                    "neurons": layer.neurons,
-                    "macs": layer.macs,
-                }
-                for layer in layers
-            ],
-            **totals(layers),
-        },
-        indent=1,
-    )
+            "name": layer.name,
+            "output_shape": layer.output_shape,
+            "kernel": kernel_of(layer),
+            "stride": layer.stride,
+            "receptive_field": layer.receptive_field,
+            "reads": layer.reads,
+            **{name: getattr(layer, name) for name in COUNTS},
+        }
+        for layer in layers
+    ]
+    content = {"recipe": recipe.name, "crop_size": recipe.crop_size, "layers": rows}
+    return json.dumps({**content, **totals(layers)}, indent=1)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

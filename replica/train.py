@@ -8,6 +8,7 @@ if __name__ == "__main__":  # before the imports that it is about
 import sys
 import threading
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,14 +24,8 @@ from replica.recipes.changes import settable_fields
 from replica.training.checkpoint import NUM_KEPT
 from replica.training.control_log import copy_log
 from replica.training.dry_run import dry_run
-from replica.training.loop import run_rank, train_step_
-from replica.training.numerics import (
-    COMPILE_MODES,
-    COMPILED,
-    MEMORY_FORMATS,
-    PRECISIONS,
-    Numerics,
-)
+from replica.training.loop import run_rank
+from replica.training.numerics import COMPILE_MODES, COMPILED, MEMORY_FORMATS, PRECISIONS, Numerics
 from replica.training.options import (
     DEFAULT_DATA,
     DEFAULT_SEED,
@@ -57,26 +52,22 @@ def _parser() -> OneLineParser:
     what = parser.add_argument_group("what is trained").add_argument
     what("--data", type=Path, metavar="DIR", help=f"shards (default: {DEFAULT_DATA})")
     what("--recipe", metavar="NAME", help="default: the data set's own, or paper")
-    what(
+    several = partial(what, action="append", default=[])
+    several(
         "--set",
-        action="append",
-        default=[],
+        dest="changes",
         metavar="FIELD=VALUE",
         help=f"change a field of the recipe; fields: {', '.join(settable_fields())}",
     )
     for option, name in ALIASES.items():
         what(option, metavar="VALUE", help=f"the same as --set {name}=VALUE")
-    what(
+    several(
         "--freeze",
-        action="append",
-        default=[],
         metavar="LAYERS",
         help="layers that stay as they are, such as conv1,conv2: a rate of 0 from the first epoch",
     )
-    what(
+    several(
         "--rate",
-        action="append",
-        default=[],
         metavar="LAYER=RATE",
         help="a layer's own learning rate from the first epoch, such as fc8=0.01 or conv1.bias=0",
     )
@@ -176,18 +167,12 @@ def parse_arguments(argv: list[str] | None = None) -> TrainOptions:
         parser.error("--new-head and --new-layers: expected --init beside them, got none")
     if given["resume"] and (given["init"] or given["replay"] or given["dry_run"]):
         parser.error("--init, --replay and --dry-run: expected a new run, got --resume")
-    changes = given.pop("set")
     for option, field in ALIASES.items():
         value = given.pop(option.removeprefix("--").replace("-", "_"))
         if value is not None:
-            changes.append(f"{field}={value}")
+            given["changes"] = [*given["changes"], f"{field}={value}"]
     deterministic = given["deterministic"]
-    given |= {
-        "changes": tuple(changes),
-        "freeze": tuple(given["freeze"]),
-        "rate": tuple(given["rate"]),
-        "deterministic": None if deterministic is None else deterministic == "on",
-    }
+    given["deterministic"] = None if deterministic is None else deterministic == "on"
     return TrainOptions(**given)
 
 
@@ -200,7 +185,7 @@ def train(options: TrainOptions) -> int:
         run = prepare_run(options, torchrun, say=print if is_first else say_nothing)
         if options.dry_run:
             if is_first:
-                print(dry_run(run, train_step_))
+                print(dry_run(run))
             return 0
         sys.stdout.flush()
         # A run that torchrun starts anew may have ended before it left a record.

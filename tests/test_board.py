@@ -1,5 +1,6 @@
 """What TensorBoard and the picture of several curves show of a run."""
 
+import importlib.util
 import json
 import shutil
 import sys
@@ -9,7 +10,7 @@ from conftest import assert_user_error, run_here
 from PIL import Image
 from runs import lines_of, train_command
 
-from replica.training import board
+from replica.training.run import can_write_events
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,13 @@ def test_tensorboard_has_losses_errors_rates_kernels_and_histograms(shown):
 
 def test_without_tensorboard_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    monkeypatch.setattr(board.importlib.util, "find_spec", lambda _: None)
-    assert "pip install 'replica-alexnet[tensorboard]'" in board.board_problem()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    said = []
+    assert not can_write_events(said.append)
+    assert said == [
+        "tensorboard: no event files (tensorboard is not installed: pip install "
+        "'replica-alexnet[tensorboard]')"
+    ]
 
 
 def test_curves_of_several_runs_are_drawn_into_one_picture(shown, tmp_path):

@@ -57,14 +57,16 @@ def test_every_benchmark_is_in_the_table():
 
 def test_what_is_not_asked_for_is_left_open_and_aliases_are_changes():
     options = parse_arguments(["--lr", "0.1", "--set", "epochs=3", "--deterministic", "off"])
-    assert options.changes == ("epochs=3", "learning_rate=0.1")
+    assert options.changes == ["epochs=3", "learning_rate=0.1"]
     assert options.deterministic is False
+    options = parse_arguments(["--lr", "0.1"])
+    assert (options.changes, options.freeze, options.rate) == (["learning_rate=0.1"], [], [])
     assert parse_arguments([]) == TrainOptions(
         data=None,
         recipe=None,
-        changes=(),
-        freeze=(),
-        rate=(),
+        changes=[],
+        freeze=[],
+        rate=[],
         seed=None,
         init=None,
         new_head=False,

@@ -110,8 +110,7 @@ def test_a_foreign_network_gets_as_many_right_as_published_code_says(
     counts = evaluate(
         images,
         range(len(images)),
-        prepare=squeezenet.prepare,
-        views=lambda image: cut(image, crop_size=squeezenet.CROP_SIZE),
+        views=lambda image: cut(squeezenet.prepare(image), crop_size=squeezenet.CROP_SIZE),
         predict=network,
         images_per_batch=4,
     )

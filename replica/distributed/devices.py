@@ -8,12 +8,9 @@ from data_prep.errors import UserError
 
 @dataclass(frozen=True)
 class Devices:
-    """What a run computes on.
+    """What a run computes on: one process per device, `cpu` or `cuda`.
 
-    Attributes:
-        kind: `cpu` or `cuda`.
-        num_processes: one per device.
-        split: over how many devices one network is cut, 1 or 2.
+    A network is cut over `split` of them, 1 or 2.
     """
 
     kind: str
@@ -38,10 +35,8 @@ def choose_devices(
     """The devices that the options ask for.
 
     Args:
-        gpus: `--gpus`, None where it was not given.
+        gpus, split, device: options, None (`auto`) where they were not given.
         num_gpus_present: CUDA devices that this machine has.
-        split: `--split`, None where it was not given.
-        device: `auto`, `cpu` or `cuda`.
         towers: of the recipe.
         say: told the defaults taken, and what stands in for what, one line each.
 

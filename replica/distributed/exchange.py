@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,31 +14,22 @@ from replica.distributed.heartbeat import beat
 from replica.network.placement import one_copy, tower_slice
 
 
+@dataclass(eq=False, kw_only=True)
 class TwoDevices:
     """One tower in this process, the other one in a peer process.
 
-    Args:
+    Attributes:
         tower: 0 or 1, the tower of this process.
         peer: the global rank of the process with the other tower.
         add_over_copies: as in `Placement`.
-
-    Attributes:
         sent: bytes that this process sent so far, by (layer, "forward" or "backward").
     """
 
-    towers_here = 1
-
-    def __init__(
-        self,
-        *,
-        tower: int,
-        peer: int,
-        add_over_copies: Callable[[torch.Tensor], torch.Tensor] = one_copy,
-    ) -> None:
-        self.add_over_copies = add_over_copies
-        self.tower = tower
-        self.peer = peer
-        self.sent: Counter[tuple[str, str]] = Counter()
+    tower: int
+    peer: int
+    add_over_copies: Callable[[torch.Tensor], torch.Tensor] = one_copy
+    sent: Counter[tuple[str, str]] = field(default_factory=Counter)
+    towers_here: int = 1
 
     def own(self, width: int) -> slice:
         """The half of this tower."""
@@ -92,10 +84,7 @@ class TwoDevices:
         flat = [x.permute(0, 2, 3, 1) if is_last else x for x in (mine, theirs)]
         self.sent[layer, direction] += mine.numel() * mine.element_size()
         works = dist.batch_isend_irecv(
-            [
-                dist.P2POp(dist.isend, flat[0], self.peer),
-                dist.P2POp(dist.irecv, flat[1], self.peer),
-            ]
+            [dist.P2POp(dist.isend, flat[0], self.peer), dist.P2POp(dist.irecv, flat[1], self.peer)]
         )
 
         def wait() -> torch.Tensor:

@@ -23,30 +23,24 @@ INTERVAL_SECONDS = 1.0
 
 @dataclass
 class _Pulse:
-    count: int = 0
-    place: str = "starting"
-
-
-_pulse = _Pulse()
-
-
-def beat(place: str) -> None:
-    """Counts one more thing done; `place` says in a few words what comes next."""
-    _pulse.count += 1
-    _pulse.place = place
-
-
-@dataclass
-class _Seen:
     """What is known of a process, and since when it has not changed (on our own clock)."""
 
     count: int = -1
-    place: str = ""
+    place: str = "starting"
     name: str = ""
     since: float = 0.0
 
 
-def find_hung(seen: dict[int, _Seen], *, now: float, timeout: float) -> int | None:
+_own = _Pulse(count=0)
+
+
+def beat(place: str) -> None:
+    """Counts one more thing done; `place` says in a few words what comes next."""
+    _own.count += 1
+    _own.place = place
+
+
+def find_hung(seen: dict[int, _Pulse], *, now: float, timeout: float) -> int | None:
     """The process that all others wait for, or None.
 
     That is the one with the lowest count, once it has not changed for `timeout` seconds. The
@@ -64,40 +58,35 @@ def watch(
 
     Args:
         store: reached by all processes, of nobody else's use.
-        rank: of this process.
-        num_processes: of the run.
+        rank, num_processes: of this process, and of the run.
         timeout: seconds without a change after which a process hangs.
         on_hung: called with one line that names the process; it does not return.
     """
     name = f"rank {rank} (pid {os.getpid()} on {socket.gethostname()})"
     started = time.monotonic()
-    seen = {r: _Seen(since=started, name=f"rank {r}") for r in range(num_processes)}
+    seen = {r: _Pulse(since=started, name=f"rank {r}") for r in range(num_processes)}
 
-    def publish() -> None:
-        state = [_pulse.count, _pulse.place, name]
-        store.set(f"pulse {rank}", json.dumps(state))
-
-    def look() -> None:
+    def publish_and_look() -> None:
+        store.set(f"pulse {rank}", json.dumps([_own.count, _own.place, name]))
         now = time.monotonic()
         for other, known in seen.items():
             if not store.check([f"pulse {other}"]):
                 continue
             count, place, other_name = json.loads(store.get(f"pulse {other}"))
             if count != known.count:
-                seen[other] = _Seen(count, place, other_name, now)
+                seen[other] = _Pulse(count, place, other_name, now)
 
     def run() -> None:
         while True:
             try:
-                publish()
-                look()
+                publish_and_look()
             except RuntimeError:
                 return  # The store has gone: the run ends, or whoever started it ends us.
             hung = find_hung(seen, now=time.monotonic(), timeout=timeout)
             if hung is not None and hung != rank:
                 known = seen[hung]
                 on_hung(
-                    f"{known.name} has not moved for {timeout:g} s ({known.place or 'starting'}): "
+                    f"{known.name} has not moved for {timeout:g} s ({known.place}): "
                     "all processes are ended; continue with --resume, and give more time with "
                     "--timeout if it was only slow"
                 )

@@ -30,9 +30,9 @@ from replica.distributed.worker import (
     StopRequest,
     Worker,
     end_process,
+    in_group,
     status_of,
     stop_on_signals,
-    work,
 )
 
 # How long the other ranks may take to end by themselves after one has failed.
@@ -65,12 +65,7 @@ def run_processes(worker: Worker, argument: Any, devices: Devices, *, timeout: f
 
 
 def _run_supervised(
-    context: Any,
-    worker: Worker,
-    argument: Any,
-    devices: Devices,
-    stop: StopRequest,
-    timeout: float,
+    context: Any, worker: Worker, argument: Any, devices: Devices, stop: StopRequest, timeout: float
 ) -> None:
     """Starts the ranks, and ends them whatever happens here."""
     failures = context.SimpleQueue()
@@ -168,7 +163,8 @@ def _run_rank(
         fail(RuntimeError(line))
 
     try:
-        work(worker, rank, argument, stop, open_store=open_store, timeout=timeout, on_hung=on_hung)
+        with in_group(rank, open_store=open_store, timeout=timeout, on_hung=on_hung):
+            worker(rank, argument, stop)
     except (UserError, OSError, RuntimeError) as error:
         fail(error)
     end_process(0)

@@ -16,12 +16,10 @@ from replica.network.placement import OneDevice, Placement, one_copy
 
 @dataclass(frozen=True)
 class Rank:
-    """One process of a run: index = copy * split + tower.
+    """One process of a run: index = copy * split + tower; rank 0 writes the files and prints.
 
-    Attributes:
-        index: 0 to devices.num_processes - 1; rank 0 writes the files and prints.
-        devices: of the whole run.
-        local_index: which device of its machine it has; `index` where there is one machine.
+    `local_index` is the device of its machine that it has; None stands for `index`, where there is
+    one machine.
     """
 
     index: int
@@ -48,12 +46,7 @@ class Rank:
     def placement(
         self, towers: int, *, add_over_copies: Callable[[torch.Tensor], torch.Tensor] = one_copy
     ) -> Placement:
-        """Which of a recipe's towers it holds.
-
-        Args:
-            towers: of the recipe.
-            add_over_copies: of the mesh.
-        """
+        """Which of a recipe's towers it holds."""
         if self.devices.split == 1:
             return OneDevice(towers, add_over_copies=add_over_copies)
         peer = self.index + 1 - 2 * self.tower

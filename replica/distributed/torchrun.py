@@ -15,20 +15,17 @@ from replica.distributed.worker import (
     WAY_OUT,
     Worker,
     end_process,
+    in_group,
     status_of,
     stop_on_signals,
-    work,
 )
 
 
 @dataclass(frozen=True)
 class Torchrun:
-    """What `torchrun` tells a process.
+    """What `torchrun` tells a process: of the whole run over all machines, and of its machine.
 
-    Attributes:
-        rank, num_processes: of the whole run, over all machines.
-        local_rank, local_processes: of this machine.
-        restarts: how often the run was started anew after a failure.
+    `restarts` says how often the run was started anew after a failure.
     """
 
     rank: int
@@ -73,15 +70,8 @@ def run_under_torchrun(
 
     def command() -> int:
         try:
-            work(
-                worker,
-                rank,
-                argument,
-                stop,
-                open_store=open_store,
-                timeout=timeout,
-                on_hung=on_hung,
-            )
+            with in_group(rank, open_store=open_store, timeout=timeout, on_hung=on_hung):
+                worker(rank, argument, stop)
         except (UserError, OSError):
             # Every process meets a user's mistake; one line is enough.
             if rank.index == 0:

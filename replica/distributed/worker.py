@@ -1,13 +1,15 @@
 """One rank's life, whoever started it: it joins the others, works, and leaves them."""
 
+import multiprocessing.synchronize
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -23,16 +25,8 @@ EXCHANGE_TIMEOUT_FACTOR = 10
 WAY_OUT = "make room or mend it, then continue with --resume"
 
 
-class StopRequest(Protocol):
-    """A flag that Ctrl-C or SIGTERM sets."""
-
-    def is_set(self) -> bool:
-        """Whether somebody asked the run to stop."""
-
-    def set(self) -> None:
-        """Asks the run to stop."""
-
-
+# A flag that Ctrl-C or SIGTERM sets.
+StopRequest = threading.Event | multiprocessing.synchronize.Event
 Worker = Callable[[Rank, Any, StopRequest], None]
 
 
@@ -65,26 +59,24 @@ def status_of(received: list[int]) -> int:
     return 128 + received[0] if received else 0
 
 
-def work(
-    worker: Worker,
+@contextmanager
+def in_group(
     rank: Rank,
-    argument: Any,
-    stop: StopRequest,
     *,
     open_store: Callable[[], dist.Store],
     timeout: float,
     on_hung: Callable[[str], NoReturn],
-) -> None:
-    """Joins the group of ranks, runs `worker(rank, argument, stop)`, and leaves the group.
+) -> Iterator[None]:
+    """Joins the group of ranks, lets this one work, and leaves the group.
 
     Args:
-        worker, rank, argument, stop: what runs.
+        rank: of this process.
         open_store: a connection to the key-value store that all ranks reach, each time a new one.
         timeout: seconds without a sign of life after which a rank counts as hung.
         on_hung: told in one line which one.
 
     Raises:
-        UserError, OSError: as the worker raised them.
+        UserError, OSError: as the work raised them.
         RuntimeError: anything else, with the rank's number.
     """
     try:
@@ -106,7 +98,7 @@ def work(
             world_size=num_processes,
             timeout=timedelta(seconds=EXCHANGE_TIMEOUT_FACTOR * timeout),
         )
-        worker(rank, argument, stop)
+        yield
         heartbeat.beat("waiting for the others to end")
         dist.barrier()
         dist.destroy_process_group()

@@ -91,11 +91,7 @@ class TrainFeed:
         images = [self.data.train.image(int(i)) for i in indices]
         image_size = statistics.mean_image.shape[0]
         crops = draw_crops(
-            indices,
-            epoch=epoch,
-            seed=self.seed,
-            image_size=image_size,
-            crop_size=recipe.crop_size,
+            indices, epoch=epoch, seed=self.seed, image_size=image_size, crop_size=recipe.crop_size
         )
         if not recipe.random_crops:
             crops = in_the_center(crops, image_size=image_size, crop_size=recipe.crop_size)

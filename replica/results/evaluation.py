@@ -4,7 +4,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -175,12 +174,7 @@ def _choose_part(name: str | None, data: DataSet, say: Say) -> str:
 
 
 def count_errors(
-    checkpoint: Checkpoint,
-    images: Part,
-    *,
-    ten_crop: bool,
-    device: torch.device,
-    precision: str,
+    checkpoint: Checkpoint, images: Part, *, ten_crop: bool, device: torch.device, precision: str
 ) -> Counts:
     """Counts the errors of a checkpoint's network on a part of a data set.
 
@@ -198,17 +192,13 @@ def count_errors(
             logits: torch.Tensor = model(crops.to(device, dtype))
         return logits.to(dtype)
 
-    def views(image: np.ndarray) -> np.ndarray:
-        cut = ten_crops if ten_crop else center_crop
-        return cut(image, crop_size=recipe.crop_size)
-
+    cut = ten_crops if ten_crop else center_crop
     interval = 0.5 if sys.stderr.isatty() else 30
     with tqdm(total=len(images), unit=" images", mininterval=interval) as progress:
         counts = evaluate(
             images,
             range(len(images)),
-            prepare=lambda image: image - mean_image,
-            views=views,
+            views=lambda image: cut(image - mean_image, crop_size=recipe.crop_size),
             predict=predict,
             images_per_batch=max(1, paper.BATCH_SIZE // (paper.TEST_VIEWS if ten_crop else 1)),
             on_progress=progress.update,

@@ -10,15 +10,20 @@ import numpy as np
 from data_prep.errors import UserError
 from replica.network.kernels import kernel_picture
 from replica.training.checkpoint import last_whole_checkpoint
-from replica.training.run_directory import MetricsLine, read_metrics
+from replica.training.run_directory import read_metrics
 from replica.training.run_record import read_run_record
 
 STEPS_SMOOTHED = 20
 
 
-def loss_curve(metrics: list[MetricsLine], path: Path, *, title: str) -> None:
-    """Draws training loss per step, validation loss and errors per epoch, over steps."""
-    pyplot = _pyplot()
+def draw_run(run_dir: Path, out_dir: Path) -> list[Path]:
+    """Draws a run: loss and errors over steps, and conv1's kernels; returns the files."""
+    _, checkpoint, _ = last_whole_checkpoint(run_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    curve, kernels = out_dir / "loss.png", out_dir / "conv1.png"
+    recipe = checkpoint.recipe
+    title = f"{recipe.name}, {checkpoint.num_classes} classes"
+    metrics, pyplot = read_metrics(run_dir), _pyplot()
     steps = [line for line in metrics if line.kind == "step"]
     validations = [line for line in metrics if line.kind == "val"]
     figure, (losses, errors) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
@@ -42,20 +47,28 @@ def loss_curve(metrics: list[MetricsLine], path: Path, *, title: str) -> None:
         if after.learning_rate < before.learning_rate:
             for axes in (losses, errors):
                 axes.axvline(before.step, color="#888888", linewidth=0.8, linestyle=":")
-    figure.savefig(path, dpi=110)
+    figure.savefig(curve, dpi=110)
     pyplot.close(figure)
+    kernel_picture(checkpoint.model["conv1.weight"], towers=recipe.towers).save(kernels)
+    return [curve, kernels]
 
 
-def curves(runs: list[tuple[str, list[MetricsLine]]], path: Path) -> None:
+def draw_curves(run_dirs: list[Path], picture: Path) -> None:
     """Draws several runs into one picture: training loss, validation loss, top-1 error.
 
     Training losses are means over `STEPS_SMOOTHED` steps; a dotted line marks a change of the
     learning rate, a triangle where a run was resumed.
 
-    Args:
-        runs: each run's name for the legend, and the lines of its metrics.jsonl.
-        path: of the picture.
+    Raises:
+        UserError: a directory holds no run, or the picture cannot be written there.
     """
+    if not picture.parent.is_dir():
+        raise UserError(f"--picture {picture}: expected a file in a directory that exists")
+    runs, names = [], [run_dir.name for run_dir in run_dirs]
+    for run_dir, name in zip(run_dirs, names, strict=True):
+        recipe = read_run_record(run_dir).recipe_record["name"]
+        shown = name if names.count(name) == 1 else str(run_dir)
+        runs.append((f"{shown} ({recipe})", read_metrics(run_dir)))
     pyplot = _pyplot()
     figure, panels = pyplot.subplots(1, 3, figsize=(15, 4), layout="constrained")
     titles = ("training loss (nats)", "validation loss (nats)", "validation top-1 error (%)")
@@ -82,7 +95,7 @@ def curves(runs: list[tuple[str, list[MetricsLine]]], path: Path) -> None:
             if line.kind == "resume" and len(smooth):
                 panels[0].plot(line.step, min(smooth), color=color, marker="^", markersize=5)
     panels[0].legend()
-    figure.savefig(path, dpi=110)
+    figure.savefig(picture, dpi=110)
     pyplot.close(figure)
 
 
@@ -102,32 +115,3 @@ def _pyplot() -> Any:
     from matplotlib import pyplot
 
     return pyplot
-
-
-def draw_run(run_dir: Path, out_dir: Path) -> list[Path]:
-    """Draws the loss curve and conv1's kernels of a run; returns the files."""
-    _, checkpoint, _ = last_whole_checkpoint(run_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    curve, kernels = out_dir / "loss.png", out_dir / "conv1.png"
-    recipe = checkpoint.recipe
-    title = f"{recipe.name}, {checkpoint.num_classes} classes"
-    loss_curve(read_metrics(run_dir), curve, title=title)
-    kernel_picture(checkpoint.model["conv1.weight"], towers=recipe.towers).save(kernels)
-    return [curve, kernels]
-
-
-def draw_curves(run_dirs: list[Path], picture: Path) -> None:
-    """Draws the curves of several runs.
-
-    Raises:
-        UserError: a directory holds no run, or the picture cannot be written there.
-    """
-    if not picture.parent.is_dir():
-        raise UserError(f"--picture {picture}: expected a file in a directory that exists")
-    runs = []
-    names = [run_dir.name for run_dir in run_dirs]
-    for run_dir, name in zip(run_dirs, names, strict=True):
-        recipe = read_run_record(run_dir).recipe_record["name"]
-        shown = name if names.count(name) == 1 else str(run_dir)
-        runs.append((f"{shown} ({recipe})", read_metrics(run_dir)))
-    curves(runs, picture)

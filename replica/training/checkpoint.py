@@ -173,10 +173,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def last_whole_checkpoint(run_dir: Path) -> tuple[Path, Checkpoint, list[str]]:
-    """The newest checkpoint of a run that is whole.
-
-    Returns:
-        Its path, the checkpoint, and one line for each damaged one that was passed over.
+    """The newest whole checkpoint of a run: its path, itself, and a line for each passed over.
 
     Raises:
         UserError: there is none.
@@ -187,10 +184,8 @@ def last_whole_checkpoint(run_dir: Path) -> tuple[Path, Checkpoint, list[str]]:
             return path, load_checkpoint(path), passed_over
         except UserError as error:
             passed_over.append(str(error))
-    raise UserError(
-        f"{run_dir}: expected a whole checkpoint there, found "
-        + (f"none: {'; '.join(passed_over)}" if passed_over else "none: train first")
-    )
+    found = "; ".join(passed_over) or "train first"
+    raise UserError(f"{run_dir}: expected a whole checkpoint there, found none: {found}")
 
 
 def check_fits_recipe(path: Path, began_with: Recipe, recipe: Recipe) -> None:
@@ -199,11 +194,7 @@ def check_fits_recipe(path: Path, began_with: Recipe, recipe: Recipe) -> None:
     Raises:
         UserError: the differing fields, all of them.
     """
-    differing = [
-        difference
-        for difference in differing_fields(began_with, recipe)
-        if not difference.startswith("epochs:")
-    ]
+    differing = [x for x in differing_fields(began_with, recipe) if not x.startswith("epochs:")]
     if differing:
         raise UserError(
             f"{path}: is of another recipe (there against here: {'; '.join(differing)}): give "
@@ -240,10 +231,7 @@ def check_fits_network(
 ) -> list[str]:
     """Refuses a checkpoint whose weights a network cannot take over (`--init`).
 
-    Args:
-        path, model: of the checkpoint.
-        recipe, num_classes: of the network.
-        new: layers that are drawn anew, and so need not fit.
+    The layers `new` are drawn anew, and so need not fit.
 
     Returns:
         The layers of the checkpoint that the network does not have.

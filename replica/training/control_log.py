@@ -30,38 +30,28 @@ READING_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Request:
-    """What somebody wants of a run.
+    """What somebody wants of a run, and the line of the log that it becomes.
 
     Attributes:
-        name: of the file, and of the line in the log.
+        name: of the file, and of the line.
         changes: target -> value, as in `EpochChange`.
         actions: of `ACTIONS`.
         reason: for the log.
+        step, epoch: the first step that it acts on, once it is logged, and its epoch, from 1.
+        replayed_from: the run whose log it was copied from.
     """
 
     name: str
     changes: dict[str, float]
     actions: list[str]
     reason: str
-
-    def __str__(self) -> str:
-        return ", ".join(
-            [*(f"{target}={x:g}" for target, x in self.changes.items()), *self.actions]
-        )
-
-
-@dataclass(frozen=True)
-class LoggedRequest(Request):
-    """A line of the log.
-
-    Attributes:
-        step, epoch: the first step that it acts on, and its epoch, counted from 1.
-        replayed_from: the run whose log it was copied from.
-    """
-
-    step: int
+    step: int = 0
     epoch: int | None = None
     replayed_from: str | None = None
+
+    def __str__(self) -> str:
+        changes = [f"{target}={value:g}" for target, value in self.changes.items()]
+        return ", ".join([*changes, *self.actions])
 
 
 # --- Whoever asks
@@ -74,7 +64,7 @@ def send_request(
     *,
     reason: str,
     wait_seconds: float,
-) -> LoggedRequest:
+) -> Request:
     """Leaves a request and waits until the run has logged it.
 
     Raises:
@@ -124,18 +114,12 @@ def send_request(
 
 def pending_requests(run_dir: Path, recipe: Recipe) -> list[Request]:
     """The requests that are there, oldest first; one that cannot be read is named and removed."""
-    directory = run_dir / REQUESTS_DIR
-    try:
-        names = sorted(name for name in os.listdir(directory) if name.endswith(".json"))
-    except FileNotFoundError:
-        return []
     requests = []
-    for name in names:
-        path = directory / name
+    for path in sorted((run_dir / REQUESTS_DIR).glob("*.json")):
         try:
             content = json.loads(path.read_bytes())
             request = Request(
-                name,
+                path.name,
                 {str(target): float(value) for target, value in content["changes"].items()},
                 [action for action in content["actions"] if action in ACTIONS],
                 str(content["reason"]),
@@ -156,16 +140,11 @@ def log_requests(run_dir: Path, requests: list[Request], *, step: int, epoch: in
     """Writes requests into the log, to the disk, and then removes their files.
 
     A run that is killed in between finds them again when it is resumed, and knows them by name.
-
-    Args:
-        run_dir: of the run.
-        requests: what was read.
-        step, epoch: the first step that they act on, and its epoch, counted from 1.
     """
     lines = read_log(run_dir)
     known = {line.name for line in lines}
     lines += [
-        LoggedRequest(**vars(request), step=step, epoch=epoch)
+        replace(request, step=step, epoch=epoch)
         for request in requests
         if request.name not in known
     ]
@@ -177,13 +156,13 @@ def log_requests(run_dir: Path, requests: list[Request], *, step: int, epoch: in
 # --- The log
 
 
-def _write_log(run_dir: Path, lines: list[LoggedRequest]) -> None:
+def _write_log(run_dir: Path, lines: list[Request]) -> None:
     contents = ({k: v for k, v in vars(line).items() if v is not None} for line in lines)
     text = "".join(json.dumps(content) + "\n" for content in contents)
     write_whole(run_dir / LOG_FILE, text.encode())
 
 
-def read_log(run_dir: Path) -> list[LoggedRequest]:
+def read_log(run_dir: Path) -> list[Request]:
     """The lines of a run's log; an empty list where nothing was changed by hand.
 
     Raises:
@@ -198,7 +177,7 @@ def read_log(run_dir: Path) -> list[LoggedRequest]:
             content = {"actions": [], "reason": "", **json.loads(text)}
             changes = {target: float(value) for target, value in content["changes"].items()}
             content |= {"step": int(content["step"]), "changes": changes}
-            lines.append(read_fields(LoggedRequest, content))
+            lines.append(read_fields(Request, content))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
                 f"{path}: line {number}: expected a change with name, step and changes, got "

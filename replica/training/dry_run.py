@@ -6,35 +6,25 @@ are not started, so for them the time is that of one process with the share that
 
 import dataclasses
 import time
-from typing import Protocol
 
 import torch
 
 from data_prep.shards import open_data_set
 from replica.distributed.devices import Devices
 from replica.distributed.mesh import Rank
-from replica.feed.feed import Batch, TrainFeed
+from replica.feed.feed import TrainFeed
 from replica.network.alexnet import whole_shapes
 from replica.network.costs import exchanged_values, training_memory
-from replica.training.allocator import keep_large_blocks
-from replica.training.evaluation import Counts
+from replica.training.loop import train_step_
 from replica.training.numerics import set_numerics
-from replica.training.progress import duration
 from replica.training.run import Run
-from replica.training.schedule import Settings
-from replica.training.state import RunState, begin
+from replica.training.run_log import duration
+from replica.training.state import begin
 
 STEPS_TRIED = 3
 
 
-class TrainStep(Protocol):
-    """`train_step_`."""
-
-    def __call__(self, state: RunState, batch: Batch, *, settings: Settings) -> Counts:
-        """One step, in place."""
-
-
-def dry_run(run: Run, step: TrainStep) -> str:
+def dry_run(run: Run) -> str:
     """The report as text."""
     recipe, devices = run.recipe, run.devices
     data = open_data_set(run.data_dir)
@@ -71,7 +61,7 @@ def dry_run(run: Run, step: TrainStep) -> str:
         lines.append(
             f"exchange: a tower sends {_megabytes(value_bytes * sum(sent.values()))} a step"
         )
-    a_step = _seconds_a_step(run, images, step)
+    a_step = _seconds_a_step(run, images)
     lines.append(
         f"time: {duration(a_step * steps)} without validation, from {STEPS_TRIED} steps of "
         f"{a_step:.2f} s ({images / a_step:.0f} images/s) tried in one process"
@@ -89,9 +79,8 @@ def _megabytes(count: float) -> str:
     return f"{count / 1e6:,.0f} MB"
 
 
-def _seconds_a_step(run: Run, images: int, step: TrainStep) -> float:
+def _seconds_a_step(run: Run, images: int) -> float:
     """Seconds of a training step with the whole network, the first one left out."""
-    keep_large_blocks()
     set_numerics(run.numerics)
     alone = dataclasses.replace(
         run,
@@ -102,7 +91,7 @@ def _seconds_a_step(run: Run, images: int, step: TrainStep) -> float:
     settings = state.settings(1)
     began = time.perf_counter()
     for batch in state.feed.batches(0, 1 + STEPS_TRIED):
-        step(state, batch, settings=settings)
+        train_step_(state, batch, settings=settings)
         if state.rank.device.type == "cuda":
             torch.cuda.synchronize()
         if batch.step == 0:

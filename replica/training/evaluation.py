@@ -30,12 +30,7 @@ class Counts:
     loss: float = 0.0
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(
-            self.num_images + other.num_images,
-            self.top1_correct + other.top1_correct,
-            self.top5_correct + other.top5_correct,
-            self.loss + other.loss,
-        )
+        return Counts(**{name: x + getattr(other, name) for name, x in vars(self).items()})
 
     @property
     def top1_error(self) -> float:
@@ -87,7 +82,6 @@ def evaluate(
     part: Part,
     rows: Sequence[int],
     *,
-    prepare: Callable[[np.ndarray], np.ndarray],
     views: Callable[[np.ndarray], np.ndarray],
     predict: Callable[[torch.Tensor], torch.Tensor],
     images_per_batch: int,
@@ -98,8 +92,7 @@ def evaluate(
     Args:
         part: the images with their labels.
         rows: which of them.
-        prepare: uint8 (H, W, C) to float32 (H, W, C): the network's own preprocessing.
-        views: (H, W, C) to (V, h, w, C): the crops of one image.
+        views: uint8 (H, W, C) to float32 (V, h, w, C): crops of one image, preprocessed.
         predict: float32 (N, C, h, w), channels last in memory, to logits (N, K), float32 or
             float64.
         images_per_batch: how many images go through the network at a time, each with all its views.
@@ -108,7 +101,7 @@ def evaluate(
     counts = Counts()
     for first in range(0, len(rows), images_per_batch):
         batch = rows[first : first + images_per_batch]
-        views_NVHWC = np.stack([views(prepare(part.image(row))) for row in batch])
+        views_NVHWC = np.stack([views(part.image(row)) for row in batch])
         num_views = views_NVHWC.shape[1]
         crops = torch.from_numpy(views_NVHWC).flatten(0, 1).permute(0, 3, 1, 2)
         with torch.inference_mode():

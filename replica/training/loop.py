@@ -1,32 +1,38 @@
 """Training, step by step (paper 5): what one rank of a run does from its start to its end."""
 
 import dataclasses
+import json
 import math
+import shlex
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from data_prep.files import write_whole
 from replica.distributed.heartbeat import beat
 from replica.distributed.mesh import Rank
 from replica.distributed.worker import StopRequest
+from replica.feed.augment import center_crop
 from replica.feed.feed import Batch
 from replica.network.dropout_masks import DropoutKeys
 from replica.training.allocator import keep_large_blocks
-from replica.training.checkpoint import save_checkpoint
+from replica.training.checkpoint import checkpoints_of, save_checkpoint
 from replica.training.control_log import Request, log_requests, pending_requests
-from replica.training.evaluation import Counts, count
-from replica.training.lost_loss import stop_at_lost_loss
+from replica.training.evaluation import Counts, count, evaluate
 from replica.training.numerics import compute_precision, parameter_dtype, set_numerics
 from replica.training.optimizer import sgd_step_
 from replica.training.run import Run
 from replica.training.run_log import RunLog
 from replica.training.schedule import HandChange, Settings
 from replica.training.state import RunState, begin, describe, whole_checkpoint
-from replica.training.validation import add_up, validate
+
+# How many images the message of a lost loss names.
+NAMES_SHOWN = 5
 
 
 def train_step_(state: RunState, batch: Batch, *, settings: Settings) -> Counts:
@@ -88,7 +94,8 @@ def run_rank(rank: Rank, run: Run, stop: StopRequest) -> None:
         log.close()
         print(f"saved {path}")
         if stopped:
-            print(f"stopped at step {state.step}; continue with `{run.command_to_continue}`")
+            words = ("python", "-m", "replica.train", "--resume", "--out", str(run.run_dir))
+            print(f"stopped at step {state.step}; continue with `{shlex.join(words)}`")
 
 
 def _train(state: RunState, log: RunLog | None, stop: StopRequest) -> bool:
@@ -112,14 +119,14 @@ def _train(state: RunState, log: RunLog | None, stop: StopRequest) -> bool:
         epoch, settings = state.epoch, state.settings(state.step + 1)
         counts = train_step_(state, batch, settings=settings)
         requests = [] if log is None else pending_requests(run.run_dir, run.recipe)
-        flags = (stop.is_set(), bool(requests), not _is_finite(counts))
+        flags = (stop.is_set(), bool(requests), not math.isfinite(counts.loss))
         counts, (stopped, has_requests, is_lost) = add_up(counts, state=state, flags=flags)
         counts.check(batch.batch_size)
         now = time.perf_counter()
         if log is not None:
-            log.step(state.step, epoch, counts, settings, seconds=now - began, feeding=feeding)
+            log.step(epoch, counts, settings, seconds=now - began, feeding=feeding)
         if is_lost:
-            stop_at_lost_loss(state, batch, settings)
+            _stop_at_lost_loss(state, batch, settings)
         began = now
         actions = apply_requests(state, requests) if has_requests else []
         if stopped or "stop" in actions:
@@ -131,16 +138,42 @@ def _train(state: RunState, log: RunLog | None, stop: StopRequest) -> bool:
     return _validate_and_record(state, log, stop)
 
 
-def _is_finite(counts: Counts) -> bool:
-    return counts.loss < float("inf")  # false for NaN, too
+def _stop_at_lost_loss(state: RunState, batch: Batch, settings: Settings) -> NoReturn:
+    """Ends a run whose loss is not a number, naming the images of the batch.
+
+    Raises:
+        RuntimeError: always, in every rank.
+    """
+    run, train = state.run, state.data.train
+    assert state.losses is not None
+    finite = torch.isfinite(state.losses).tolist()
+    rows = state.feed.image_rows(batch.step)[batch.rows.numpy()]
+    own = [(train.picture(int(row)), ok) for row, ok in zip(rows, finite, strict=True)]
+    # Both towers of a copy have the same images.
+    gathered = state.mesh.gather_objects(own if state.rank.tower == 0 else [])
+    pictures = [picture for of_rank in gathered for picture in of_rank]
+    lost = [name for name, ok in pictures if not ok]
+    path = run.run_dir / f"lost-loss-{state.step:08d}.json"
+    if state.rank.index == 0:
+        record = {
+            "step": state.step,
+            "rates": settings.rates,
+            "images_without_a_finite_loss": lost,
+            "images": [name for name, _ in pictures],
+        }
+        write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
+    good = checkpoints_of(run.run_dir)
+    more = f" and {len(lost) - NAMES_SHOWN} more" if len(lost) > NAMES_SHOWN else ""
+    raise RuntimeError(
+        f"the loss is not finite at step {state.step}, for {len(lost)} of {len(pictures)} images "
+        f"({', '.join(lost[:NAMES_SHOWN])}{more}; all are in {path}): the learning rate "
+        f"{settings.learning_rate:g} is too high for this recipe, or the data is damaged; the last "
+        f"good checkpoint is {good[-1] if good else 'none: the run had saved nothing yet'}"
+    )
 
 
 def apply_requests(state: RunState, requests: list[Request]) -> list[str]:
-    """Takes over what was asked for by hand; every rank must call it.
-
-    Args:
-        state: changed from its next step on.
-        requests: that rank 0 has read.
+    """Takes over, from the next step on, what rank 0 has read; every rank must call it.
 
     Returns:
         The actions asked for.
@@ -169,7 +202,7 @@ def _validate_and_record(state: RunState, log: RunLog | None, stop: StopRequest)
     epoch = math.ceil(state.step / state.feed.steps_per_epoch)
     rate = state.settings(max(1, state.step)).learning_rate
     if log is not None:
-        log.validation(state.step, epoch, counts, rate=rate, seconds=time.perf_counter() - began)
+        log.validation(epoch, counts, rate=rate, seconds=time.perf_counter() - began)
     if len(state.val_errors) < state.epochs_done:
         state.val_errors.append(counts.top1_error)
         if state.step < state.last_step:
@@ -184,6 +217,74 @@ def _save(state: RunState, log: RunLog | None) -> Path | None:
         return None
     beat("writing a checkpoint")
     path = save_checkpoint(state.run.run_dir, checkpoint, keep=state.run.keep)
-    if log is not None and log.board is not None:
-        log.board.weights(checkpoint)
+    if log is not None:
+        log.weights(checkpoint)
     return path
+
+
+# --- Counts over all ranks
+
+
+def add_up(
+    counts: Counts, *, state: RunState, flags: tuple[bool, ...] = ()
+) -> tuple[Counts, list[bool]]:
+    """Adds counts over the copies; every rank must call it.
+
+    Returns:
+        The sums, and of each flag whether any rank set it.
+    """
+    # Both towers of a copy have the same counts: one of them counts.
+    counted = 1.0 if state.rank.tower == 0 else 0.0
+    numbers = [*(counted * x for x in vars(counts).values()), *map(float, flags)]
+    local = torch.tensor(numbers, dtype=torch.float64, device=state.rank.device)
+    num_images, *sums = state.mesh.sum_over_all_(local).tolist()
+    return Counts(round(num_images), *sums[:3]), [flag > 0 for flag in sums[3:]]
+
+
+def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
+    """Counts the errors on the held-out part, on the center crop; every rank must call it.
+
+    Returns:
+        The counts, and whether a stop request cut them short.
+    """
+    run, recipe, data = state.run, state.run.recipe, state.data
+    device, dtype = state.rank.device, parameter_dtype(run.numerics.precision)
+    mean_image = data.statistics.mean_image
+    num_copies = state.rank.devices.num_copies
+    images = data.part(data.held_out)
+    rows = range(len(images))[state.rank.copy :: num_copies]
+
+    def predict(crops: torch.Tensor) -> torch.Tensor:
+        crops = crops.to(device, dtype)
+        with compute_precision(run.numerics.precision, kind=device.type):
+            crops = crops.contiguous(memory_format=run.numerics.torch_memory_format)
+            logits: torch.Tensor = state.model(crops)
+        return logits.to(dtype)
+
+    progress = tqdm(
+        total=len(rows),
+        desc="validation",
+        unit=" images",
+        leave=False,
+        disable=state.rank.index != 0 or not sys.stderr.isatty(),
+    )
+    # All copies go through the same number of batches, for the question before each.
+    most_rows = math.ceil(len(images) / num_copies)
+    counts = Counts()
+    with progress:
+        for first in range(0, most_rows, recipe.batch_size):
+            beat("validation")
+            _, (stopped,) = add_up(Counts(), state=state, flags=(stop.is_set(),))
+            if stopped:
+                return counts, True
+            counts += evaluate(
+                images,
+                rows[first : first + recipe.batch_size],
+                views=lambda image: center_crop(image - mean_image, crop_size=recipe.crop_size),
+                predict=predict,
+                images_per_batch=recipe.batch_size,
+                on_progress=progress.update,
+            )
+    counts, _ = add_up(counts, state=state)
+    counts.check(len(images))
+    return counts, False

@@ -1,8 +1,6 @@
 """In which precision a run computes, how activations lie in memory, and what is compiled."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
@@ -39,11 +37,7 @@ def parameter_dtype(precision: str) -> torch.dtype:
 class Numerics:
     """How a run computes; recorded with it, and the same in all of its sessions.
 
-    Attributes:
-        precision: of `PRECISIONS`.
-        memory_format: of `MEMORY_FORMATS`: how activations lie in memory.
-        compile: of `COMPILE_MODES`.
-        deterministic: whether PyTorch is told to refuse algorithms whose sums have no fixed order.
+    Where it is deterministic, PyTorch refuses algorithms whose sums have no fixed order.
     """
 
     precision: str = "float32"
@@ -60,11 +54,7 @@ class Numerics:
 
 @dataclass(frozen=True)
 class NumericsInForce(Numerics):
-    """What was asked for, and the switches of PyTorch that follow from it.
-
-    Attributes:
-        allow_tf32, cudnn_deterministic: as PyTorch calls them.
-    """
+    """What was asked for, and the switches of PyTorch that follow from it, as it calls them."""
 
     allow_tf32: bool = False
     cudnn_deterministic: bool = True
@@ -93,11 +83,7 @@ def check_numerics(numerics: Numerics, devices: Devices) -> None:
 
 
 def compiler_problem(torch_file: str) -> str | None:
-    """Why `torch.compile` cannot make code for the CPU, or None.
-
-    Args:
-        torch_file: `torch.__file__`.
-    """
+    """Why `torch.compile` cannot make code for the CPU where `torch.__file__` is so, or None."""
     if " " in torch_file:
         # Seen with 2.13: its command for the linker has the directory without quotes.
         return (
@@ -127,8 +113,6 @@ def set_numerics(numerics: Numerics) -> NumericsInForce:
     return NumericsInForce(**asdict(numerics), allow_tf32=allow_tf32)
 
 
-@contextmanager
-def compute_precision(precision: str, *, kind: str) -> Iterator[None]:
-    """Runs a forward pass in bfloat16 where that was asked for."""
-    with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
-        yield
+def compute_precision(precision: str, *, kind: str) -> torch.autocast:
+    """A block of code that computes in bfloat16 where that was asked for."""
+    return torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16")

@@ -26,8 +26,7 @@ def sgd_step_(
     it neither moves on nor decays.
 
     Args:
-        weights: the parameters, changed.
-        velocities: one tensor per parameter, zero before the first step, changed.
+        weights, velocities: changed; velocities are zero before the first step.
         gradients: of the loss averaged over the batch.
         learning_rates: epsilon of the paper, one number per parameter.
         momentum: 0.9 in the paper.

@@ -26,14 +26,13 @@ class TrainOptions:
     Attributes:
         changes: of the recipe, as `field=value`, aliases under their full names.
         freeze, rate, new_layers: layers as they were typed, such as `conv1,conv2` and `fc8=0.01`.
-        others: as the help of the option of that name says.
     """
 
     data: Path | None
     recipe: str | None
-    changes: tuple[str, ...]
-    freeze: tuple[str, ...]
-    rate: tuple[str, ...]
+    changes: list[str]
+    freeze: list[str]
+    rate: list[str]
     seed: int | None
     init: Path | None
     new_head: bool

@@ -1,7 +1,8 @@
 """From options to a run: every check before its first process starts."""
 
 import dataclasses
-import shlex
+import importlib.util
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,17 +10,35 @@ import torch
 
 import cuda_ext
 from data_prep.errors import UserError
+from data_prep.files import sha256_of_file
+from data_prep.shards import DataSet, open_data_set
 from replica.distributed.devices import Devices, choose_devices
 from replica.distributed.torchrun import Torchrun
-from replica.recipes import Recipe
+from replica.recipes import EpochChange, Recipe, find_recipe, with_changes
 from replica.training.allocator import keep_large_blocks
-from replica.training.board import board_problem
-from replica.training.checkpoint import NUM_KEPT
+from replica.training.checkpoint import (
+    NUM_KEPT,
+    Checkpoint,
+    check_fits_classes,
+    check_fits_network,
+    check_fits_recipe,
+    checkpoints_of,
+    last_whole_checkpoint,
+    load_checkpoint,
+)
+from replica.training.control_log import hand_changes
 from replica.training.numerics import Numerics, check_numerics
-from replica.training.options import Say, TrainOptions
-from replica.training.run_directory import command_line
-from replica.training.run_record import RUN_FILE, Initialization
-from replica.training.start import Start, new_run, resumed_run
+from replica.training.options import (
+    DEFAULT_DATA,
+    DEFAULT_RECIPE,
+    DEFAULT_SEED,
+    Say,
+    TrainOptions,
+    layers_in,
+    rates_in,
+)
+from replica.training.run_directory import new_run_dir, newest_run
+from replica.training.run_record import RUN_FILE, Initialization, RunRecord, read_run_record
 
 
 @dataclass(frozen=True)
@@ -27,18 +46,11 @@ class Run:
     """What every rank of a run is told.
 
     Attributes:
-        recipe, num_classes, seed: what is trained.
-        data_dir, run_dir: where the shards are, and where the run writes.
-        devices, numerics: on what and how it computes.
         steps: stop after this many, counted from the beginning of the run.
         checkpoint_steps: save after so many steps each, too.
         resume_from: the checkpoint to go on from.
-        command: as it was typed.
         is_resumed: also where there was no checkpoint yet.
         keep: newest checkpoints, besides the best.
-        loader_threads: that make batches.
-        init: where the weights come from, if not all are drawn.
-        tensorboard: whether event files are written.
     """
 
     recipe: Recipe
@@ -58,20 +70,9 @@ class Run:
     init: Initialization | None = None
     tensorboard: bool = False
 
-    @property
-    def command_to_continue(self) -> str:
-        """What a user types to go on with it."""
-        words = ["python", "-m", "replica.train", "--resume", "--out", str(self.run_dir)]
-        return shlex.join(words)
-
 
 def prepare_run(options: TrainOptions, torchrun: Torchrun | None, *, say: Say) -> Run:
     """Makes a run of its options, after everything that can be checked before a process starts.
-
-    Args:
-        options: of the command line.
-        torchrun: what it says, if it started this process.
-        say: told each default that is taken.
 
     Raises:
         UserError: the options contradict each other, the data, the machine, or the run to resume.
@@ -82,33 +83,223 @@ def prepare_run(options: TrainOptions, torchrun: Torchrun | None, *, say: Say) -
     if torchrun is not None and torchrun.restarts and options.out is not None:
         say(f"torchrun: start number {torchrun.restarts + 1}: continuing the run in {options.out}")
         options = dataclasses.replace(options, resume=(options.out / RUN_FILE).is_file())
-    start = resumed_run(options, say=say) if options.resume else new_run(options, say=say)
-    devices = _devices(options, start, torchrun, say)
-    say_what_computes(say)
-    record = start.record
-    run = Run(
-        recipe=start.recipe,
-        num_classes=start.num_classes,
-        data_dir=start.data_dir,
-        run_dir=start.run_dir,
-        devices=devices,
-        numerics=_numerics(options, start, devices),
-        seed=start.seed,
-        steps=options.steps,
-        checkpoint_steps=options.checkpoint_steps or (record.checkpoint_steps if record else None),
-        resume_from=start.resume_from,
-        command=command_line(),
-        is_resumed=record is not None,
-        keep=options.keep or (record.keep if record else NUM_KEPT),
-        loader_threads=options.loader_threads,
-        init=start.init,
-        tensorboard=options.tensorboard and _can_write_events(say),
-    )
+    prepare = _resumed_run if options.resume else _new_run
+    run = prepare(options, torchrun, say)
     check_numerics(run.numerics, run.devices)
     return run
 
 
-def _devices(options: TrainOptions, start: Start, torchrun: Torchrun | None, say: Say) -> Devices:
+# --- A new run
+
+
+def _new_run(options: TrainOptions, torchrun: Torchrun | None, say: Say) -> Run:
+    """A run from the beginning: its recipe, data, directory and seed."""
+    data_dir = options.data or DEFAULT_DATA
+    if options.data is None:
+        say(f"data: {data_dir} (no --data given)")
+    data = open_data_set(data_dir)
+    name = options.recipe or data.recipe or DEFAULT_RECIPE
+    if options.recipe is None:
+        why = f"named by the data at {data_dir}" if data.recipe else "no --recipe given"
+        say(f"recipe: {name} ({why})")
+    recipe = _with_rates(with_changes(find_recipe(name), options.changes), options)
+    check_fits_images(recipe, data)
+    if data.held_out != "val":
+        say(f"validation: on the {data.held_out} images (the data has no val)")
+    run_dir = options.out or new_run_dir()
+    if options.out is None:
+        say(f"out: {run_dir} (no --out given)")
+    seed = DEFAULT_SEED if options.seed is None else options.seed
+    if options.seed is None:
+        say(f"seed: {seed} (no --seed given)")
+    num_classes = _choose_num_classes(recipe, data, say)
+    if options.replay is not None:
+        read_run_record(options.replay)
+        changes = hand_changes(options.replay, recipe)
+        if not changes:
+            raise UserError(
+                f"--replay {options.replay}: expected a run that was changed by hand, found none"
+            )
+        first = changes[0].step
+        say(f"replay: {len(changes)} changes by hand of {options.replay}, from step {first} on")
+    init = None
+    if options.init is not None:
+        init = _initialization(options.init, options, recipe, num_classes, data, say)
+    devices = _devices(options, torchrun, say, towers=recipe.towers)
+    say_what_computes(say)
+    return Run(
+        recipe=recipe,
+        num_classes=num_classes,
+        data_dir=data_dir,
+        run_dir=run_dir,
+        devices=devices,
+        # On by default where it is known to cost less than 5 %: on a GPU it was not measured.
+        numerics=_numerics(options, Numerics(deterministic=devices.kind == "cpu")),
+        seed=seed,
+        steps=options.steps,
+        checkpoint_steps=options.checkpoint_steps,
+        resume_from=None,
+        command=list(sys.orig_argv),
+        keep=options.keep or NUM_KEPT,
+        loader_threads=options.loader_threads,
+        init=init,
+        tensorboard=options.tensorboard and can_write_events(say),
+    )
+
+
+def _with_rates(recipe: Recipe, options: TrainOptions) -> Recipe:
+    """The recipe with what `--freeze` and `--rate` set from its first epoch on."""
+    rates = [(layer, 0.0) for layer in layers_in(options.freeze)]
+    rates += rates_in(options.rate, example="fc8=0.01")
+    if not rates:
+        return recipe
+    first = [EpochChange(1, target, rate) for target, rate in rates]
+    return dataclasses.replace(recipe, changes=(*first, *recipe.changes))
+
+
+def check_fits_images(recipe: Recipe, data: DataSet) -> None:
+    """Refuses crops that are larger than the images.
+
+    Raises:
+        UserError: they are; both sizes are named.
+    """
+    if recipe.crop_size > data.image_size:
+        raise UserError(
+            f"{data.directory}: has images of {data.image_size} pixels, but recipe {recipe.name} "
+            f"cuts crops of {recipe.crop_size}: build the shards with --size 256, or change the "
+            "crop with --set crop_size=..."
+        )
+
+
+def _choose_num_classes(recipe: Recipe, data: DataSet, say: Say) -> int:
+    """As many classes as the data has, unless the recipe fixes their number."""
+    in_data = len(data.wnids)
+    if recipe.num_classes is None:
+        usual = recipe.fully_connected[-1].num_units
+        if in_data != usual:
+            say(f"classes: {in_data}, as the data has (recipe {recipe.name}: {usual})")
+        return in_data
+    if recipe.num_classes < in_data:
+        raise UserError(
+            f"num_classes {recipe.num_classes}: the data at {data.directory} has {in_data} "
+            "classes: expected at least as many, or none to take the data's number"
+        )
+    if recipe.num_classes > in_data:
+        say(f"classes: {recipe.num_classes}, as the recipe fixes (the data has {in_data})")
+    return recipe.num_classes
+
+
+def _initialization(
+    path: Path, options: TrainOptions, recipe: Recipe, num_classes: int, data: DataSet, say: Say
+) -> Initialization:
+    """Where the first weights come from with `--init`, which must fit but for the new layers."""
+    checkpoint = load_checkpoint(path)
+    new = tuple(layers_in([options.new_layers]))
+    head = recipe.fully_connected[-1].name
+    if options.new_head and head not in new:
+        new = (*new, head)
+    if head not in new:
+        try:
+            check_fits_classes(path, checkpoint.wnids, data.wnids, data.directory)
+        except UserError as error:
+            raise UserError(f"{error}, or draw the last layer anew with --new-head") from None
+    unused = check_fits_network(path, checkpoint.model, recipe, num_classes=num_classes, new=new)
+    drawn = f"drawn anew: {', '.join(new)}" if new else "no layer is drawn anew"
+    say(f"init: {path}, step {checkpoint.step} of recipe {checkpoint.recipe.name}; {drawn}")
+    if unused:
+        say(f"init: not used, as recipe {recipe.name} lacks them: {', '.join(unused)}")
+    return Initialization(
+        checkpoint=str(path.resolve()), sha256=sha256_of_file(path), new_layers=new
+    )
+
+
+# --- A resumed run
+
+
+def _resumed_run(options: TrainOptions, torchrun: Torchrun | None, say: Say) -> Run:
+    """A run as its last session left it, which the options may only repeat."""
+    run_dir = options.out or newest_run(purpose="resume")
+    if options.out is None:
+        say(f"out: {run_dir} (no --out given: the newest run)")
+    record = read_run_record(run_dir)
+    path: Path | None = None
+    began: RunRecord | Checkpoint = record
+    found = f"resuming {run_dir} from the beginning: it has no checkpoint yet"
+    if checkpoints_of(run_dir):
+        path, began, passed_over = last_whole_checkpoint(run_dir)
+        for line in passed_over:
+            say(f"passed over {line}")
+        found = f"resuming {path} at step {began.step}, epoch {began.epoch}"
+    recipe = _recipe_to_continue(options, began.recipe, path or run_dir)
+    if options.seed not in (None, began.seed):
+        raise UserError(
+            f"--seed {options.seed}: the run in {run_dir} began with seed {began.seed}: "
+            "leave the option out to continue it"
+        )
+    data_dir = options.data or Path(record.data.directory)
+    data = open_data_set(data_dir)
+    if isinstance(began, Checkpoint):
+        check_fits_classes(path or run_dir, began.wnids, data.wnids, data_dir)
+    if data.manifest_sha256 != record.data.manifest_sha256:
+        raise UserError(
+            f"{data_dir}: is not the data that the run in {run_dir} began with (the manifest "
+            "differs): give that with --data"
+        )
+    say(found)
+    init = record.initialized_from
+    if path is None and init is not None and sha256_of_file(Path(init.checkpoint)) != init.sha256:
+        raise UserError(f"{init.checkpoint}: is not the file that the run in {run_dir} began with")
+    devices = _devices(options, torchrun, say, towers=recipe.towers, before=record.devices)
+    say_what_computes(say)
+    return Run(
+        recipe=recipe,
+        num_classes=began.num_classes,
+        data_dir=data_dir,
+        run_dir=run_dir,
+        devices=devices,
+        numerics=_numerics(options, record.numerics, began_in=run_dir),
+        seed=began.seed,
+        steps=options.steps,
+        checkpoint_steps=options.checkpoint_steps or record.checkpoint_steps,
+        resume_from=path,
+        command=list(sys.orig_argv),
+        is_resumed=True,
+        keep=options.keep or record.keep,
+        loader_threads=options.loader_threads,
+        init=init,
+        tensorboard=options.tensorboard and can_write_events(say),
+    )
+
+
+def _recipe_to_continue(options: TrainOptions, began_with: Recipe, place: Path) -> Recipe:
+    """The recipe of a resumed run, of which only the number of epochs may change."""
+    is_named = options.recipe is not None
+    if not (is_named or options.changes or options.freeze or options.rate):
+        return began_with
+    base = find_recipe(options.recipe) if options.recipe is not None else began_with
+    changed = with_changes(base, options.changes)
+    if is_named:
+        changed = _with_rates(changed, options)
+    elif options.freeze or options.rate:
+        raise UserError(
+            "--freeze and --rate: expected a new run, got --resume: change a live run with "
+            "`python -m replica.control`"
+        )
+    check_fits_recipe(place, began_with, changed)
+    return changed
+
+
+# --- Both
+
+
+def _devices(
+    options: TrainOptions,
+    torchrun: Torchrun | None,
+    say: Say,
+    *,
+    towers: int,
+    before: Devices | None = None,
+) -> Devices:
     """The devices that were asked for; those of the last session, else: only so is it bit-equal."""
     gpus, split, device = options.gpus, options.split, options.device
     present = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -125,8 +316,7 @@ def _devices(options: TrainOptions, start: Start, torchrun: Torchrun | None, say
             )
         gpus = torchrun.num_processes
         present = torchrun.num_processes if present else 0
-    elif start.record is not None:
-        before = start.record.devices
+    elif before is not None:
         if device == "auto" and before.kind == "cpu":
             device = "cpu"
         if gpus is None:
@@ -135,30 +325,20 @@ def _devices(options: TrainOptions, start: Start, torchrun: Torchrun | None, say
                 split = before.split
             say(f"devices: as many as the run began with, {gpus} (no --gpus given)")
     return choose_devices(
-        gpus=gpus,
-        num_gpus_present=present,
-        split=split,
-        device=device,
-        towers=start.recipe.towers,
-        say=say,
+        gpus=gpus, num_gpus_present=present, split=split, device=device, towers=towers, say=say
     )
 
 
-def _numerics(options: TrainOptions, start: Start, devices: Devices) -> Numerics:
-    """What was asked for, else what the run was begun with, else the defaults."""
-    # On by default where it is known to cost less than 5 %: on a GPU it was not measured.
-    began: Numerics = Numerics(deterministic=devices.kind == "cpu")
-    if start.record is not None:
-        began = start.record.numerics
+def _numerics(options: TrainOptions, began: Numerics, *, began_in: Path | None = None) -> Numerics:
+    """What was asked for, else what the run was begun with; a resumed run refuses another."""
     values = {}
     for name in (field.name for field in dataclasses.fields(Numerics)):
         asked, known = getattr(options, name), getattr(began, name)
-        if start.record is not None and asked not in (None, known):
+        if began_in is not None and asked not in (None, known):
             on_off = {True: "on", False: "off"}
             raise UserError(
-                f"--{name.replace('_', '-')} {on_off.get(asked, asked)}: the run in "
-                f"{start.run_dir} began with {on_off.get(known, known)}: leave the option out to "
-                "continue it"
+                f"--{name.replace('_', '-')} {on_off.get(asked, asked)}: the run in {began_in} "
+                f"began with {on_off.get(known, known)}: leave the option out to continue it"
             )
         values[name] = known if asked is None else asked
     return Numerics(**values)
@@ -176,12 +356,13 @@ def say_what_computes(say: Say) -> None:
         raise UserError(str(error)) from None
     if not state.is_live:
         say(f"operators: plain PyTorch, several times slower than compiled ({state.reason})")
-    say(f"memory: {keep_large_blocks().reason}")
+    say(f"memory: {keep_large_blocks()}")
 
 
-def _can_write_events(say: Say) -> bool:
+def can_write_events(say: Say) -> bool:
     """Whether TensorBoard is installed, which writes the event files."""
-    problem = board_problem()
-    if problem:
-        say(f"tensorboard: no event files ({problem})")
-    return problem is None
+    is_installed = importlib.util.find_spec("tensorboard") is not None
+    if not is_installed:
+        install = "pip install 'replica-alexnet[tensorboard]'"
+        say(f"tensorboard: no event files (tensorboard is not installed: {install})")
+    return is_installed

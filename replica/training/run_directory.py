@@ -2,16 +2,14 @@
 
 import json
 import math
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.errors import UserError
-from data_prep.files import locked, write_whole
-from replica.training.run_record import RUN_FILE, begun, read_fields
+from data_prep.files import locked
+from replica.training.run_record import RUN_FILE, read_fields
 
 RUNS_DIR = Path("runs")
 METRICS_FILE = "metrics.jsonl"
@@ -30,7 +28,8 @@ def newest_run(*, purpose: str) -> Path:
             f"{RUNS_DIR}/: expected a run there to {purpose}, found none: train with "
             "`python -m replica.train --gpus 2`, or name one"
         )
-    return max(runs, key=begun)
+    # What every version of the project has written.
+    return max(runs, key=lambda run: float(json.loads((run / RUN_FILE).read_bytes())["begun"]))
 
 
 def new_run_dir() -> Path:
@@ -43,8 +42,7 @@ def new_run_dir() -> Path:
     return path
 
 
-@contextmanager
-def locked_run(run_dir: Path, *, resume: bool) -> Iterator[None]:
+def locked_run(run_dir: Path, *, resume: bool) -> AbstractContextManager[None]:
     """Holds a run's directory for this process alone; the lock ends with the process.
 
     Raises:
@@ -56,8 +54,7 @@ def locked_run(run_dir: Path, *, resume: bool) -> Iterator[None]:
             "or continue the run in it with --resume"
         )
     when_held = "in use by another process: wait for it, or choose another one"
-    with locked(run_dir / LOCK_FILE, title=f"--out {run_dir}", when_held=when_held):
-        yield
+    return locked(run_dir / LOCK_FILE, title=f"--out {run_dir}", when_held=when_held)
 
 
 def is_live(run_dir: Path) -> bool:
@@ -76,11 +73,7 @@ def is_live(run_dir: Path) -> bool:
 class Measures:
     """What is measured of a step or a validation; NaN is what is not, or has no finite value.
 
-    Attributes:
-        loss: mean over images.
-        top1_error, top5_error: fractions.
-        learning_rate: the common one.
-        images_per_second: of the whole run.
+    The loss is a mean over images, the learning rate the common one, the speed that of all ranks.
     """
 
     loss: float = math.nan
@@ -92,51 +85,11 @@ class Measures:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsLine(Measures):
-    """A line of metrics.jsonl, in which null stands for NaN.
-
-    Attributes:
-        kind: `step`, `val` or `resume`.
-        step: how many steps were done.
-        epoch: counted from 1.
-    """
+    """A line of metrics.jsonl (null stands for NaN), of kind `step`, `val` or `resume`."""
 
     kind: str
     step: int
     epoch: int
-
-
-class Metrics:
-    """metrics.jsonl: one object per line, exactly one of kind `step` per training step."""
-
-    def __init__(self, run_dir: Path, *, resumed_step: int | None = None) -> None:
-        self.path = run_dir / METRICS_FILE
-        if resumed_step is not None:
-            self._cut_back(resumed_step)
-        self._file = self.path.open("a")
-
-    def _cut_back(self, step: int) -> None:
-        """Drops what an interrupted run wrote after the checkpoint: those steps come again."""
-        kept = []
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        for line in lines:
-            try:
-                is_kept = json.loads(line)["step"] <= step
-            except ValueError:
-                break  # The last line, cut short by a crash.
-            if is_kept and line.endswith(b"\n"):
-                kept.append(line)
-        write_whole(self.path, b"".join(kept))
-
-    def write(self, kind: str, *, step: int, epoch: int, measures: Measures) -> None:
-        """Appends one line."""
-        values = {name: x if math.isfinite(x) else None for name, x in vars(measures).items()}
-        line = {"kind": kind, "step": step, "epoch": epoch, **values}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Ends the file."""
-        self._file.close()
 
 
 def read_metrics(run_dir: Path) -> list[MetricsLine]:
@@ -146,8 +99,3 @@ def read_metrics(run_dir: Path) -> list[MetricsLine]:
         read_fields(MetricsLine, {k: v for k, v in content.items() if v is not None})
         for content in contents
     ]
-
-
-def command_line() -> list[str]:
-    """The command as it was typed, for the record."""
-    return list(sys.orig_argv)

@@ -33,13 +33,7 @@ _Record = TypeVar("_Record")
 
 @dataclass(frozen=True, kw_only=True)
 class Initialization:
-    """Where the weights of a run come from that does not draw all of them (`--init`).
-
-    Attributes:
-        checkpoint: the file.
-        sha256: of the file.
-        new_layers: those that are drawn all the same.
-    """
+    """The file that the weights of a run come from (`--init`), but for layers drawn anew."""
 
     checkpoint: str
     sha256: str
@@ -80,8 +74,7 @@ class RunRecord:
         earlier_sessions: their records, the oldest first.
         recipe_record: what `to_record` made of the recipe.
         resumed_from: name and SHA-256 of a checkpoint of its own.
-        machine: versions and hardware, of `describe_machine`.
-        others: as in `Run`, or named by their type.
+        machine: of `describe_machine`.
     """
 
     earlier_sessions: Sequence[Mapping[str, Any]] = ()
@@ -116,11 +109,6 @@ def read_fields(kind: type[_Record], content: Mapping[str, Any]) -> _Record:
     """A record of the fields that this version knows; those that are lacking have their default."""
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     return kind(**{name: content[name] for name in names if name in content})
-
-
-def begun(run_dir: Path) -> float:
-    """When a run was begun, in seconds since 1970, whatever version of the project wrote it."""
-    return float(json.loads((run_dir / RUN_FILE).read_bytes())["begun"])
 
 
 def read_run_record(run_dir: Path) -> RunRecord:
@@ -197,12 +185,13 @@ def describe_machine(kind: str) -> dict[str, Any]:
 
 def git_revision() -> str | None:
     """The commit of this checkout, with `+changes` where files differ from it; None outside git."""
-    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--exclude=*"]
-        revision = subprocess.run(command, capture_output=True, text=True, check=True)
-        status = ["git", "-C", str(here), "status", "--porcelain", "--untracked-files=no"]
-        changes = subprocess.run(status, capture_output=True, text=True, check=True)
+        revision = git("describe", "--always", "--abbrev=40", "--exclude=*")
+        return revision + ("+changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return revision.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

@@ -119,9 +119,8 @@ def settings_at(
         recipe: the beginning, the rule of the drops, the changes by epoch.
         names: of the tensors, such as `conv1.weight`.
         step: counted from 1.
-        steps_per_epoch: of the run's data.
-        val_errors: as in `num_drops`.
-        by_hand: what was set by hand, in the order in which it was.
+        steps_per_epoch, val_errors: of the run; the errors as in `num_drops`.
+        by_hand: in the order in which it was set.
     """
     names = list(names)
     biases = {name for name in names if name.endswith(".bias")}
@@ -129,22 +128,19 @@ def settings_at(
     rates = {name: _first_rate(recipe, name) for name in names}
     apart = {name for name, rate in rates.items() if rate.drops is None}
     color_noise = recipe.color_noise
-    moments = [
-        *(
-            ((change.epoch - 1) * steps_per_epoch + 1, change.target, change.value)
-            for change in recipe.changes
-        ),
-        *((change.step, change.target, change.value) for change in by_hand),
+    changes = [
+        HandChange((change.epoch - 1) * steps_per_epoch + 1, change.target, change.value)
+        for change in recipe.changes
     ]
 
     def drops_at(step: int) -> int:
         epoch = (step - 1) // steps_per_epoch + 1
         return num_drops(recipe, epoch=epoch, val_errors=val_errors)
 
-    for moment, target, value in sorted(moments, key=lambda item: item[0]):
-        if moment > step:
+    for change in sorted([*changes, *by_hand], key=lambda change: change.step):
+        if change.step > step:
             break
-        drops = drops_at(moment)
+        drops, target, value = drops_at(change.step), change.target, change.value
         if target == "color_noise":
             color_noise = value
         elif target == "bias_learning_rate":

@@ -32,7 +32,6 @@ class RunState:
     """What a rank holds between two steps.
 
     Attributes:
-        run, rank, mesh, data, feed: what it was told, and what follows from it.
         model: the network, or the tower of this rank.
         velocities: one tensor per parameter, under the parameter's name.
         step: how many steps are done.
@@ -225,7 +224,7 @@ def describe(state: RunState, numerics: NumericsInForce) -> RunRecord:
         tower=rank.tower if rank.devices.split == 2 else None,
         parameters=sum(w.numel() for w in state.weights.values()),
         threads=torch.get_num_threads(),
-        memory=keep_large_blocks().reason,
+        memory=keep_large_blocks(),
     )
     resumed = run.resume_from
     return RunRecord(
