@@ -17,13 +17,13 @@ FC_UNITS = (4096, 4096)
 NUM_CLASSES = 1000
 # Layers that read both towers (Figure 2): conv3 and the fully connected ones.
 READS_BOTH_TOWERS = ("conv3", "fc6", "fc7", "fc8")
-# --- 3.3 Local response normalisation, after conv1 and conv2; alpha is on the plain sum.
+# --- 3.3 Local response normalization, after conv1 and conv2; alpha is on the plain sum.
 LRN_K = 2.0
 LRN_N = 5
 LRN_ALPHA = 1e-4
 LRN_BETA = 0.75
 LRN_AFTER = ("conv1", "conv2")
-# --- 3.4 Overlapping pooling, after the two normalisations and after conv5.
+# --- 3.4 Overlapping pooling, after the two normalizations and after conv5.
 POOL_WINDOW = 3
 POOL_STRIDE = 2
 POOL_AFTER = ("conv1", "conv2", "conv5")
@@ -31,7 +31,7 @@ POOL_AFTER = ("conv1", "conv2", "conv5")
 # --- 4 Reducing overfitting
 AUGMENTATION_FACTOR = 2048  # 4.1: 32 * 32 positions and their reflections
 COLOR_NOISE_STANDARD_DEVIATION = 0.1  # 4.1: of each alpha
-TEST_VIEWS = 10  # 4.1: four corners and the centre, and their reflections
+TEST_VIEWS = 10  # 4.1: four corners and the center, and their reflections
 DROPOUT_KEEP = 0.5  # 4.2: at test, outputs are multiplied by it
 DROPOUT_AFTER = ("fc6", "fc7")
 

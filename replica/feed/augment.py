@@ -1,4 +1,4 @@
-"""Crops, reflections and colour noise (paper 4.1), and the ten crops of the test.
+"""Crops, reflections and color noise (paper 4.1), and the ten crops of the test.
 
 N images, V views, C channels (red, green, blue), H rows, W columns.
 """
@@ -124,7 +124,7 @@ def add_color_shifts_(crops_NHWC: np.ndarray, shifts: np.ndarray) -> None:
 
 
 def ten_crops(image: np.ndarray, *, crop_size: int) -> np.ndarray:
-    """The four corners and the centre, then the same five reflected (paper 4.1).
+    """The four corners and the center, then the same five reflected (paper 4.1).
 
     Args:
         image: (H, W, C), any type.

@@ -77,7 +77,7 @@ class TrainFeed:
         return self._cycle[first : first + self.recipe.batch_size]
 
     def batch(self, step: int, *, color_noise: float | None = None) -> Batch:
-        """The images of a step, with this epoch's crops, reflections and colour noise.
+        """The images of a step, with this epoch's crops, reflections and color noise.
 
         The order is the same in every epoch. `color_noise` is the recipe's unless it is given.
         """
