@@ -109,7 +109,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         description="The layers of a recipe's network: shapes, parameters, neurons, multiply-adds.",
     )
     parser.add_argument("--recipe", metavar="NAME", default="paper", help="default: %(default)s")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field of the recipe, such as conv3.num_kernels=192 or without=conv4",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)
 

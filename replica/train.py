@@ -57,7 +57,8 @@ def _parser() -> OneLineParser:
         "--set",
         dest="changes",
         metavar="FIELD=VALUE",
-        help=f"change a field of the recipe; fields: {', '.join(settable_fields())}",
+        help="change a field of the recipe; conv3.num_kernels=192 is one of a layer, without=conv4 "
+        f"leaves a layer out; fields: {', '.join(settable_fields())}",
     )
     for option, name in ALIASES.items():
         what(option, metavar="VALUE", help=f"the same as --set {name}=VALUE")
