@@ -17,6 +17,8 @@ from replica.network.initialization import initialize_
 from replica.recipes import MINI, with_changes
 
 CHANGES = ["conv2.normalization=batch", "fc6.normalization=batch", "crop_size=96"]
+# Beside them layers that `paper` does not have, so that every module meets two devices.
+CHANGES += ["conv3.is_local=true", "conv4.is_local=true", "fc7.reads_both_towers=false"]
 RECIPE = dataclasses.replace(with_changes(MINI, CHANGES), dropout_keep=1.0)
 NUM_IMAGES = 5  # the copies have three and two
 LABELS = torch.tensor([0, 1, 2, 3, 4])

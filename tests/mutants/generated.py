@@ -50,7 +50,7 @@ FILES = {
     "replica/training/evaluation.py": ("evaluation",),
     "replica/results/evaluation.py": ("evaluation",),
 }
-SLOWER = ("training", "numerics", "costs", "commands", "checkpoint", "real_data")
+SLOWER = ("batch_norm", "costs", "training")
 
 
 def meaning(code: str) -> str:
