@@ -150,3 +150,19 @@ def test_batches_made_ahead_are_those_of_their_steps(data):
     assert [batch.step for batch in batches] == [1, 2, 3, 4, 5]
     for batch in batches:
         assert np.array_equal(batch.images, feed.batch(batch.step).images)
+
+
+@pytest.mark.parametrize(("side", "crop_size"), [(12, 7), (13, 6), (9, 9), (11, 3)])
+def test_the_central_crop_and_the_ten_are_cut_by_their_size(side, crop_size):
+    """Sizes of which no binary digits are apart, unlike those of 224 and 256."""
+    image = np.arange(side * side * 3, dtype=np.float32).reshape(side, side, 3)
+    first = (side - crop_size) // 2
+    center = image[first : first + crop_size, first : first + crop_size]
+    assert np.array_equal(center_crop(image, crop_size=crop_size), center[None])
+    views = ten_crops(image, crop_size=crop_size)
+    end = side - crop_size
+    corners = [(0, 0), (0, end), (first, first), (end, 0), (end, end)]
+    for (top, left), view, mirrored in zip(corners, views[:5], views[5:], strict=True):
+        expected = image[top : top + crop_size, left : left + crop_size]
+        assert np.array_equal(view, expected)
+        assert np.array_equal(mirrored, expected[:, ::-1])
