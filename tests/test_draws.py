@@ -3,7 +3,7 @@ import oracles
 import pytest
 import torch
 
-from replica.network.draws import key_of, normal_entries, permutation, philox
+from replica.network.draws import high_low, key_of, normal_entries, permutation, philox
 
 # Counter, key and result of Philox4x32-10, from the known-answer file of its authors' library.
 KNOWN_ANSWERS = [
@@ -72,3 +72,9 @@ def test_the_cycle_is_not_the_stored_order():
 def test_a_seed_outside_32_bits_is_refused(seed):
     with pytest.raises(ValueError, match=f"seed: expected 0 to 4294967295, got {seed}"):
         key_of(seed, "crop")
+
+
+def test_an_index_is_cut_into_two_words_of_32_bits():
+    for index in (0, 1, 2**32 - 1, 2**32, 2**33 + 5):
+        high, low = high_low(np.int64(index))
+        assert (int(high), int(low)) == divmod(index, 2**32)
