@@ -7,6 +7,7 @@ import torch
 from network_workers import count_traffic
 
 from replica.distributed.devices import Devices
+from replica.distributed.exchange import TwoDevices
 from replica.distributed.launch import run_processes
 from replica.network.alexnet import AlexNet
 from replica.network.costs import exchanged_values, training_memory
@@ -16,9 +17,17 @@ from replica.training.numerics import Numerics
 from replica.training.run import Run
 
 
-def kept_bytes(recipe, images, num_classes):
+class AloneOfTwo(TwoDevices):
+    """The real exchange, but for the process at the other end."""
+
+    def begin_swap(self, mine, *, layer, direction, channels=None):
+        shape = [len(mine), channels or mine.shape[1], *mine.shape[2:]]
+        return lambda: mine.new_empty(shape)
+
+
+def kept_bytes(recipe, images, num_classes, placement=None):
     """Bytes of distinct memory, without the parameters, that the gradient of a forward keeps."""
-    model = AlexNet(recipe, num_classes=num_classes)
+    model = AlexNet(recipe, num_classes=num_classes, placement=placement)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.01)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -46,6 +55,13 @@ def test_the_activations_are_those_that_a_forward_pass_keeps(recipe):
         recipe, num_classes=10, images=images, towers_here=2, precision="float32"
     )
     assert memory.activations == pytest.approx(kept_bytes(recipe, images, 10), rel=0.02)
+
+
+@pytest.mark.parametrize("recipe", [MINI, PAPER], ids=lambda recipe: recipe.name)
+def test_the_activations_of_one_tower_are_those_that_its_exchange_keeps(recipe):
+    memory = training_memory(recipe, num_classes=10, images=4, towers_here=1, precision="float32")
+    kept = kept_bytes(recipe, 4, 10, AloneOfTwo(tower=0, peer=1))
+    assert memory.activations == pytest.approx(kept, rel=0.005)
 
 
 def test_weights_velocities_and_gradients_are_the_parameters():
