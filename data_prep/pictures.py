@@ -132,6 +132,18 @@ def decode_picture(data: bytes, picture_format: PictureFormat | None = None) -> 
     return Decoded(image, mode, rotated, bad_exif)
 
 
+def fit_picture(picture: Image.Image, picture_format: PictureFormat) -> np.ndarray:
+    """A picture that is open already, rescaled and cut: uint8 (H, W, 3).
+
+    Raises:
+        BadPictureError: it is too narrow, or its file is damaged.
+    """
+    try:
+        return _fitted(_to_rgb(picture), picture_format)
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise BadPictureError(f"cannot be decoded: {error}") from None
+
+
 def fit_pixels(planes: bytes, side: int, picture_format: PictureFormat) -> Decoded:
     """An image from pixels that need no decoding: uint8 planes (3, side, side), red first."""
     pixels = np.frombuffer(planes, np.uint8).reshape(3, side, side).transpose(1, 2, 0)

@@ -7,7 +7,33 @@ import torch
 from replica.network.alexnet import AlexNet
 from replica.network.draws import normal_entries
 from replica.network.layers import BatchNorm
+from replica.recipes import Recipe, find_recipe
 from replica.recipes.geometry import geometry
+
+
+def build(
+    recipe: str | Recipe = "paper", *, num_classes: int | None = None, seed: int = 0
+) -> AlexNet:
+    """The network of a recipe with its first weights, as an `nn.Module` on the CPU.
+
+    Args:
+        recipe: a name of `replica.RECIPES`, or a recipe, such as one that
+            `replica.with_changes(replica.RECIPES["paper"], ["activation=tanh"])` changed.
+        num_classes: how many logits; by default as many as the recipe says (1,000 for `paper`).
+        seed: the weights are a function of it.
+
+    Returns:
+        In training mode. It takes (N, 3, 224, 224), pixels of 0..255 minus the mean image, and
+        gives logits (N, num_classes). Without masks, dropout draws by PyTorch's generator.
+
+    Raises:
+        UserError: there is no recipe of this name.
+    """
+    chosen = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    last = geometry(chosen, num_classes=num_classes)[-1]
+    model = AlexNet(chosen, num_classes=last.weight_shape[0])
+    initialize_(model, seed=seed)
+    return model
 
 
 @torch.no_grad()

@@ -78,6 +78,25 @@ def count(probabilities_NK: torch.Tensor, labels_N: torch.Tensor) -> Counts:
     return Counts(len(labels_N), correct(1), correct(TOP_K), float(-own.double().log().sum()))
 
 
+def mean_probabilities(
+    views_NVHWC: np.ndarray, predict: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Softmax of every view, then the mean over each image's views (paper 4.1).
+
+    Args:
+        views_NVHWC: float32, preprocessed crops.
+        predict: float32 (N, C, H, W), channels last in memory, to logits (N, K).
+
+    Returns:
+        (N, K) on the CPU, of the logits' type.
+    """
+    num_images, num_views = views_NVHWC.shape[:2]
+    crops = torch.from_numpy(views_NVHWC).flatten(0, 1).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        probabilities = predict(crops).softmax(dim=1).cpu()
+    return probabilities.view(num_images, num_views, -1).mean(dim=1)
+
+
 def evaluate(
     part: Part,
     rows: Sequence[int],
@@ -102,11 +121,7 @@ def evaluate(
     for first in range(0, len(rows), images_per_batch):
         batch = rows[first : first + images_per_batch]
         views_NVHWC = np.stack([views(part.image(row)) for row in batch])
-        num_views = views_NVHWC.shape[1]
-        crops = torch.from_numpy(views_NVHWC).flatten(0, 1).permute(0, 3, 1, 2)
-        with torch.inference_mode():
-            probabilities = predict(crops).softmax(dim=1).cpu()
-        mean_NK = probabilities.view(len(batch), num_views, -1).mean(dim=1)
+        mean_NK = mean_probabilities(views_NVHWC, predict)
         counts += count(mean_NK, torch.from_numpy(part.labels[batch].astype(np.int64)))
         on_progress(len(batch))
     return counts

@@ -1,0 +1,155 @@
+"""What a trained network says about a picture: its class, and the activations of a layer.
+
+V views, C channels, H rows, W columns, K classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data_prep.errors import UserError
+from data_prep.pictures import BadPictureError, PictureFormat, decode_picture, fit_picture
+from replica.feed.augment import center_crop, ten_crops
+from replica.network.alexnet import AlexNet
+from replica.recipes import Recipe
+from replica.training.checkpoint import BEST, last_whole_checkpoint, load_checkpoint
+from replica.training.evaluation import mean_probabilities
+
+Picture = str | Path | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network with all that a picture meets on its way through it; made by `replica.load`.
+
+    Attributes:
+        module: the network, in evaluation mode: pixels 0..255 minus the mean image to logits.
+        recipe: what was trained.
+        class_names: readable names, in the order of the logits.
+        wnids: the classes' identifiers, in the same order.
+        mean_image: float32 (H, W, 3), of the training images; its side is that of every picture
+            before it is cropped.
+    """
+
+    module: AlexNet
+    recipe: Recipe
+    class_names: list[str]
+    wnids: list[str]
+    mean_image: np.ndarray
+
+    def predict(self, picture: Picture, *, top: int = 5) -> list[tuple[str, float]]:
+        """The most probable classes: softmax averaged over ten crops (paper 4.1).
+
+        Args:
+            picture: the path of a JPEG or PNG file, a PIL image, or uint8 (H, W, 3) or (H, W); of
+                any size. It is rescaled and its central square cut, as for training (paper 2).
+            top: how many classes.
+
+        Returns:
+            (class name, probability), the most probable first.
+
+        Raises:
+            UserError: there is no such file, it is no readable picture, or the array is not uint8.
+        """
+        probabilities = self.probabilities(picture)
+        order = np.argsort(-probabilities, kind="stable")[:top]
+        return [(self.class_names[label], float(probabilities[label])) for label in order]
+
+    def probabilities(self, picture: Picture) -> np.ndarray:
+        """Of all classes, averaged over ten crops: float32 (K,); `predict` says of what."""
+        views = self._prepared(picture, ten_crops)
+        result: np.ndarray = mean_probabilities(views[None], self._logits)[0].numpy()
+        return result
+
+    def features(self, picture: Picture, *, layer: str = "fc7") -> np.ndarray:
+        """The activations of a layer for the central crop, in evaluation mode.
+
+        Args:
+            picture: as for `predict`.
+            layer: `conv1` to `fc8` gives what leaves the layer's activation function, before
+                normalization, pooling and the multiplication by 0.5 that stands for dropout; any
+                other child of the network, such as `conv5_pooling`, what leaves that.
+
+        Returns:
+            float32: (units,) of a fully connected layer, (C, H, W) of a convolution.
+
+        Raises:
+            UserError: the network has no such layer, or as for `predict`.
+        """
+        children = dict(self.module.named_children())
+        child = children.get(f"{layer}_activation", children.get(layer))
+        if child is None:
+            raise UserError(f"layer {layer}: expected one of {', '.join(children)}")
+        views = torch.from_numpy(self._prepared(picture, center_crop)).permute(0, 3, 1, 2)
+        outputs: list[torch.Tensor] = []
+        handle = child.register_forward_hook(lambda _, __, output: outputs.append(output))
+        try:
+            with torch.inference_mode():
+                self._logits(views)
+        finally:
+            handle.remove()
+        result: np.ndarray = outputs[0][0].float().cpu().contiguous().numpy()
+        return result
+
+    def _logits(self, crops: torch.Tensor) -> torch.Tensor:
+        weight = next(self.module.parameters())
+        logits: torch.Tensor = self.module(crops.to(weight.device, weight.dtype))
+        return logits
+
+    def _prepared(self, picture: Picture, cut: Callable[..., np.ndarray]) -> np.ndarray:
+        """Views of a picture minus the mean image: float32 (V, H, W, 3)."""
+        image = _square(picture, len(self.mean_image))
+        return cut(image - self.mean_image, crop_size=self.recipe.crop_size)
+
+
+def _square(picture: Picture, side: int) -> np.ndarray:
+    """A picture of any kind as uint8 (side, side, 3)."""
+    picture_format = PictureFormat(image_size=side)
+    if isinstance(picture, np.ndarray):
+        is_rgb = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)
+        if picture.dtype != np.uint8 or not is_rgb or not picture.size:
+            raise UserError(
+                "expected a picture as uint8 (height, width, 3) or (height, width), got "
+                f"{picture.dtype} {picture.shape}"
+            )
+        picture = Image.fromarray(picture)
+    try:
+        if isinstance(picture, Image.Image):
+            return fit_picture(picture, picture_format)
+        return decode_picture(Path(picture).read_bytes(), picture_format).image
+    except BadPictureError as error:
+        raise UserError(f"{picture}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{picture}: expected a JPEG or PNG file: {error.strerror}") from None
+
+
+def load(path: str | Path, *, device: str | torch.device | None = None) -> TrainedNetwork:
+    """Opens a checkpoint for predictions: weights, recipe, class names and mean image are in it.
+
+    Args:
+        path: a checkpoint of `replica.train`, such as `runs/first/best.pt`, or the directory of a
+            run, whose best (or, before the first validation, newest) one is meant.
+        device: of PyTorch; by default the first GPU where there is one, else the CPU.
+
+    Raises:
+        UserError: there is no checkpoint, or it is damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        best = path / BEST
+        path = best if best.exists() else last_whole_checkpoint(path)[0]
+    checkpoint = load_checkpoint(path)
+    module = AlexNet(checkpoint.recipe, num_classes=checkpoint.num_classes)
+    module.load_state_dict(checkpoint.model)
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return TrainedNetwork(
+        module=module.eval().to(chosen),
+        recipe=checkpoint.recipe,
+        class_names=checkpoint.class_names,
+        wnids=checkpoint.wnids,
+        mean_image=checkpoint.mean_image.numpy(),
+    )
