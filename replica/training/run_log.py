@@ -133,7 +133,9 @@ class EventFile:
         since = saved.step - self._weights_at
         if since >= self._weights_interval or (since and saved.step == self._last_step):
             self._weights_at = saved.step
-            picture = kernel_picture(saved.model["conv1.weight"], towers=saved.recipe.towers)
+            recipe, kernels = saved.recipe, saved.model["conv1.weight"]
+            title = f"conv1 of {recipe.name} after step {saved.step}"
+            picture = kernel_picture(kernels, towers=recipe.towers, title=title)
             self._writer.add_image("conv1", np.asarray(picture), saved.step, dataformats="HWC")
             for kind, tensors in (("model", saved.model), ("velocities", saved.velocities)):
                 for name, tensor in tensors.items():
