@@ -18,11 +18,7 @@ LETTERS = 20  # that fit above a picture
 
 
 def class_index(data: DataSet, name: str) -> int:
-    """The label of a class, given its wnid, its name, or one of its names between commas.
-
-    Raises:
-        UserError: no class has the name, or several have.
-    """
+    """The label of the one class with this wnid, this name, or this among names between commas."""
     found = matching_labels(name, data.wnids, data.class_names)
     if len(found) == 1:
         return found[0]
@@ -38,17 +34,8 @@ def class_index(data: DataSet, name: str) -> int:
 def draw(data: DataSet, path: Path, *, seed: int, class_name: str | None = None) -> int:
     """Writes a PNG of random pictures of each part, with their classes above them.
 
-    Args:
-        data: what to draw from.
-        path: the file, ending in .png; one that is there is replaced.
-        seed: of the choice.
-        class_name: draws only this class, as `class_index` finds it.
-
-    Returns:
-        How many pictures are on the sheet.
-
-    Raises:
-        UserError: the file cannot be written, or the class is unknown.
+    A file that is there is replaced. With `class_name` only that class is drawn, as `class_index`
+    finds it. Returns how many pictures are on the sheet.
     """
     if path.suffix.lower() != ".png":
         raise UserError(f"--contact-sheet {path}: expected a file that ends in .png")
