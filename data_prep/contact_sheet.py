@@ -29,11 +29,7 @@ FONT_FILES = (
 
 
 def class_index(data: DataSet, name: str) -> int:
-    """The label of a class, given its wnid, its name, or one of its names between commas.
-
-    Raises:
-        UserError: no class has the name, or several have.
-    """
+    """The label of the one class with this wnid, this name, or this among names between commas."""
     found = matching_labels(name, data.wnids, data.class_names)
     if len(found) == 1:
         return found[0]
@@ -112,17 +108,8 @@ def draw(data: DataSet, path: Path, *, seed: int, class_name: str | None = None)
 
     A line on standard error says how many names no font can draw.
 
-    Args:
-        data: what to draw from.
-        path: the file, ending in .png; one that is there is replaced.
-        seed: of the choice.
-        class_name: draws only this class, as `class_index` finds it.
-
-    Returns:
-        How many pictures are on the sheet.
-
-    Raises:
-        UserError: the file cannot be written, or the class is unknown.
+    A file that is there is replaced. With `class_name` only that class is drawn, as `class_index`
+    finds it. Returns how many pictures are on the sheet.
     """
     if path.suffix.lower() != ".png":
         raise UserError(f"--contact-sheet {path}: expected a file that ends in .png")
