@@ -88,24 +88,24 @@ def geometry(recipe: "Recipe", *, num_classes: int | None = None) -> list[LayerG
     return list(_layers(recipe, recipe.crop_size, num_classes))
 
 
-def geometry_problem(recipe: "Recipe") -> str | None:
+def geometry_problems(recipe: "Recipe") -> list[str]:
     """Why the recipe's layers do not fit onto its crops, with the smallest crop that works."""
-    problem = _too_small(recipe, recipe.crop_size)
-    if problem is None:
+
+    def too_small(crop_size: int) -> str | None:
+        try:
+            list(_layers(recipe, crop_size, None))
+        except _TooSmallError as error:
+            return str(error)
         return None
+
+    problem = too_small(recipe.crop_size)
+    if problem is None:
+        return []
     larger = range(recipe.crop_size + 1, paper.IMAGE_SIZE + 1)
-    works = next((size for size in larger if _too_small(recipe, size) is None), None)
+    works = next((size for size in larger if too_small(size) is None), None)
     if works is None:
-        return f"{problem}; no crop of up to {paper.IMAGE_SIZE} pixels works"
-    return f"{problem}; the smallest crop that works is crop_size={works}"
-
-
-def _too_small(recipe: "Recipe", crop_size: int) -> str | None:
-    try:
-        list(_layers(recipe, crop_size, None))
-    except _TooSmallError as error:
-        return str(error)
-    return None
+        return [f"{problem}; no crop of up to {paper.IMAGE_SIZE} pixels works"]
+    return [f"{problem}; the smallest crop that works is crop_size={works}"]
 
 
 def _layers(recipe: "Recipe", crop_size: int, num_classes: int | None) -> Iterator[LayerGeometry]:
