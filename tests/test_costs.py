@@ -6,11 +6,11 @@ import pytest
 import torch
 from network_workers import count_traffic
 
+from replica.distributed.costs import exchanged_values, training_memory
 from replica.distributed.devices import Devices
 from replica.distributed.exchange import TwoDevices
 from replica.distributed.launch import run_processes
 from replica.network.alexnet import AlexNet
-from replica.network.costs import exchanged_values, training_memory
 from replica.network.dropout_masks import DropoutKeys
 from replica.recipes import MINI, PAPER, PAPER_CONV6
 from replica.training.numerics import Numerics
@@ -20,8 +20,8 @@ from replica.training.run import Run
 class AloneOfTwo(TwoDevices):
     """The real exchange, but for the process at the other end."""
 
-    def begin_swap(self, mine, *, layer, direction, channels=None):
-        shape = [len(mine), channels or mine.shape[1], *mine.shape[2:]]
+    def begin_swap(self, mine, *, layer, direction, num_logits=None):
+        shape = [len(mine), num_logits or mine.shape[1], *mine.shape[2:]]
         return lambda: mine.new_empty(shape)
 
 

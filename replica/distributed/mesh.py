@@ -11,7 +11,7 @@ from torch.distributed.nn.functional import all_reduce
 from replica.distributed import heartbeat
 from replica.distributed.devices import Devices
 from replica.distributed.exchange import TwoDevices
-from replica.network.placement import OneDevice, Placement, one_copy
+from replica.network.placement import Placement, one_copy
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Rank:
     ) -> Placement:
         """Which of a recipe's towers it holds."""
         if self.devices.split == 1:
-            return OneDevice(towers, add_over_copies=add_over_copies)
+            return Placement(towers, add_over_copies=add_over_copies)
         peer = self.index + 1 - 2 * self.tower
         return TwoDevices(tower=self.tower, peer=peer, add_over_copies=add_over_copies)
 

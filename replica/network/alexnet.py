@@ -16,7 +16,7 @@ from replica.network.layers import (
     SplitLinear,
     SplitLocal2d,
 )
-from replica.network.placement import OneDevice, Placement
+from replica.network.placement import Placement
 from replica.recipes import Conv, FullyConnected, Recipe
 from replica.recipes.geometry import LayerGeometry, geometry
 
@@ -43,7 +43,7 @@ class AlexNet(nn.Module):
         super().__init__()
         self.recipe = recipe
         self.num_classes = num_classes
-        self.placement = placement or OneDevice(recipe.towers)
+        self.placement = placement or Placement(recipe.towers)
         table = {row.name: row for row in geometry(recipe, num_classes=num_classes)}
         for conv in recipe.convs:
             self._add_conv(conv, table[conv.name])

@@ -10,11 +10,11 @@ import time
 import torch
 
 from data_prep.shards import open_data_set
+from replica.distributed.costs import exchanged_values, training_memory
 from replica.distributed.devices import Devices
 from replica.distributed.mesh import Rank
 from replica.feed.feed import TrainFeed
 from replica.network.alexnet import whole_shapes
-from replica.network.costs import exchanged_values, training_memory
 from replica.training.loop import train_step_
 from replica.training.numerics import set_numerics
 from replica.training.run import Run

@@ -3,13 +3,14 @@
 `tests/test_costs.py` compares both with what is counted in real steps.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
+from replica.distributed.exchange import TwoDevices
 from replica.network.alexnet import AlexNet
-from replica.network.placement import OneDevice, Placement, one_copy, tower_slice
+from replica.network.placement import Placement, tower_slice
 from replica.recipes import Recipe
 from replica.recipes.geometry import geometry
 
@@ -29,36 +30,13 @@ class Memory:
         return self.weights + self.velocities + self.gradients + self.activations
 
 
-class _OneOfTwo:
-    """One tower whose other one sends tensors of the right shape."""
+class _AloneOfTwo(TwoDevices):
+    """One tower whose other one sends tensors of the right shape at once."""
 
-    towers_here = 1
-
-    def __init__(self) -> None:
-        self.add_over_copies = one_copy
-
-    def own(self, width: int) -> slice:
-        return tower_slice(width, tower=0, towers=2)
-
-    def read_both(self, x: torch.Tensor, *, layer: str) -> torch.Tensor:
-        return torch.cat((x, torch.empty_like(x)), dim=1)
-
-    def convolve_both(
-        self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        *,
-        stride: int,
-        padding: int,
-        layer: str,
-    ) -> torch.Tensor:
-        own, others = weight.chunk(2, dim=1)
-        y = F.conv2d(x, own, bias, stride, padding)
-        return y + F.conv2d(torch.empty_like(x), others, None, stride, padding)
-
-    def join_logits(self, x: torch.Tensor, *, num_classes: int) -> torch.Tensor:
-        return torch.cat((x, x.new_empty(len(x), num_classes - x.shape[1])), dim=1)
+    def begin_swap(
+        self, mine: torch.Tensor, *, layer: str, direction: str, num_logits: int | None = None
+    ) -> Callable[[], torch.Tensor]:
+        return lambda: mine.new_empty(len(mine), num_logits or mine.shape[1], *mine.shape[2:])
 
 
 def training_memory(
@@ -80,7 +58,7 @@ def training_memory(
 
     dtype = torch.float64 if precision == "float64" else torch.float32
     is_whole = towers_here == recipe.towers
-    placement: Placement = OneDevice(recipe.towers) if is_whole else _OneOfTwo()
+    placement = Placement(recipe.towers) if is_whole else _AloneOfTwo(tower=0, peer=1)
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
