@@ -11,7 +11,6 @@ from replica.distributed.devices import Devices
 from replica.distributed.exchange import TwoDevices
 from replica.distributed.launch import run_processes
 from replica.network.alexnet import AlexNet
-from replica.network.dropout_masks import DropoutKeys
 from replica.recipes import MINI, PAPER, PAPER_CONV6
 from replica.training.numerics import Numerics
 from replica.training.run import Run
@@ -41,7 +40,7 @@ def kept_bytes(recipe, images, num_classes, placement=None):
 
     x = torch.randn(images, 3, recipe.crop_size, recipe.crop_size)
     x = x.contiguous(memory_format=torch.channels_last)
-    masks = model.dropout_masks(DropoutKeys(1, 0, torch.arange(images)))
+    masks = model.dropout_masks(torch.arange(images), seed=1, step=0)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         logits = model(x, masks=masks)
     assert logits.requires_grad

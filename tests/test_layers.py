@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from data_prep.errors import UserError
 from replica.distributed.exchange import TwoDevices
 from replica.network.alexnet import AlexNet
-from replica.network.dropout_masks import DropoutKeys
 from replica.network.initialization import initialize_
 from replica.network.layers import BatchNorm, SameMapNorm, SplitLinear, SplitLocal2d
 from replica.network.placement import Placement
@@ -338,7 +337,7 @@ def test_symbolic_tracing_gives_the_same_network_with_and_without_masks():
     model = network("crop_size=96").eval()
     traced = torch.fx.symbolic_trace(model)
     x = images(96).float()
-    masks = model.dropout_masks(DropoutKeys(1, 0, torch.arange(2)))
+    masks = model.dropout_masks(torch.arange(2), seed=1, step=0)
     with torch.no_grad():
         assert torch.equal(traced(x), model(x))
         assert torch.equal(traced(x, masks), model(x, masks))

@@ -4,13 +4,14 @@ N images, C channels, H rows, W columns, K classes.
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from replica.network.dropout_masks import DropoutKeys, dropout_mask
+from replica.network.dropout_masks import dropout_mask
 from replica.network.layers import (
     BatchNorm,
     Dropout,
     LocalResponseNorm,
+    Masks,
     SameMapNorm,
     SplitConv2d,
     SplitLinear,
@@ -99,28 +100,27 @@ class AlexNet(nn.Module):
             )
         return BatchNorm(channels, num_dimensions=num_dimensions, placement=self.placement)
 
-    def dropout_masks(self, keys: DropoutKeys) -> dict[str, torch.Tensor]:
-        """Which outputs of each layer with dropout stay in a training step (paper 4.2).
+    def dropout_masks(self, rows: Tensor, *, seed: int, step: int) -> Masks:
+        """Which outputs stay in a training step, as `dropout_mask` draws them (paper 4.2).
 
         Returns:
             Layer -> bool (N, units that this process holds), on the device of the network.
         """
-        device = next(self.parameters()).device
+        rows = rows.to(next(self.parameters()).device)
         return {
             layer.name: dropout_mask(
-                keys,
+                rows,
+                seed=seed,
+                step=step,
                 layer=number,
                 units=self.placement.own(layer.num_units),
                 keep=self.recipe.dropout_keep,
-                device=device,
             )
             for number, layer in enumerate(self.recipe.fully_connected)
             if layer.dropout
         }
 
-    def forward(
-        self, x: torch.Tensor, masks: dict[str, torch.Tensor] | None = None
-    ) -> torch.Tensor:
+    def forward(self, x: Tensor, masks: Masks | None = None) -> Tensor:
         """Computes the logits.
 
         Args:
@@ -142,9 +142,7 @@ def whole_shapes(
 ) -> dict[str, torch.Size]:
     """Name and shape of every parameter of the whole network, in the order of the layers.
 
-    Args:
-        recipe, num_classes: of the network.
-        statistics: whether the running statistics of batch normalization are among them.
+    With `statistics`, the running statistics of batch normalization are among them.
     """
     with torch.device("meta"):
         whole = AlexNet(recipe, num_classes=num_classes)

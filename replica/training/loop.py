@@ -19,7 +19,6 @@ from replica.distributed.mesh import Rank
 from replica.distributed.worker import StopRequest
 from replica.feed.augment import center_crop
 from replica.feed.feed import Batch
-from replica.network.dropout_masks import DropoutKeys
 from replica.training.allocator import keep_large_blocks
 from replica.training.checkpoint import checkpoints_of, save_checkpoint
 from replica.training.control_log import Request, log_requests, pending_requests
@@ -46,7 +45,7 @@ def train_step_(state: RunState, batch: Batch, *, settings: Settings) -> Counts:
     images = batch.images.to(device, dtype, non_blocking=True)
     images = images.contiguous(memory_format=run.numerics.torch_memory_format)
     labels = batch.labels.to(device, non_blocking=True)
-    masks = state.model.dropout_masks(DropoutKeys(run.seed, batch.step, batch.rows))
+    masks = state.model.dropout_masks(batch.rows, seed=run.seed, step=batch.step)
     # A frozen tensor has no gradient: neither it nor its velocity moves.
     trained = {name: w for name, w in state.weights.items() if settings.rates[name]}
     names, weights = list(trained), list(trained.values())
