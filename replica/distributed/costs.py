@@ -42,17 +42,10 @@ class _AloneOfTwo(TwoDevices):
 def training_memory(
     recipe: Recipe, *, num_classes: int, images: int, towers_here: int, precision: str
 ) -> Memory:
-    """What a process with these towers needs for a step with so many images.
+    """What a process with these towers, 1 of 2 or all, needs for a step with so many images.
 
-    Activations are what autograd keeps of a forward pass: the pass is made with tensors that have
-    shapes and no memory.
-
-    Args:
-        recipe: of the network.
-        num_classes: of the run.
-        images: of the batch that this process has.
-        towers_here: 1 of 2, or all that there are.
-        precision: of `--precision`; in bf16 weights stay in float32, and copies of them are kept.
+    Activations are what autograd keeps of a forward pass, made with tensors that have shapes and no
+    memory. In bf16 weights stay in float32, and copies of them are kept.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode  # 1 s to import, for a dry run alone
 
@@ -69,15 +62,9 @@ def training_memory(
     with FakeTensorMode():
         model = AlexNet(recipe, num_classes=num_classes, placement=placement)
         parameters = {name: weight.to(dtype) for name, weight in model.named_parameters()}
-        masks = {
-            layer.name: torch.empty(
-                images, model.get_parameter(f"{layer.name}.bias").numel()
-            ).bool()
-            for layer in recipe.fully_connected
-            if layer.dropout
-        }
-        x = torch.empty(images, 3, recipe.crop_size, recipe.crop_size, dtype=dtype)
-        x = x.contiguous(memory_format=torch.channels_last)
+        masks = model.dropout_masks(torch.arange(images), seed=0, step=0)
+        shape = (images, 3, recipe.crop_size, recipe.crop_size)
+        x = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
         with (
             torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
@@ -97,15 +84,13 @@ def exchanged_values(
 ) -> dict[tuple[str, str], int]:
     """How many values a tower sends to the other one in a training step (paper, Figure 2).
 
-    Returns:
-        By (layer, "forward" or "backward"): its half of what each layer reads that reads both
-        towers, the gradient of the other's half, and its logits, whose gradient both compute.
+    By (layer, "forward" or "backward"): its half of what each layer reads that reads both towers,
+    the gradient of the other's half, and its logits, whose gradient both compute.
     """
-    values: dict[tuple[str, str], int] = {}
+    logits = tower_slice(num_classes, tower=tower, towers=2)
+    values = {("loss", "forward"): images * (logits.stop - logits.start)}
     for layer in geometry(recipe, num_classes=num_classes):
         if layer.reads == "both towers":
             half = images * layer.num_inputs // 2
             values[layer.name, "forward"] = values[layer.name, "backward"] = half
-    logits = tower_slice(num_classes, tower=tower, towers=2)
-    values["loss", "forward"] = images * (logits.stop - logits.start)
     return values
