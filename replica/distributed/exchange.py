@@ -15,14 +15,9 @@ from replica.network.placement import Placement, one_copy, tower_slice
 
 
 class TwoDevices(Placement):
-    """One tower in this process, the other one in a peer process.
+    """Tower 0 or 1 in this process, the other one in the process whose global rank is `peer`.
 
     `sent` counts the bytes that this process sent so far, by (layer, "forward" or "backward").
-
-    Args:
-        tower: 0 or 1, the tower of this process.
-        peer: the global rank of the process with the other tower.
-        add_over_copies: as in `Placement`.
     """
 
     def __init__(
@@ -53,12 +48,12 @@ class TwoDevices(Placement):
     def begin_swap(
         self, mine: Tensor, *, layer: str, direction: str, num_logits: int | None = None
     ) -> Callable[[], Tensor]:
-        """Begins to send a tensor and to receive the peer's.
+        """Begins to send a tensor (N, C, ...) and to receive the peer's, of the same shape.
 
         Args:
-            mine: (N, C, ...), what the peer gets.
+            mine: what the peer gets.
             layer, direction: for the count of bytes, and for whoever asks where a process hangs.
-            num_logits: the peer's, where logits are exchanged; all else has the shape of `mine`.
+            num_logits: the peer's, where logits are exchanged.
 
         Returns:
             A function that waits for the end and returns what the peer sent.

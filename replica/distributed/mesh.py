@@ -18,8 +18,7 @@ from replica.network.placement import Placement, one_copy
 class Rank:
     """One process of a run: index = copy * split + tower; rank 0 writes the files and prints.
 
-    `local_index` is the device of its machine that it has; None stands for `index`, where there is
-    one machine.
+    `local_index` is the device of its machine that it has, None where that is `index`.
     """
 
     index: int
@@ -103,8 +102,4 @@ class Mesh:
 
     def of_rank_0(self, value: Any) -> Any:
         """The value that rank 0 has."""
-        if not self.is_distributed:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0)
-        return values[0]
+        return self.gather_objects(value)[0]

@@ -25,12 +25,7 @@ ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 class AlexNet(nn.Module):
-    """The network of a recipe, or one tower of it.
-
-    Args:
-        recipe: what to build.
-        num_classes: how many logits.
-        placement: which towers this process holds; all of them by default.
+    """The network of a recipe, or one tower of it; by default, all towers are in this process.
 
     Its children stand in the order in which they are run: `conv1` (the products alone),
     `conv1_activation`, `conv1_lrn`, `conv1_pooling`, ..., `fc6`, `fc6_activation`, `fc6_dropout`,
@@ -101,11 +96,7 @@ class AlexNet(nn.Module):
         return BatchNorm(channels, num_dimensions=num_dimensions, placement=self.placement)
 
     def dropout_masks(self, rows: Tensor, *, seed: int, step: int) -> Masks:
-        """Which outputs stay in a training step, as `dropout_mask` draws them (paper 4.2).
-
-        Returns:
-            Layer -> bool (N, units that this process holds), on the device of the network.
-        """
+        """Which outputs stay in a training step: layer -> bool (N, units here) (paper 4.2)."""
         rows = rows.to(next(self.parameters()).device)
         return {
             layer.name: dropout_mask(

@@ -28,15 +28,12 @@ UINT32_RANGE = 1 << 32
 
 
 def philox(key: tuple[int, int], counter: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
-    """Philox4x32-10.
+    """Philox4x32-10: four int64 arrays of independent and uniform words, 0..2**32 - 1.
 
     Args:
-        key: two words, 0..2**32 - 1.
-        counter: four words: int64 arrays (numpy or torch) with values 0..2**32 - 1 whose shapes
-            broadcast against each other, or ints. At least one must be an array.
-
-    Returns:
-        Four int64 arrays of the common shape with values 0..2**32 - 1, independent and uniform.
+        key: two words.
+        counter: four words: int64 arrays (numpy or torch) whose shapes broadcast against each
+            other, or ints. At least one must be an array.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -83,12 +80,9 @@ def normals(words: tuple[Any, Any, Any, Any]) -> np.ndarray:
 
 
 def normal_entries(*, seed: int, parameter: int, first: int, count: int) -> np.ndarray:
-    """Entries `first` to `first + count` of the infinite normal sequence of one parameter.
+    """Entries `first` to `first + count` of the infinite normal sequence of one parameter: float32.
 
     A process that holds half of a tensor draws just its half, and gets the same numbers.
-
-    Returns:
-        float32 (count,), mean 0, standard deviation 1.
     """
     key = key_of(seed, "initialisation")
     result = np.empty(count, np.float32)

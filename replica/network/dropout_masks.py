@@ -10,15 +10,8 @@ def dropout_mask(
 ) -> torch.Tensor:
     """Which outputs stay: bool (N, units), True with probability `keep`.
 
-    Any cut of the batch or of the units over processes gives the same masks.
-
-    Args:
-        rows: int64 (N,), the rows that this process has of the whole batch.
-        seed: of the run.
-        step: counted from 0.
-        layer: its number among the fully connected ones.
-        units: those that this process holds.
-        keep: probability of staying.
+    Any cut of the batch or of the units over processes gives the same masks. `rows`, int64 (N,),
+    and `units` are those of this process; `step` and `layer` (fully connected) count from 0.
     """
     words = torch.arange(units.start // 4, (units.stop + 3) // 4, device=rows.device)
     draws = philox(key_of(seed, "dropout"), (step, layer, rows[:, None], words[None, :]))

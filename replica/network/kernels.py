@@ -13,11 +13,7 @@ def kernel_picture(weights: torch.Tensor, *, towers: int) -> Image.Image:
     """Draws the kernels of conv1, as Figure 3 does: tower 0 above, tower 1 below.
 
     As in the source, all kernels share one scale: the smallest weight of the layer is black, the
-    largest is white.
-
-    Args:
-        weights: float (kernels, 3, side, side), red first.
-        towers: kernels of each begin a row of their own.
+    largest is white. `weights` are float (kernels, 3, side, side), red first.
     """
     values = weights.detach().double().numpy()
     low, high = values.min(), values.max()

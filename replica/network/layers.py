@@ -144,12 +144,8 @@ class BatchNorm(nn.Module):
     """Batch normalization, over the whole batch in every placement; a channel has a tower's maps.
 
     In training, the statistics are those of the batch, all copies together, and the running ones,
-    which serve at test, follow them.
-
-    Args:
-        channels: of the whole layer.
-        num_dimensions: of what is normalized: 4, or 2 after a fully connected layer.
-        placement: which towers this process holds.
+    which serve at test, follow them. `channels` are those of the whole layer, and what is
+    normalized has 4 dimensions, or 2 after a fully connected layer.
     """
 
     running_mean: Tensor

@@ -23,12 +23,9 @@ def one_copy(x: Tensor) -> Tensor:
 
 
 class Placement:
-    """All towers of the network in this process.
+    """All towers of the network in this process, which are `towers_here`.
 
-    Args:
-        towers_here: how many towers this process computes.
-        add_over_copies: the sum of a tensor over the data-parallel copies of the network; it has a
-            gradient.
+    `add_over_copies` is the sum of a tensor over the data-parallel copies; it has a gradient.
     """
 
     def __init__(
