@@ -4,6 +4,8 @@ A layer's entry says what that layer does, so an ablation is a changed field. Wh
 None, what the recipe says of all layers holds.
 """
 
+import dataclasses
+import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -235,12 +237,14 @@ _RULES = {field: (rule, holds) for rule, holds, names in _TABLE for field in nam
 
 
 def _value_problems(record: Recipe | Layer, of: str = "") -> Iterator[str]:
-    """Which values break the rule of their field; None stands for a default, which keeps it."""
-    for field, value in vars(record).items():
-        if field in _RULES and value is not None:
-            rule, holds = _RULES[field]
+    """Which values break the rule of their field; where it may be None, that breaks none."""
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        is_left_open = value is None and type(None) in typing.get_args(field.type)
+        if field.name in _RULES and not is_left_open:
+            rule, holds = _RULES[field.name]
             if not holds(value):
-                yield f"{of}{field}: expected {rule}, got {shown(value)}"
+                yield f"{of}{field.name}: expected {rule}, got {shown(value)}"
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:
