@@ -62,7 +62,9 @@ class TwoDevices(Placement):
         # Sent as it lies in memory; the peer's has the same format.
         is_last = mine.dim() == 4 and mine.is_contiguous(memory_format=torch.channels_last)
         mine = mine if is_last else mine.contiguous()
-        theirs = mine.new_empty(len(mine), num_logits) if num_logits else torch.empty_like(mine)
+        theirs = torch.empty_like(mine)
+        if num_logits is not None:
+            theirs = mine.new_empty(len(mine), num_logits)
         flat = [x.permute(0, 2, 3, 1) if is_last else x for x in (mine, theirs)]
         self.sent[layer, direction] += mine.nbytes
         works = dist.batch_isend_irecv(
