@@ -25,6 +25,7 @@ BENCHMARKS = {
     "towers": "what overlaps the exchange before conv3, as a timeline",
     "build_shards": "building shards of real pictures against decoding and resizing alone",
     "real_sets": "every real set in REPLICA_REAL_DATA, built and verified",
+    "demo": "the error of the demo with five seeds, one and two processes, both layouts",
     "linear_baseline": "the error of a linear classifier on raw pixels of a data set",
 }
 

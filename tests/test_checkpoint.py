@@ -144,14 +144,14 @@ def test_every_tensor_that_does_not_fit_is_named(tmp_path):
     wrong = checkpoint()
     del wrong.model["conv1.bias"]
     wrong.model["conv9.bias"] = torch.zeros(2)
-    wrong.velocities["fc8.weight"] = torch.zeros(12, 256)
+    wrong.velocities["fc8.weight"] = torch.zeros(12, 1024)
     path = save_checkpoint(tmp_path, wrong)
     with pytest.raises(UserError) as error:
         load_checkpoint(path)
     message = str(error.value)
     assert "model lacks conv1.bias" in message
     assert "model has an unknown conv9.bias" in message
-    assert "velocities has fc8.weight of shape (12, 256) instead of (10, 256)" in message
+    assert "velocities has fc8.weight of shape (12, 1024) instead of (10, 1024)" in message
 
 
 def test_another_recipe_is_refused_with_all_fields_but_epochs_may_differ(tmp_path):

@@ -319,7 +319,7 @@ def test_print_shows_the_layers_in_the_order_in_which_they_run():
 
 
 def test_a_hook_sees_each_layer_in_both_placements():
-    for placement, units in ((Placement(2), 256), (TwoDevices(tower=0, peer=1), 128)):
+    for placement, units in ((Placement(2), 1024), (TwoDevices(tower=0, peer=1), 512)):
         model = AlexNet(MINI, num_classes=NUM_CLASSES, placement=placement)
         assert model.fc7.weight.shape[0] == units
         seen = []
@@ -361,7 +361,7 @@ def test_features_can_be_read_by_name(monkeypatch):
     with torch.no_grad():
         model(x)
         assert torch.equal(traced(x), seen[0])
-    assert seen[0].shape == (2, 256)
+    assert seen[0].shape == (2, 1024)
 
 
 def test_export_gives_the_same_network():

@@ -162,9 +162,9 @@ def test_mini_keeps_the_gain_of_every_layer_of_the_paper():
 
 def test_mini_has_the_settings_that_reproduce_names():
     assert [conv.num_kernels for conv in MINI.convs] == [16, 32, 48, 48, 32]
-    assert [layer.num_units for layer in MINI.fully_connected] == [256, 256, 10]
-    assert (MINI.batch_size, MINI.learning_rate, MINI.epochs) == (32, 0.005, 32)
-    assert (MINI.drop_rule, MINI.drop_epochs) == ("epochs", (28,))
+    assert [layer.num_units for layer in MINI.fully_connected] == [1024, 1024, 10]
+    assert (MINI.batch_size, MINI.learning_rate, MINI.epochs) == (32, 0.005, 22)
+    assert (MINI.drop_rule, MINI.drop_epochs) == ("epochs", (19,))
 
 
 @pytest.mark.slow

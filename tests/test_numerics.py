@@ -12,6 +12,7 @@ from functorch.compile import make_boxed_func
 from runs import (
     BATCH_SIZE,
     CROP_SIZE,
+    NARROW,
     STEPS,
     large_weights,
     mini_shapes_and_deviations,
@@ -185,7 +186,7 @@ def test_compiled_is_what_the_help_says(tiny_shards, tmp_path, monkeypatch, caps
     counting = functools.partial(torch.compile, backend=backend, dynamic=False)
     monkeypatch.setattr(torch, "compile", lambda network, **_: counting(network))
     one_step = Run(
-        recipe=with_changes(MINI, [f"crop_size={CROP_SIZE}", f"batch_size={BATCH_SIZE}"]),
+        recipe=with_changes(MINI, [*NARROW, f"crop_size={CROP_SIZE}", f"batch_size={BATCH_SIZE}"]),
         num_classes=10,
         data_dir=tiny_shards,
         run_dir=tmp_path,

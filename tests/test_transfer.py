@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 from conftest import assert_user_error, run_here
-from runs import last_checkpoint, train
+from runs import NARROW, last_checkpoint, train
 
 from data_prep.errors import UserError
 from replica.network.alexnet import AlexNet, whole_shapes
 from replica.network.initialization import initialize_
-from replica.recipes import MINI, PAPER, PAPER_CONV6
+from replica.recipes import MINI, PAPER, PAPER_CONV6, with_changes
 from replica.training.checkpoint import (
     check_fits_network,
     checkpoints_of,
@@ -53,7 +53,7 @@ def test_a_new_head_is_drawn_and_the_rest_is_taken_over(gpus, pretrained, other_
         if not name.startswith("fc8"):
             assert torch.equal(tensor, before[name]), name
     assert after["fc8.weight"].shape == (2, 256)
-    fresh = AlexNet(MINI, num_classes=2)
+    fresh = AlexNet(with_changes(MINI, NARROW), num_classes=2)
     initialize_(fresh, seed=2012)
     assert torch.equal(after["fc8.weight"], fresh.state_dict()["fc8.weight"])
     assert not any(tensor.any() for tensor in last_checkpoint(out)["velocities"].values())
