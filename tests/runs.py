@@ -21,7 +21,8 @@ NARROW_OPTIONS = [word for change in NARROW for word in ("--set", change)]
 
 def train_command(shards_dir, out, *options):
     command = ["-m", "replica.train", "--data", str(shards_dir), "--recipe", "mini"]
-    command += NARROW_OPTIONS
+    if "--recipe" not in options:
+        command += NARROW_OPTIONS
     # Importing TensorBoard takes two seconds a run; test_board.py does.
     options = ("--no-tensorboard", *options)
     return [*command, "--device", "cpu", "--batch-size", "16", "--out", str(out), *options]
