@@ -7,7 +7,7 @@ A shard holds:
     images         uint8 (N, H, W, 3), contiguous and page-aligned: readers memory-map it
     labels         int32 (N,), indices into wnids
     pictures       bytes (N,), where each image came from, relative to the source's directory
-    wnids, names   bytes (K,), one a class
+    wnids, names   bytes (K,), one per class
     pixel_sum, rgb_second_moment   uint64, the exact sums that statistics.h5 is made of
 
 or, stored as JPEG, `jpeg_bytes` uint8 (B,) and `jpeg_offsets` uint64 (N + 1,) instead of `images`.
@@ -262,12 +262,12 @@ class DataSet:
 
     @property
     def wnids(self) -> list[str]:
-        """One identifier a class."""
+        """One identifier per class."""
         return list(self.manifest.plan.wnids)
 
     @property
     def class_names(self) -> list[str]:
-        """One readable name a class."""
+        """One readable name per class."""
         return list(self.manifest.plan.class_names)
 
     @property
@@ -287,7 +287,7 @@ class DataSet:
 
     @property
     def held_out(self) -> str:
-        """The part that tells how training goes: val, or test in a set without val."""
+        """The part that measures how training goes: val, or test in a set without val."""
         return "val" if len(self.val) else "test"
 
     def part(self, name: str) -> Part:

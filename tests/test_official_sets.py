@@ -552,8 +552,8 @@ def test_a_named_source_that_is_not_there_says_what_is_missing(tmp_path):
         "ilsvrc2012": "expected the development kit",
         "ilsvrc2010": "expected the development kit",
         "class-tars": "expected tars named nXXXXXXXX.tar, found none",
-        "tiny-imagenet": "wnids.txt: expected one wnid a line, found no file",
-        "tiny-image10": "wnids.txt: expected one wnid a line, found no file",
+        "tiny-imagenet": "wnids.txt: expected one wnid per line, found no file",
+        "tiny-image10": "wnids.txt: expected one wnid per line, found no file",
         "cifar10": "expected the folders train/<class>/",
         "folder": "expected the folders train/<class>/",
     }

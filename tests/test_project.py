@@ -1,4 +1,4 @@
-"""The house: imports point down, names say what they hold, documents tell the truth."""
+"""Imports point down, names say what they hold, documents agree with code and records."""
 
 import ast
 import json

@@ -34,7 +34,7 @@ class Devkit:
     Attributes:
         year: 2010 or 2012.
         wnids: sorted; a label is an index into them.
-        class_names: one a class.
+        class_names: one per class.
         label_of_id: ILSVRC20xx_ID -> label.
         tree: where the text files are.
         directory: of those files in the tree.
@@ -51,7 +51,7 @@ class Devkit:
         """The labels of the pictures 1, 2, ... from a file with one id a line."""
         title = f"{tree.title}/{path}"
         labels = []
-        for number, line in text_lines(tree, path, "one class id a line"):
+        for number, line in text_lines(tree, path, "one class id per line"):
             word = line.strip()
             if not word.isascii() or not word.isdigit() or int(word) not in self.label_of_id:
                 raise UserError(
@@ -140,7 +140,7 @@ def _read_meta(
 
 def classes_of_meta(data: bytes, year: int) -> dict[str, tuple[int, str]] | str:
     """In a process of its own: wnid -> (id, words) of the classes, or what is wrong."""
-    # What a damaged file makes of the process is told by its end, not by its last words.
+    # What a damaged file makes of the process shows in its exit status, not in its output.
     faulthandler.disable()
     try:
         synsets = loadmat(io.BytesIO(data), variable_names=["synsets"])["synsets"].ravel()
@@ -157,7 +157,7 @@ def classes_of_meta(data: bytes, year: int) -> dict[str, tuple[int, str]] | str:
 
 
 def train_pictures(tree: Tree, tar: str, devkit: Devkit) -> Pictures:
-    """The pictures of the training tar, which holds one tar a class.
+    """The pictures of the training tar, which holds one tar per class.
 
     Raises:
         UserError: it does not hold exactly one tar for each class of the development kit.

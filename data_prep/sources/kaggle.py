@@ -1,7 +1,7 @@
 """ImageNet as Kaggle packs it (CLS-LOC): the classes are the lines of LOC_synset_mapping.txt.
 
 In the directory or zip file: `ILSVRC/Data/CLS-LOC/{train/<wnid>/*,val/*}`,
-`ILSVRC/Annotations/CLS-LOC/val` (one XML a picture), and beside `ILSVRC` or in it the files
+`ILSVRC/Annotations/CLS-LOC/val` (one XML per picture), and beside `ILSVRC` or in it the files
 `LOC_synset_mapping.txt` and `LOC_val_solution.csv`. A label is the line of the mapping file,
 counted from 0; that is the position of the wnid in sorted order, which is not the ILSVRC2012_ID of
 the devkit.
@@ -101,7 +101,7 @@ def read_mapping(tree: Tree, path: str) -> tuple[tuple[str, ...], tuple[str, ...
     """Reads `LOC_synset_mapping.txt`: wnids and names, in the order of the lines."""
     names: dict[str, str] = {}
     title = f"{tree.title}/{path}"
-    for number, line in text_lines(tree, path, "a wnid and its names a line"):
+    for number, line in text_lines(tree, path, "a wnid and its names per line"):
         wnid, _, name = line.strip().partition(" ")
         if not WNID.fullmatch(wnid) or not name:
             raise UserError(f"{title} line {number}: expected `nXXXXXXXX name`, got {line[:60]!r}")
@@ -109,7 +109,7 @@ def read_mapping(tree: Tree, path: str) -> tuple[tuple[str, ...], tuple[str, ...
             raise UserError(f"{title} line {number}: {wnid} stands there a second time")
         names[wnid] = name
     if not names:
-        raise UserError(f"{title}: expected one class a line, got an empty file")
+        raise UserError(f"{title}: expected one class per line, got an empty file")
     return tuple(names), tuple(names.values())
 
 

@@ -32,8 +32,8 @@ class PictureSet:
     Attributes:
         source: the name of the module that found it.
         title: where it was found, for messages.
-        wnids: one identifier a class; a label is an index into it.
-        class_names: one readable name a class.
+        wnids: one identifier per class; a label is an index into it.
+        class_names: one readable name per class.
         parts: `train`, `val`, `test` -> pictures; a part that is missing has none.
         recipe: the recipe that this data set names as its default, or None.
         notes: what the user should know about what was found, one line each.
@@ -87,7 +87,7 @@ class PictureSet:
         if problems or not chosen:
             raise UserError(
                 f"--classes: expected wnids or names of the {len(self.wnids)} classes of "
-                f"{self.title}, one a line; got: {'; '.join(problems[:5]) or 'none'}"
+                f"{self.title}, one per line; got: {'; '.join(problems[:5]) or 'none'}"
             )
         chosen.sort()
         new_label = {label: i for i, label in enumerate(chosen)}

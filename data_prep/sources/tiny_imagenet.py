@@ -1,6 +1,6 @@
 """Tiny ImageNet: 64 x 64 pictures of up to 200 ImageNet classes, in its own layout.
 
-In the directory, zip or tar: `wnids.txt` (one class a line), `words.txt` (wnid, tab, names),
+In the directory, zip or tar: `wnids.txt` (one class per line), `words.txt` (wnid, tab, names),
 `train/<wnid>/images/*.JPEG`, and all validation pictures in one folder, `val/images`, with their
 classes in `val/val_annotations.txt` (name, wnid and a box, between tabs). A label is the position
 of the wnid in sorted order. The test pictures have no labels and are left out.
@@ -81,7 +81,7 @@ def read_classes(tree: Tree, path: str) -> tuple[str, ...]:
     """Reads `wnids.txt`: the wnids, sorted."""
     wnids: set[str] = set()
     title = f"{tree.title}/{path}"
-    for number, line in text_lines(tree, path, "one wnid a line"):
+    for number, line in text_lines(tree, path, "one wnid per line"):
         wnid = line.strip()
         if not WNID.fullmatch(wnid):
             raise UserError(f"{title} line {number}: expected `nXXXXXXXX`, got {line[:60]!r}")
@@ -89,7 +89,7 @@ def read_classes(tree: Tree, path: str) -> tuple[str, ...]:
             raise UserError(f"{title} line {number}: {wnid} stands there a second time")
         wnids.add(wnid)
     if not wnids:
-        raise UserError(f"{title}: expected one wnid a line, got an empty file")
+        raise UserError(f"{title}: expected one wnid per line, got an empty file")
     return tuple(sorted(wnids))
 
 

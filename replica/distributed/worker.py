@@ -73,7 +73,7 @@ def in_group(
         rank: of this process.
         open_store: a connection to the key-value store that all ranks reach, each time a new one.
         timeout: seconds without a sign of life after which a rank counts as hung.
-        on_hung: told in one line which one.
+        on_hung: called with a line that names it.
 
     Raises:
         UserError, OSError: as the work raised them.

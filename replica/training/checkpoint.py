@@ -120,7 +120,7 @@ def _point_to(link: Path, name: str) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Opens a checkpoint and checks that it is whole, ours, and consistent with its own recipe.
+    """Opens a checkpoint of this project; checks that it is whole and consistent with its recipe.
 
     Raises:
         UserError: it is not; every mismatch is named.
@@ -139,7 +139,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         f"{path}: expected a checkpoint that `python -m replica.train` wrote, got a file that "
         "PyTorch cannot open as tensors"
     )
-    # Older formats of torch.save are bare pickles: nothing of ours, and not looked into.
+    # Older formats of torch.save are bare pickles: not of this project, and not opened.
     if not zipfile.is_zipfile(path):
         raise foreign
     try:
