@@ -4,11 +4,11 @@
 Without a compiler the project installs without them, and the operators run in plain PyTorch.
 """
 
-import importlib.util
 import os
+import runpy
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import NoReturn
 
 from setuptools import Extension, setup
@@ -33,18 +33,8 @@ except ImportError:
     )
 
 
-def load_toolchain() -> ModuleType:
-    """`cuda_ext.toolchain`, without importing the package, which needs what is built here."""
-    path = Path(__file__).parent / "cuda_ext" / "toolchain.py"
-    spec = importlib.util.spec_from_file_location("toolchain", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-toolchain = load_toolchain()
+# Read without importing the package, which loads what is built here.
+toolchain = SimpleNamespace(**runpy.run_path("cuda_ext/toolchain.py"))
 TARGET = ("TORCH_TARGET_VERSION", toolchain.TARGET_VERSION)
 
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.measure import Row, interleaved, say
+from replica.distributed.costs import training_memory
 from replica.distributed.devices import Devices
 from replica.distributed.launch import run_processes
 from replica.distributed.mesh import Mesh, Rank
@@ -29,7 +30,6 @@ from replica.distributed.worker import StopRequest
 from replica.feed.feed import Batch
 from replica.network import layers as layers_module
 from replica.network.alexnet import AlexNet
-from replica.network.costs import training_memory
 from replica.recipes import RECIPES, Recipe
 from replica.recipes.geometry import geometry
 from replica.training.allocator import SWITCH, keep_large_blocks

@@ -33,34 +33,22 @@ class CompiledState:
     built_for: str | None = None
 
 
-def _switch_problem() -> str | None:
-    wanted = os.environ.get("REPLICA_EXT", "auto")
-    if wanted in ("auto", "off"):
-        return None
-    return f"REPLICA_EXT: expected auto or off, got {wanted!r}"
-
-
-# What is wrong with REPLICA_EXT, said by whoever uses an operator first.
-SWITCH_PROBLEM = _switch_problem()
+_SWITCH = os.environ.get("REPLICA_EXT", "auto")
+# What is wrong with it, said by whoever uses an operator first.
+SWITCH_PROBLEM = (
+    None if _SWITCH in ("auto", "off") else f"REPLICA_EXT: expected auto or off, got {_SWITCH!r}"
+)
 
 
 @cache
 def compiled_state() -> CompiledState:
-    """Loads the CPU library once, and says what came of it.
-
-    Raises:
-        ValueError: REPLICA_EXT has an unknown value.
-    """
+    """Loads the CPU library once, and says what came of it."""
     return _load(CPU_LIBRARY)
 
 
 @cache
 def compiled_cuda_state() -> CompiledState:
-    """Loads the CUDA library once where this PyTorch has CUDA, and says what came of it.
-
-    Raises:
-        ValueError: REPLICA_EXT has an unknown value.
-    """
+    """Loads the CUDA library once where this PyTorch has CUDA, and says what came of it."""
     if torch.version.cuda is None and not SWITCH_PROBLEM:
         return CompiledState(False, "this PyTorch has no CUDA")
     return _load(CUDA_LIBRARY)
@@ -71,9 +59,6 @@ def memory_state() -> CompiledState:
     """Loads the library that keeps large blocks once, and says what came of it.
 
     It serves the PyTorch that it was built with, and no other.
-
-    Raises:
-        ValueError: REPLICA_EXT has an unknown value.
     """
     state = _load(MEMORY_LIBRARY)
     if state.is_live and state.built_for != f"with PyTorch {torch.__version__}":
@@ -85,13 +70,7 @@ def memory_state() -> CompiledState:
 def keep_large_blocks() -> CompiledState:
     """Takes the memory of large CPU tensors from a region that this process keeps.
 
-    For the rest of the process; a second call changes nothing.
-
-    Returns:
-        Whether it does now, or why not.
-
-    Raises:
-        ValueError: REPLICA_EXT has an unknown value.
+    For the rest of the process; a second call changes nothing. Returns whether it does now.
     """
     state = memory_state()
     if not state.is_live:
@@ -103,9 +82,10 @@ def keep_large_blocks() -> CompiledState:
 
 
 def _load(name: str) -> CompiledState:
+    """Raises a ValueError where REPLICA_EXT has an unknown value."""
     if SWITCH_PROBLEM:
         raise ValueError(SWITCH_PROBLEM)
-    if os.environ.get("REPLICA_EXT") == "off":
+    if _SWITCH == "off":
         return CompiledState(False, "REPLICA_EXT=off")
     path = Path(__file__).parent / name
     if not path.exists():

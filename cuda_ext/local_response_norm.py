@@ -4,6 +4,7 @@ The kernels are in `csrc`; where there is none for a device, `reference` serves.
 """
 
 import math
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
@@ -11,15 +12,6 @@ import torch
 
 from cuda_ext import library, reference
 
-_PARAMETERS = "int n, float k, float alpha, float beta, int towers"
-SCHEMAS = {
-    "local_response_norm": f"(Tensor x, {_PARAMETERS}) -> Tensor",
-    "local_response_norm_out": f"(Tensor x, {_PARAMETERS}, *, Tensor(a!) out) -> ()",
-    "local_response_norm_backward": f"(Tensor gradient, Tensor x, {_PARAMETERS}) -> Tensor",
-    "local_response_norm_backward_out": (
-        f"(Tensor gradient, Tensor x, {_PARAMETERS}, *, Tensor(a!) out) -> ()"
-    ),
-}
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -50,10 +42,8 @@ def local_response_norm(
     Raises:
         ValueError: an argument is outside of these rules.
     """
-    _check(x, n=n, k=k, alpha=alpha, beta=beta, towers=towers)
-    result: torch.Tensor = torch.ops.replica.local_response_norm(
-        x, int(n), float(k), float(alpha), float(beta), int(towers)
-    )
+    parameters = _checked(x, n=n, k=k, alpha=alpha, beta=beta, towers=towers)
+    result: torch.Tensor = torch.ops.replica.local_response_norm(x, *parameters)
     return result
 
 
@@ -80,20 +70,21 @@ def local_response_norm_out(
     Raises:
         ValueError: an argument is outside of these rules, or a gradient would be needed.
     """
-    _check(x, n=n, k=k, alpha=alpha, beta=beta, towers=towers)
+    parameters = _checked(x, n=n, k=k, alpha=alpha, beta=beta, towers=towers)
     if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
         raise ValueError(
             "local_response_norm: expected tensors without a gradient beside out, got one that "
             "requires it: leave out away, or use torch.no_grad()"
         )
     _check_out(_dense(x), out)
-    torch.ops.replica.local_response_norm_out(
-        x, int(n), float(k), float(alpha), float(beta), int(towers), out=out
-    )
+    torch.ops.replica.local_response_norm_out(x, *parameters, out=out)
     return out
 
 
-def _check(x: torch.Tensor, *, n: int, k: float, alpha: float, beta: float, towers: int) -> None:
+def _checked(
+    x: torch.Tensor, *, n: int, k: float, alpha: float, beta: float, towers: int
+) -> tuple[int, float, float, float, int]:
+    """The parameters as the registered operators take them; NumPy's numbers are welcome."""
     if library.SWITCH_PROBLEM:
         raise ValueError(library.SWITCH_PROBLEM)
     if x.dim() < 2:
@@ -112,6 +103,7 @@ def _check(x: torch.Tensor, *, n: int, k: float, alpha: float, beta: float, towe
         raise _expected(
             "channels divisible by towers", f"{x.shape[1]} channels and {towers} towers"
         )
+    return int(n), float(k), float(alpha), float(beta), int(towers)
 
 
 def _check_out(dense: torch.Tensor, out: torch.Tensor) -> None:
@@ -143,92 +135,51 @@ def _dense(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous(memory_format=_memory_format(x))
 
 
-for _name, _schema in SCHEMAS.items():
-    torch.library.define(f"replica::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
+def _plain(compute: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
+    """Calls a function of `reference` with the arguments of a registered operator."""
+    *tensors, n, k, alpha, beta, towers = arguments
+    return compute(*tensors, n=n, k=k, alpha=alpha, beta=beta, towers=towers)
 
 
-# What runs where no compiled kernel is registered for the device of x.
+def _register(name: str, tensors: str, compute: Callable[..., torch.Tensor]) -> None:
+    """Registers an operator and its twin that writes into `out`.
+
+    `compute` serves where no compiled kernel is registered for the device of x, the last of the
+    `tensors`.
+    """
+
+    def new_result(*arguments: Any) -> torch.Tensor:
+        *_, x, _, _, _, _, _ = arguments
+        return torch.empty_like(_dense(x))
+
+    def no_result(*arguments: Any, out: torch.Tensor) -> None:
+        pass
+
+    def compute_into(*arguments: Any, out: torch.Tensor) -> None:
+        out.copy_(_plain(compute, *arguments))
+
+    def compute_new(*arguments: Any) -> torch.Tensor:
+        return new_result(*arguments).copy_(_plain(compute, *arguments))
+
+    inputs = f"{tensors}, int n, float k, float alpha, float beta, int towers"
+    for operator, schema, plain, shape in (
+        (name, f"({inputs}) -> Tensor", compute_new, new_result),
+        (f"{name}_out", f"({inputs}, *, Tensor(a!) out) -> ()", compute_into, no_result),
+    ):
+        torch.library.define(operator, schema, tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.impl(operator, "default", plain)
+        torch.library.register_fake(operator, shape)
 
 
-@torch.library.impl("replica::local_response_norm", "default")
-def _(x: torch.Tensor, n: int, k: float, alpha: float, beta: float, towers: int) -> torch.Tensor:
-    result = reference.local_response_norm(x, n=n, k=k, alpha=alpha, beta=beta, towers=towers)
-    return torch.empty_like(_dense(x)).copy_(result)
+_FORWARD, _BACKWARD = "replica::local_response_norm", "replica::local_response_norm_backward"
+_register(_FORWARD, "Tensor x", reference.local_response_norm)
+_register(_BACKWARD, "Tensor gradient, Tensor x", reference.local_response_norm_backward)
 
 
-@torch.library.impl("replica::local_response_norm_out", "default")
-def _(
-    x: torch.Tensor,
-    n: int,
-    k: float,
-    alpha: float,
-    beta: float,
-    towers: int,
-    *,
-    out: torch.Tensor,
-) -> None:
-    out.copy_(reference.local_response_norm(x, n=n, k=k, alpha=alpha, beta=beta, towers=towers))
-
-
-@torch.library.impl("replica::local_response_norm_backward", "default")
-def _(
-    gradient: torch.Tensor,
-    x: torch.Tensor,
-    n: int,
-    k: float,
-    alpha: float,
-    beta: float,
-    towers: int,
-) -> torch.Tensor:
-    result = reference.local_response_norm_backward(
-        gradient, x, n=n, k=k, alpha=alpha, beta=beta, towers=towers
-    )
-    return torch.empty_like(_dense(x)).copy_(result)
-
-
-@torch.library.impl("replica::local_response_norm_backward_out", "default")
-def _(
-    gradient: torch.Tensor,
-    x: torch.Tensor,
-    n: int,
-    k: float,
-    alpha: float,
-    beta: float,
-    towers: int,
-    *,
-    out: torch.Tensor,
-) -> None:
-    out.copy_(
-        reference.local_response_norm_backward(
-            gradient, x, n=n, k=k, alpha=alpha, beta=beta, towers=towers
-        )
-    )
-
-
-@torch.library.register_fake("replica::local_response_norm")
-def _(x: torch.Tensor, *parameters: Any) -> torch.Tensor:
-    return torch.empty_like(_dense(x))
-
-
-@torch.library.register_fake("replica::local_response_norm_backward")
-def _(gradient: torch.Tensor, x: torch.Tensor, *parameters: Any) -> torch.Tensor:
-    return torch.empty_like(_dense(x))
-
-
-@torch.library.register_fake("replica::local_response_norm_out")
-def _(x: torch.Tensor, *parameters: Any, out: torch.Tensor) -> None:
-    pass
-
-
-@torch.library.register_fake("replica::local_response_norm_backward_out")
-def _(gradient: torch.Tensor, x: torch.Tensor, *parameters: Any, out: torch.Tensor) -> None:
-    pass
-
-
-def _save_input(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    # Only x: recomputing the sums costs less than reading them back from memory.
-    ctx.save_for_backward(inputs[0])
-    ctx.parameters = inputs[1:]
+def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    # Of the forward only x: recomputing the sums costs less than reading them back from memory.
+    ctx.save_for_backward(*inputs[:-5])
+    ctx.parameters = inputs[-5:]
 
 
 def _gradient(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
@@ -237,26 +188,14 @@ def _gradient(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
     return result, *[None] * len(ctx.parameters)
 
 
-def _save_both(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.parameters = inputs[2:]
-
-
 def _second_gradient(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
     # Rare, so the plain version's own derivative serves.
-    names = ("n", "k", "alpha", "beta", "towers")
     with torch.enable_grad():
         inputs = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
-        result = reference.local_response_norm_backward(
-            *inputs, **dict(zip(names, ctx.parameters, strict=True))
-        )
+        result = _plain(reference.local_response_norm_backward, *inputs, *ctx.parameters)
         gradients = torch.autograd.grad(result, inputs, gradient)
     return *gradients, *[None] * len(ctx.parameters)
 
 
-torch.library.register_autograd(
-    "replica::local_response_norm", _gradient, setup_context=_save_input
-)
-torch.library.register_autograd(
-    "replica::local_response_norm_backward", _second_gradient, setup_context=_save_both
-)
+torch.library.register_autograd(_FORWARD, _gradient, setup_context=_save)
+torch.library.register_autograd(_BACKWARD, _second_gradient, setup_context=_save)

@@ -4,6 +4,7 @@ The loop is in `csrc`; where it is not built, and on a GPU, `reference` serves.
 """
 
 import math
+from typing import Any
 
 import torch
 
@@ -44,23 +45,13 @@ def momentum_sgd_(
     """
     if library.SWITCH_PROBLEM:
         raise ValueError(library.SWITCH_PROBLEM)
+    kind = (weight.shape, weight.dtype, weight.device)
     for name, tensor in (("velocity", velocity), ("gradient", gradient)):
-        if (tensor.shape, tensor.dtype, tensor.device) != (
-            weight.shape,
-            weight.dtype,
-            weight.device,
-        ):
-            raise _expected(
-                f"a {name} of {tuple(weight.shape)}, {weight.dtype}, {weight.device}",
-                f"{tuple(tensor.shape)}, {tensor.dtype}, {tensor.device}",
-            )
+        if (tensor.shape, tensor.dtype, tensor.device) != kind:
+            raise _expected(f"a {name} of {_kind_of(weight)}", _kind_of(tensor))
     if weight.dtype not in DTYPES:
         raise _expected("float32 or float64", weight.dtype)
-    numbers = {
-        "learning_rate": learning_rate,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-    }
+    numbers = {"learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
     for name, number in numbers.items():
         if not math.isfinite(number):
             raise _expected(f"a finite {name}", number)
@@ -78,39 +69,24 @@ def momentum_sgd_(
     )
 
 
+def _kind_of(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)}, {tensor.dtype}, {tensor.device}"
+
+
 def _expected(rule: str, got: object) -> ValueError:
     return ValueError(f"momentum_sgd_: expected {rule}, got {got}")
 
 
-torch.library.define("replica::momentum_sgd_", SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
+_NAME = "replica::momentum_sgd_"
+torch.library.define(_NAME, SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
 
 
-@torch.library.impl("replica::momentum_sgd_", "default")
-def _(
-    weight: torch.Tensor,
-    velocity: torch.Tensor,
-    gradient: torch.Tensor,
-    learning_rate: float,
-    momentum: float,
-    weight_decay: float,
-) -> None:
-    reference.momentum_sgd_(
-        weight,
-        velocity,
-        gradient,
-        learning_rate=learning_rate,
-        momentum=momentum,
-        weight_decay=weight_decay,
-    )
+@torch.library.impl(_NAME, "default")
+def _plain(*arguments: Any) -> None:
+    names = ("learning_rate", "momentum", "weight_decay")
+    reference.momentum_sgd_(*arguments[:3], **dict(zip(names, arguments[3:], strict=True)))
 
 
-@torch.library.register_fake("replica::momentum_sgd_")
-def _(
-    weight: torch.Tensor,
-    velocity: torch.Tensor,
-    gradient: torch.Tensor,
-    learning_rate: float,
-    momentum: float,
-    weight_decay: float,
-) -> None:
+@torch.library.register_fake(_NAME)
+def _no_result(*arguments: Any) -> None:
     pass

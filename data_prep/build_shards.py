@@ -1,7 +1,6 @@
 """Builds shards from pictures: `python data_prep/build_shards.py --help`."""
 
 import argparse
-import contextlib
 import re
 import sys
 import time
@@ -45,6 +44,8 @@ from data_prep.workers import num_cores
 
 # The sets whose statistics are set beside those that others measured on ImageNet.
 IMAGENET_SOURCES = ("kaggle", "ilsvrc2012", "ilsvrc2010", "class-tars")
+LOCK_FILE = "build.lock"
+WHEN_HELD = "another build is at work there: wait for it, or choose another directory"
 DEFAULT_OUTPUT = Path("shards")
 DEFAULT_TOY_INPUT = Path("toy")
 DEFAULT_IMAGES_PER_SHARD = 1024
@@ -238,10 +239,8 @@ def find_pictures(arguments: argparse.Namespace, *, num_workers: int) -> Picture
 
 def settings_of(pictures: PictureSet, arguments: argparse.Namespace) -> tuple[Plan, BuildSettings]:
     """The plan of a build, and what every worker needs to know of it."""
-    picture_format = PictureFormat(
-        arguments.size, arguments.fit, arguments.resampling, arguments.decoder
-    )
-    storage = Storage("raw")
+    how = (arguments.size, arguments.fit, arguments.resampling, arguments.decoder)
+    picture_format, storage = PictureFormat(*how), Storage("raw")
     if arguments.storage == "jpeg":
         quality = QUALITY if arguments.quality is None else arguments.quality
         storage = Storage("jpeg", quality, SUBSAMPLING, decoder_name("pillow"))
@@ -258,7 +257,6 @@ def settings_of(pictures: PictureSet, arguments: argparse.Namespace) -> tuple[Pl
 
 def report(manifest: Manifest, output: Path, *, seconds: float | None) -> None:
     """Prints what was built and what could not be read."""
-    total_bytes = total_images = 0
     for part in PARTS:
         entries = [entry for entry in manifest.parts[part] if entry]
         if not entries:
@@ -266,7 +264,6 @@ def report(manifest: Manifest, output: Path, *, seconds: float | None) -> None:
         files = manifest.shard_files(part)
         num_images = sum(file.num_images for file in files)
         num_bytes = sum(file.num_bytes for file in files)
-        total_bytes, total_images = total_bytes + num_bytes, total_images + num_images
         seen: Counter[str] = Counter()
         for entry in entries:
             seen.update(entry.pictures_seen)
@@ -280,13 +277,14 @@ def report(manifest: Manifest, output: Path, *, seconds: float | None) -> None:
             print(f"{part}: {len(bad)} pictures could not be read; {MANIFEST_FILE} lists them all:")
             for item in bad[:BAD_PICTURES_SHOWN]:
                 print(f"  {item.picture}: {item.reason}")
+    plan, files = manifest.plan, [file for part in PARTS for file in manifest.shard_files(part)]
+    num_images, num_bytes = sum(f.num_images for f in files), sum(f.num_bytes for f in files)
     print(
-        f"{len(manifest.plan.wnids)} classes, {total_images} images of {manifest.plan.image_size} "
-        f"x {manifest.plan.image_size}, {total_bytes / 1e9:.2f} GB"
-        + (f", {seconds:.0f} s" if seconds is not None else "")
+        f"{len(plan.wnids)} classes, {num_images} images of {plan.image_size} x {plan.image_size}, "
+        f"{num_bytes / 1e9:.2f} GB" + (f", {seconds:.0f} s" if seconds is not None else "")
     )
     statistics = open_data_set(output).statistics
-    if manifest.plan.source in IMAGENET_SOURCES:
+    if plan.source in IMAGENET_SOURCES:
         print("\n".join(comparison_with_published(statistics)))
     print(f"{output / MANIFEST_FILE} is complete; {LABELS_FILE} lists every image with its label")
 
@@ -316,12 +314,6 @@ def estimate(pictures: PictureSet, settings: BuildSettings, *, num_workers: int)
     )
 
 
-def locked_output(output: Path, name: str) -> contextlib.AbstractContextManager[None]:
-    """Holds the directory for this build alone."""
-    when_held = "another build is at work there: wait for it, or choose another directory"
-    return locked(output / name, title=f"--output {output}", when_held=when_held)
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Builds what the command line asks for."""
     num_workers = arguments.workers or num_cores()
@@ -344,8 +336,8 @@ def run(arguments: argparse.Namespace) -> None:
         # Before anything is written, as the input may turn out to be no good.
         pictures = find_pictures(arguments, num_workers=num_workers)
     share: tuple[int, int] | None = arguments.shard
-    lock_name = "build.lock" if share is None else f"build-{share[0]}-of-{share[1]}.lock"
-    with locked_output(output, lock_name):
+    lock_name = LOCK_FILE if share is None else f"build-{share[0]}-of-{share[1]}.lock"
+    with locked(output / lock_name, title=f"--output {output}", when_held=WHEN_HELD):
         if is_drawn:  # under the lock, as the toy set may have to be drawn
             pictures = find_pictures(arguments, num_workers=num_workers)
         plan, settings = settings_of(pictures, arguments)
@@ -356,13 +348,7 @@ def run(arguments: argparse.Namespace) -> None:
         if share is not None:
             tasks = [task for task in tasks if share_of(task.number, share[1]) == share[0]]
         manifest = build(
-            tasks,
-            settings,
-            manifest,
-            output=output,
-            manifest_name=name,
-            num_workers=num_workers,
-            say=print,
+            tasks, settings, manifest, output=output, manifest_name=name, num_workers=num_workers
         )
         if share is None:
             if not is_complete(manifest, output):
@@ -379,7 +365,7 @@ def finish(output: Path) -> None:
     """Joins what the machines of a job array have built."""
     if not output.is_dir():
         raise UserError(f"--finish: expected --output with the shares, found no {output}")
-    with locked_output(output, "build.lock"):
+    with locked(output / LOCK_FILE, title=f"--output {output}", when_held=WHEN_HELD):
         manifest = join(output)
         for lock in output.glob("build-*-of-*.lock"):
             lock.unlink()

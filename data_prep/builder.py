@@ -4,7 +4,7 @@ import contextlib
 import operator
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
@@ -30,11 +30,7 @@ from data_prep.workers import StoppedError, progress_bar, worker_pool
 
 
 def start_manifest(output: Path, plan: Plan, num_shards: dict[str, int], name: str) -> Manifest:
-    """The manifest to go on with: a fresh one, or that of an interrupted build of this plan.
-
-    Raises:
-        UserError: the directory holds another data set or other files.
-    """
+    """The manifest to go on with: a fresh one, or that of an interrupted build of this plan."""
     for there in sorted(output.glob("manifest*.json")):
         manifest = read_manifest(output, there.name)
         differing = plan.differing(manifest.plan)
@@ -52,13 +48,12 @@ def start_manifest(output: Path, plan: Plan, num_shards: dict[str, int], name: s
                 )
             return manifest
         if MANIFEST_FILE in (there.name, name):
+            how = "one machine" if there.name == MANIFEST_FILE else "several machines"
             raise UserError(
-                f"{output}: holds {there.name}, of a build "
-                f"{'by one machine' if there.name == MANIFEST_FILE else 'by several machines'}: "
-                "go on in the same way, or choose another --output"
+                f"{output}: holds {there.name}, of a build by {how}: go on in the same way, or "
+                "choose another --output"
             )
-    names = [path.name for path in output.iterdir()]
-    known = r".*\.(part|lock)"
+    names, known = os.listdir(output), r".*\.(part|lock)"
     # Other machines of a job array may be at work; each writes its manifest before its shards.
     shares = r"manifest-\d+-of-\d+\.json"
     if any(re.fullmatch(shares, one) for one in names):
@@ -83,31 +78,27 @@ def build(
     output: Path,
     manifest_name: str,
     num_workers: int,
-    say: Callable[[str], None],
 ) -> Manifest:
-    """Builds the shards that the manifest does not list yet, and returns it with them.
-
-    Raises:
-        UserError: the disk refuses, the input changed, or with `strict` a picture cannot be read.
-    """
+    """Builds the shards that the manifest does not list yet, and returns it with them."""
     sizes = _sizes(output)
     missing = [task for task in tasks if not _is_listed(task, manifest, sizes)]
     if not missing:
         # To be mended, or only to be joined: now each shard is looked into.
         missing = [task for task in tasks if not _is_whole(task, manifest)]
-    kept = sum(len(task.pictures) for task in tasks) - sum(len(task.pictures) for task in missing)
+    num_missing = sum(len(task.pictures) for task in missing)
+    kept = sum(len(task.pictures) for task in tasks) - num_missing
     for task in tasks:
         if part_of(task.path).name in sizes:
             part_of(task.path).unlink(missing_ok=True)
     if not missing:
         return manifest
     if kept:
-        say(f"continuing: {kept} pictures are built already")
+        print(f"continuing: {kept} pictures are built already")
     check_room(output, missing, settings)
     with (
         _no_parts_left(missing),
         worker_pool(min(num_workers, len(missing))) as workers,
-        progress_bar(sum(len(t.pictures) for t in missing), " images", seconds=10) as progress,
+        progress_bar(num_missing, " images", seconds=10) as progress,
     ):
 
         def show() -> None:
@@ -173,11 +164,7 @@ def is_complete(manifest: Manifest, output: Path) -> bool:
 
 
 def complete(manifest: Manifest, output: Path) -> Manifest:
-    """Writes the statistics and the labels of the finished shards, then the whole manifest.
-
-    Raises:
-        UserError: no picture of a part could be read, or a shard was damaged meanwhile.
-    """
+    """Writes the statistics and the labels of the finished shards, then the whole manifest."""
     for part in PARTS:
         files = manifest.shard_files(part)
         if manifest.parts[part] and not files:

@@ -25,17 +25,11 @@ EXACT_IMAGES = 65_793
 
 @dataclass(frozen=True)
 class PixelSums:
-    """Exact integer sums over pictures, so that their total does not depend on any order.
-
-    Attributes:
-        num_images: how many pictures were added.
-        pixel_sum: uint64 (H, W, 3), the sum of the pictures.
-        rgb_second_moment: uint64 (3, 3), the sum over all pixels of rgb times rgb transposed.
-    """
+    """Exact integer sums over pictures, so that their total does not depend on any order."""
 
     num_images: int
-    pixel_sum: np.ndarray
-    rgb_second_moment: np.ndarray
+    pixel_sum: np.ndarray  # uint64 (H, W, 3)
+    rgb_second_moment: np.ndarray  # uint64 (3, 3), over all pixels: rgb times rgb transposed
 
     def __add__(self, other: "PixelSums") -> "PixelSums":
         return PixelSums(
@@ -90,33 +84,19 @@ class PixelSummer:
 
 @dataclass(frozen=True)
 class ColorStatistics:
-    """What training subtracts and what color noise is made of.
+    """What training subtracts and what color noise is made of; float64 but for the mean image."""
 
-    Attributes:
-        mean_image: float32 (H, W, 3), on 0..255.
-        rgb_mean: float64 (3,), on 0..255.
-        rgb_covariance: float64 (3, 3) over all training pixels, of RGB in [0, 1].
-        eigenvalues: float64 (3,), of that matrix, largest first.
-        eigenvectors: float64 (3, 3), column i belongs to eigenvalue i; the largest entry of each
-            column is positive.
-        standard_deviations: float64 (3,), along the eigenvectors, of RGB in 0..255: the form in
-            which the 2012 source uses them.
-    """
-
-    mean_image: np.ndarray
-    rgb_mean: np.ndarray
-    rgb_covariance: np.ndarray
-    eigenvalues: np.ndarray
-    eigenvectors: np.ndarray
+    mean_image: np.ndarray  # float32 (H, W, 3), on 0..255
+    rgb_mean: np.ndarray  # (3,), on 0..255
+    rgb_covariance: np.ndarray  # (3, 3) over all training pixels, of RGB in [0, 1]
+    eigenvalues: np.ndarray  # (3,), of that matrix, largest first
+    eigenvectors: np.ndarray  # (3, 3), in columns; the largest entry of each is positive
+    # (3,), along the eigenvectors, of RGB in 0..255: the form in which the 2012 source uses them.
     standard_deviations: np.ndarray
 
 
 def color_statistics(sums: PixelSums) -> ColorStatistics:
-    """Mean image, covariance of RGB, and its eigenvalues and eigenvectors.
-
-    Raises:
-        ValueError: no picture was added.
-    """
+    """Mean image and principal components of the RGB of one training picture or more."""
     if sums.num_images == 0:
         raise ValueError("color_statistics: expected at least one training picture, got 0")
     height, width, _ = sums.pixel_sum.shape

@@ -21,16 +21,10 @@ def share_of(number: int, num_shares: int) -> int:
 
 
 def join(output: Path) -> Manifest:
-    """Joins the manifests of all machines into one, and completes the data set.
-
-    Raises:
-        UserError: machines are missing or not ready, or their plans differ.
-    """
-    found = {
-        (int(match[1]), int(match[2])): path
-        for path in output.glob("manifest-*-of-*.json")
-        if (match := re.fullmatch(r"manifest-(\d+)-of-(\d+)\.json", path.name))
-    }
+    """Joins the manifests of all machines, if they are ready, and completes the data set."""
+    names = (path.name for path in output.glob("manifest-*-of-*.json"))
+    matches = (re.fullmatch(r"manifest-(\d+)-of-(\d+)\.json", name) for name in names)
+    found = {(int(match[1]), int(match[2])) for match in matches if match}
     if not found:
         raise UserError(
             f"--finish: expected the manifests of a job array (manifest-1-of-n.json, ...) in "
@@ -43,11 +37,11 @@ def join(output: Path) -> Manifest:
             f"{' and '.join(map(str, sorted(counts)))}"
         )
     num_shares = counts.pop()
-    absent = [i for i in range(1, num_shares + 1) if (i, num_shares) not in found]
-    manifests = {share: read_manifest(output, path.name) for share, path in sorted(found.items())}
+    manifests = {share: read_manifest(output, share_file(share)) for share in sorted(found)}
     first = next(iter(manifests.values()))
     parts: dict[str, list[ShardEntry | None]] = {part: [] for part in PARTS}
-    lacking = [f"{i}/{num_shares} has not begun" for i in absent]
+    shares = {(i, num_shares) for i in range(1, num_shares + 1)}
+    lacking = [f"{i}/{n} has not begun" for i, n in sorted(shares - found)]
     for part in PARTS:
         for number in range(len(first.parts[part])):
             share = (share_of(number, num_shares), num_shares)
@@ -56,9 +50,9 @@ def join(output: Path) -> Manifest:
             shards = manifests[share].parts[part]
             entry = shards[number] if number < len(shards) else None
             if entry is None or (entry.file and entry.file.problem(output)):
-                text = f"{share[0]}/{num_shares} is not ready"
-                lacking += [text] if text not in lacking else []
+                lacking.append(f"{share[0]}/{num_shares} is not ready")
             parts[part].append(entry)
+    lacking = list(dict.fromkeys(lacking))
     for share, manifest in manifests.items():
         differing = sorted(first.plan.differing(manifest.plan))
         if differing:

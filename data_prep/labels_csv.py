@@ -1,12 +1,11 @@
 """`labels.csv`: one line per image, for people and spreadsheets."""
 
 import csv
-import hashlib
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from data_prep.files import whole_file
+from data_prep.files import sha256_of_file, whole_file
 from data_prep.manifest import PARTS, FileEntry, Manifest
 from data_prep.shards import shards_of
 
@@ -24,13 +23,9 @@ def label_rows(manifest: Manifest, directory: Path) -> Iterator[Row]:
 
 def write_labels(path: Path, rows: Iterable[Row]) -> FileEntry:
     """Writes the file, and returns its manifest entry."""
-    digest, num_bytes = hashlib.sha256(), 0
     with whole_file(path) as file:
-        for block in csv_blocks(rows):
-            digest.update(block)
-            num_bytes += len(block)
-            file.write(block)
-    return FileEntry(path.name, num_bytes, digest.hexdigest())
+        file.writelines(csv_blocks(rows))
+    return FileEntry(path.name, path.stat().st_size, sha256_of_file(path))
 
 
 def csv_blocks(rows: Iterable[Row]) -> Iterator[bytes]:

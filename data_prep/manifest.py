@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,7 @@ class Plan:
     def record(self) -> dict[str, Any]:
         """What a manifest holds of it."""
         storage = {key: value for key, value in vars(self.storage).items() if value is not None}
-        head = {"format": FORMAT_NAME, "version": FORMAT_VERSION}
-        return {**head, **vars(self), "storage": storage}
+        return {"format": FORMAT_NAME, "version": FORMAT_VERSION, **vars(self), "storage": storage}
 
     def sha256(self) -> str:
         """The digest that each shard of a build holds."""
@@ -140,28 +139,15 @@ class BadPicture:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """What building one shard gave.
+    """What building one shard gave."""
 
-    Attributes:
-        file: the shard; None where none of its pictures could be read.
-        bad_pictures: those that could not be read.
-        pictures_seen: how many of which mode, how many that EXIF would rotate.
-    """
-
-    file: ShardFile | None
+    file: ShardFile | None  # None where none of its pictures could be read
     bad_pictures: tuple[BadPicture, ...]
-    pictures_seen: dict[str, int]
-
-    @property
-    def num_images(self) -> int:
-        """How many pictures are in the shard."""
-        return self.file.num_images if self.file else 0
+    pictures_seen: dict[str, int]  # how many of which mode, how many that EXIF would rotate
 
     def record(self) -> dict[str, Any]:
         """What a manifest holds of it."""
-        file: dict[str, Any] = {"num_images": 0}
-        if self.file:
-            file = {**vars(self.file), "structure": vars(self.file.structure)}
+        file = asdict(self.file) if self.file else {"num_images": 0}
         bad = [vars(picture) for picture in self.bad_pictures]
         return {**file, "bad_pictures": bad, "pictures_seen": self.pictures_seen}
 
@@ -170,19 +156,14 @@ class ShardEntry:
 class Manifest:
     """What a data set is, and which files it has.
 
-    Attributes:
-        plan: what decides the bytes of the files.
-        plan_sha256: as the shards hold it; of a manifest that was read, the digest of all that
-            stands there, whether this version knows it or not.
-        parts: `train`, `val`, `test` -> its shards; None for one that is not built yet.
-        complete: the build has ended; only then are the other two surely there.
-        statistics, labels: the entries of those files.
+    `plan_sha256` is as the shards hold it: of a manifest that was read, the digest of all that
+    stands there, whether this version knows it or not.
     """
 
     plan: Plan
     plan_sha256: str
-    parts: dict[str, tuple[ShardEntry | None, ...]]
-    complete: bool = False
+    parts: dict[str, tuple[ShardEntry | None, ...]]  # None is a shard that is not built yet
+    complete: bool = False  # the build has ended; only then are the next two surely there
     statistics: FileEntry | None = None
     labels: FileEntry | None = None
 

@@ -72,50 +72,10 @@ def read_manifest(directory: Path, name: str = MANIFEST_FILE) -> Manifest:
             f"{path}: expected format version {FORMAT_VERSION}, got {content.get('version')}: "
             "build the shards with this version of the project, or use the one that built them"
         )
-    problems = list(_manifest_problems(content))
-    if problems:
-        raise UserError(
-            f"{path}: {'; '.join(problems[:5])}: it was changed; build the shards again"
-        )
-    return _manifest_of(content)
-
-
-def _manifest_of(content: dict[str, Any]) -> Manifest:
-    """What a file of the right form says."""
-    outcome = ("parts", "complete", "statistics", "labels")
-    plan: dict[str, Any] = {field.name: content.get(field.name) for field in fields(Plan)}
-    plan["wnids"], plan["class_names"] = tuple(plan["wnids"]), tuple(plan["class_names"])
-    plan["storage"] = Storage(*(plan["storage"].get(field.name) for field in fields(Storage)))
-    return Manifest(
-        Plan(**plan),
-        plan_sha256({key: value for key, value in content.items() if key not in outcome}),
-        {
-            part: tuple(
-                entry and _shard_entry_of(entry) for entry in content["parts"][part]["shards"]
-            )
-            for part in PARTS
-        },
-        content["complete"],
-        _file_entry_of(content.get("statistics"), STATISTICS_FILE),
-        _file_entry_of(content.get("labels"), LABELS_FILE),
-    )
-
-
-def _file_entry_of(entry: Any, file: str) -> FileEntry | None:
-    if _entry_problem(entry, file):
-        return None
-    return FileEntry(entry["file"], entry["num_bytes"], entry["sha256"])
-
-
-def _shard_entry_of(entry: dict[str, Any]) -> ShardEntry:
-    bad = tuple(BadPicture(bad["picture"], bad["reason"]) for bad in entry["bad_pictures"])
-    file = None
-    if entry["num_images"]:
-        spans = tuple((offset, size) for offset, size in entry["structure"]["large_data"])
-        structure = Structure(spans, entry["structure"]["sha256"])
-        named = (entry["file"], entry["num_bytes"], entry["sha256"])
-        file = ShardFile(*named, entry["num_images"], structure)
-    return ShardEntry(file, bad, entry.get("pictures_seen", {}))
+    try:
+        return _manifest_of(content)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}: it was changed; build the shards again") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -137,17 +97,59 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _manifest_problems(manifest: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with the form of a manifest, each with its rule."""
+def _manifest_of(content: dict[str, Any]) -> Manifest:
+    """What a manifest says.
+
+    Raises:
+        ValueError: its form is wrong; the message names what is, each with its rule.
+    """
+    problems, complete = list(_plan_problems(content)), content.get("complete")
+    files: dict[str, FileEntry] = {}
+    for key, file in (("statistics", STATISTICS_FILE), ("labels", LABELS_FILE)):
+        try:
+            files[key] = _file_entry_of(content.get(key), file)
+        except ValueError:
+            if complete:
+                problems.append(f"expected {key}, the entry of {file}")
+    parts = content.get("parts")
+    if not isinstance(parts, dict) or set(parts) != set(PARTS):
+        problems.append(f"expected the parts {', '.join(PARTS)}")
+        parts = {}
+    entries: dict[str, list[ShardEntry | None]] = {part: [] for part in PARTS}
+    for part, listed in parts.items():
+        shards = listed.get("shards") if isinstance(listed, dict) else None
+        if not isinstance(shards, list):
+            problems.append(f"expected a list of shards in {part}")
+            continue
+        for i, entry in enumerate(shards):
+            if entry is None and complete:
+                problems.append(f"{part} lacks shard {i}")
+            file = shard_file(part, i)
+            try:
+                entries[part].append(None if entry is None else _shard_entry_of(entry, file))
+            except ValueError as error:
+                problems.append(str(error))
+    if problems:
+        raise ValueError("; ".join(problems[:5]))
+    plan: dict[str, Any] = {field.name: content.get(field.name) for field in fields(Plan)}
+    plan["wnids"], plan["class_names"] = tuple(content["wnids"]), tuple(content["class_names"])
+    plan["storage"] = Storage(*(content["storage"].get(field.name) for field in fields(Storage)))
+    outcome = ("parts", "complete", "statistics", "labels")
+    digest = plan_sha256({key: value for key, value in content.items() if key not in outcome})
+    whole = {part: tuple(entries[part]) for part in PARTS}
+    return Manifest(Plan(**plan), digest, whole, content["complete"], **files)
+
+
+def _plan_problems(manifest: Any) -> Iterator[str]:
     wnids, names = manifest.get("wnids"), manifest.get("class_names")
-    if not isinstance(wnids, list) or not wnids or not _is_texts(wnids):
+    if not wnids or not _is_texts(wnids):
         yield "expected wnids, a list of texts"
     elif len(set(wnids)) != len(wnids):
         yield "expected wnids that all differ"
-    elif not isinstance(names, list) or not _is_texts(names) or len(names) != len(wnids):
+    elif not _is_texts(names) or len(names) != len(wnids):
         yield "expected class_names, one per wnid"
     size = manifest.get("image_size")
-    if not isinstance(size, int) or not _is_count(size, 1) or size > MAX_IMAGE_SIZE:
+    if not _is_count(size, 1) or size > MAX_IMAGE_SIZE:
         yield f"expected an image_size of 1 to {MAX_IMAGE_SIZE}, got {str(size)[:20]}"
     if not _is_count(manifest.get("cycle_seed")):
         yield "expected a cycle_seed, a whole number"
@@ -158,30 +160,9 @@ def _manifest_problems(manifest: dict[str, Any]) -> Iterator[str]:
     storage = manifest.get("storage")
     if not isinstance(storage, dict) or storage.get("kind") not in ("raw", "jpeg"):
         yield "expected storage of the kind raw or jpeg"
-    if manifest.get("complete"):
-        for key, file in (("statistics", STATISTICS_FILE), ("labels", LABELS_FILE)):
-            if _entry_problem(manifest.get(key), file):
-                yield f"expected {key}, the entry of {file}"
-    parts = manifest.get("parts")
-    if not isinstance(parts, dict) or set(parts) != set(PARTS):
-        yield f"expected the parts {', '.join(PARTS)}"
-        return
-    for part, content in parts.items():
-        shards = content.get("shards") if isinstance(content, dict) else None
-        if not isinstance(shards, list):
-            yield f"expected a list of shards in {part}"
-            continue
-        for i, entry in enumerate(shards):
-            if entry is None:
-                if manifest.get("complete"):
-                    yield f"{part} lacks shard {i}"
-                continue
-            problem = _shard_entry_problem(entry, shard_file(part, i))
-            if problem:
-                yield problem
 
 
-def _entry_problem(entry: Any, file: str) -> str | None:
+def _file_entry_of(entry: Any, file: str) -> FileEntry:
     if (
         not isinstance(entry, dict)
         or entry.get("file") != file
@@ -189,40 +170,47 @@ def _entry_problem(entry: Any, file: str) -> str | None:
         or not isinstance(entry.get("sha256"), str)
         or not re.fullmatch(r"[0-9a-f]{64}", entry["sha256"])
     ):
-        return f"expected the entry of {file} with its size and SHA-256"
-    return None
+        raise ValueError(f"expected the entry of {file} with its size and SHA-256")
+    return FileEntry(file, entry["num_bytes"], entry["sha256"])
 
 
-def _shard_entry_problem(entry: Any, file: str) -> str | None:
+def _shard_entry_of(entry: Any, file: str) -> ShardEntry:
     if not isinstance(entry, dict) or not _is_count(entry.get("num_images")):
-        return f"expected the entry of {file} with its num_images"
-    bad = entry.get("bad_pictures")
+        raise ValueError(f"expected the entry of {file} with its num_images")
+    bad, seen = entry.get("bad_pictures"), entry.get("pictures_seen", {})
     if not isinstance(bad, list) or not all(
         isinstance(item, dict) and _is_texts([item.get("picture"), item.get("reason")])
         for item in bad
     ):
-        return f"expected bad_pictures in the entry of {file}"
+        raise ValueError(f"expected bad_pictures in the entry of {file}")
+    bad_pictures = tuple(BadPicture(item["picture"], item["reason"]) for item in bad)
     if not entry["num_images"]:
-        return None
+        return ShardEntry(None, bad_pictures, seen)
     structure = entry.get("structure")
     if (
         not isinstance(structure, dict)
         or not isinstance(structure.get("sha256"), str)
         or not _are_spans(structure.get("large_data"), entry.get("num_bytes"))
     ):
-        return f"expected the structure of {file} with its large_data and SHA-256"
-    return _entry_problem(entry, file)
+        raise ValueError(f"expected the structure of {file} with its large_data and SHA-256")
+    spans = tuple((offset, size) for offset, size in structure["large_data"])
+    named, structure = _file_entry_of(entry, file), Structure(spans, structure["sha256"])
+    return ShardEntry(
+        ShardFile(**vars(named), num_images=entry["num_images"], structure=structure),
+        bad_pictures,
+        seen,
+    )
 
 
 def _are_spans(spans: Any, end: Any) -> bool:
     """Whether these are [offset, size] that follow one another in a file of `end` bytes."""
     at = 0
-    if not isinstance(spans, list) or not _is_count(end):
+    if not isinstance(spans, list):
         return False
     for span in spans:
         if not isinstance(span, list) or len(span) != 2 or not all(map(_is_count, span)):
             return False
         if span[0] < at:
             return False
-        at = span[0] + span[1]
-    return at <= int(end)
+        at = sum(span)
+    return _is_count(end, at)

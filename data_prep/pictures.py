@@ -37,43 +37,29 @@ class BadPictureError(Exception):
 class PictureFormat:
     """How a file becomes an image.
 
-    Attributes:
-        image_size: the side of the result in pixels, 256 in the paper.
-        fit: `crop` rescales the shorter side and keeps the central square (paper 2); `pad`
-            rescales the longer side and fills the rest with black, the source's "full" variant.
-        resampling: one of `FILTERS`.
-        decoder: `pillow`, or `fast`, whose pixels differ a little.
+    The fit `crop` rescales the shorter side and keeps the central square (paper 2); `pad` rescales
+    the longer side and fills the rest with black, the source's "full" variant. The pixels of the
+    decoder `fast` differ a little.
     """
 
     image_size: int = 256
-    fit: str = "crop"
+    fit: str = FITS[0]
     resampling: str = RESAMPLING
-    decoder: str = "pillow"
+    decoder: str = DECODERS[0]
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image, and what is worth counting about the file that it came from.
+    """An image, and what is worth counting about the file that it came from."""
 
-    Attributes:
-        image: uint8 (H, W, 3).
-        mode: the file's own mode, such as `RGB`, `L` or `CMYK`.
-        is_rotated: its EXIF orientation asks for a rotation, which is not applied.
-        has_bad_exif: its EXIF data cannot be read.
-    """
-
-    image: np.ndarray
-    mode: str
-    is_rotated: bool = False
+    image: np.ndarray  # uint8 (H, W, 3)
+    mode: str  # the file's own, such as `RGB`, `L` or `CMYK`
+    is_rotated: bool = False  # EXIF asks for a rotation, which is not applied
     has_bad_exif: bool = False
 
 
 def decoder_name(decoder: str) -> str:
-    """The libraries behind a decoder with their versions, on which the pixels depend.
-
-    Raises:
-        UserError: the fast decoder is not installed.
-    """
+    """The libraries behind a decoder, if they are installed, with the versions that matter."""
     pillow = f"Pillow {PIL.__version__}"
     if decoder == "pillow":
         return pillow
@@ -95,11 +81,8 @@ def decode_picture(data: bytes, picture_format: PictureFormat | None = None) -> 
     """Decodes a file, rescales it and cuts the square (paper 2).
 
     Orientation tags are not applied: no known pipeline for ImageNet did. Gray pictures get three
-    equal channels, CMYK is converted, transparency is dropped.
-
-    Args:
-        data: the file's bytes.
-        picture_format: what is made of it; the paper's 256 x 256 by default.
+    equal channels, CMYK is converted, transparency is dropped. By default the result is the
+    paper's, of 256 x 256.
 
     Raises:
         BadPictureError: the bytes are no readable picture.
@@ -112,13 +95,8 @@ def decode_picture(data: bytes, picture_format: PictureFormat | None = None) -> 
             with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 mode, rotated, bad_exif = picture.mode, *_exif(picture)
                 _new_size(picture.size, picture_format)
-                image = None
-                if (
-                    picture_format.decoder == "fast"
-                    and picture.format == "JPEG"
-                    and mode in ("RGB", "L")
-                ):
-                    image = _fast(data, picture_format)
+                is_fast = picture_format.decoder == "fast" and picture.format == "JPEG"
+                image = _fast(data, picture_format) if is_fast and mode in ("RGB", "L") else None
                 if image is None:
                     image = _fitted(_to_rgb(picture), picture_format)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
@@ -173,18 +151,13 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         # Pillow takes every CMYK file for Adobe's, whose inks are inverted; this one says nothing.
         picture.load()
         return ImageChops.invert(picture).convert("RGB")
-    if picture.mode == "RGB":
-        picture.load()
-        return picture  # convert() would copy it
-    return picture.convert("RGB")
+    picture.load()
+    # convert() would copy what is RGB already.
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _new_size(size: tuple[int, int], picture_format: PictureFormat) -> tuple[int, int]:
-    """Width and height after rescaling, before the square is cut or filled up.
-
-    Raises:
-        BadPictureError: a narrow picture would become too large.
-    """
+    """Width and height after rescaling, before the square is cut; BadPictureError if too large."""
     width, height = size
     side = picture_format.image_size
     if picture_format.fit == "pad":
@@ -199,10 +172,7 @@ def _new_size(size: tuple[int, int], picture_format: PictureFormat) -> tuple[int
 
 
 def _offset(length: int, side: int) -> int:
-    """Where the central square begins.
-
-    Where the remainder is odd, no square is quite central: this is the later of the two.
-    """
+    """Where the central square begins; of two that are equally central, the later."""
     return (length - side + 1) // 2
 
 

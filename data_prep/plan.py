@@ -17,11 +17,7 @@ SUSPICIOUS_PICTURES = 50
 
 
 def check_pictures(pictures: PictureSet, *, strict: bool) -> list[str]:
-    """Says what is odd about the list of pictures, one line each, or refuses it.
-
-    Raises:
-        UserError: a part is missing or has no labels, or with `strict` a class has no pictures.
-    """
+    """Says what is odd about the list of pictures, one line each, or refuses it."""
     if not pictures.parts.get("train"):
         raise UserError(f"{pictures.title}: expected train pictures, found none")
     held_out = [part for part in PARTS[1:] if pictures.parts.get(part)]
@@ -31,16 +27,13 @@ def check_pictures(pictures: PictureSet, *, strict: bool) -> list[str]:
             "--per-class cuts them out of train, such as --per-class 400,50,50"
         )
     for part in held_out:
-        labels = {picture.label for picture in pictures.parts[part]}
-        if (
-            len(labels) == 1
-            and len(pictures.wnids) > 1
-            and len(pictures.parts[part]) >= SUSPICIOUS_PICTURES
-        ):
+        labels = [picture.label for picture in pictures.parts[part]]
+        is_suspicious = len(labels) >= SUSPICIOUS_PICTURES and len(pictures.wnids) > 1
+        if is_suspicious and len(set(labels)) == 1:
             raise UserError(
-                f"{pictures.title}: all {len(pictures.parts[part])} {part} pictures have the same "
-                f"label ({pictures.wnids[labels.pop()]}) among {len(pictures.wnids)} classes: "
-                "expected pictures with labels of their own"
+                f"{pictures.title}: all {len(labels)} {part} pictures have the same label "
+                f"({pictures.wnids[labels[0]]}) among {len(pictures.wnids)} classes: expected "
+                "pictures with labels of their own"
             )
     notes = []
     for part, wnids in pictures.classes_without_pictures().items():

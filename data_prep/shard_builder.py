@@ -7,6 +7,8 @@ more than a few images.
 import errno
 import os
 import time
+from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +16,7 @@ from data_prep.color_statistics import PixelSummer
 from data_prep.errors import UserError
 from data_prep.jpeg import encode_jpeg
 from data_prep.manifest import BadPicture, ShardEntry, Storage
-from data_prep.pictures import (
-    BadPictureError,
-    Decoded,
-    PictureFormat,
-    decode_picture,
-    fit_pixels,
-)
+from data_prep.pictures import BadPictureError, Decoded, PictureFormat, decode_picture, fit_pixels
 from data_prep.shard_writer import Classes, JpegShardWriter, RawShardWriter
 from data_prep.sources.picture_set import Picture, Pictures
 from data_prep.sources.places import InputChangedError, Pixels, Reader
@@ -98,9 +94,8 @@ def build_shard(task: ShardTask, settings: BuildSettings) -> tuple[ShardTask, Sh
     """
     summer, reader = PixelSummer(settings.picture_format.image_size), Reader()
     bad: list[BadPicture] = []
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     writer = _open_writer(task, settings)
-    num_images = 0
     try:
         for picture in task.pictures:
             check_wanted()
@@ -115,18 +110,15 @@ def build_shard(task: ShardTask, settings: BuildSettings) -> tuple[ShardTask, Sh
                 count(BAD_PICTURES)
                 count(PICTURES)
                 continue
-            for what, applies in (
-                (decoded.mode, True),
-                ("rotated by EXIF", decoded.is_rotated),
-                ("damaged EXIF", decoded.has_bad_exif),
-            ):
-                if applies:
-                    seen[what] = seen.get(what, 0) + 1
+            seen[decoded.mode] += 1
+            if decoded.is_rotated:
+                seen["rotated by EXIF"] += 1
+            if decoded.has_bad_exif:
+                seen["damaged EXIF"] += 1
             summer.add(writer.add(decoded.image, picture=picture.name, label=picture.label))
-            num_images += 1
             count(PICTURES)
         file = None
-        if num_images:
+        if len(bad) < len(task.pictures):
             file = writer.finish(summer.sums())
             count(DISK_BYTES, file.num_bytes)
         else:
@@ -136,38 +128,27 @@ def build_shard(task: ShardTask, settings: BuildSettings) -> tuple[ShardTask, Sh
         raise
     finally:
         reader.close()
-    return task, ShardEntry(file, tuple(bad), seen)
+    return task, ShardEntry(file, tuple(bad), dict(seen))
 
 
 def _open_writer(task: ShardTask, settings: BuildSettings) -> RawShardWriter | JpegShardWriter:
     classes, size = settings.classes, settings.picture_format.image_size
-    if settings.storage.kind == "jpeg":
-        assert settings.storage.quality is not None
-        quality = settings.storage.quality
+    quality, num_planned = settings.storage.quality, len(task.pictures)
+    if quality is not None:
         return JpegShardWriter(task.path, classes=classes, size=size, quality=quality)
-    num_planned = len(task.pictures)
     return RawShardWriter(task.path, classes=classes, size=size, num_planned=num_planned)
 
 
 def sample_cost(pictures: Pictures, settings: BuildSettings) -> tuple[int, int, float]:
-    """Decodes some pictures without writing anything: for an estimate.
-
-    Returns:
-        How many could be read, the bytes that they would take, and the seconds that it took.
-    """
-    summer, reader = PixelSummer(settings.picture_format.image_size), Reader()
-    num_bytes = num_good = 0
-    start = time.perf_counter()
-    for picture in pictures:
-        try:
-            image = read_picture(picture, reader, settings.picture_format).image
-        except BadPictureError:
-            continue
-        if settings.storage.quality is not None:
-            num_bytes += len(encode_jpeg(image, settings.storage.quality))
-        else:
-            num_bytes += image.nbytes
-        summer.add(image)
-        num_good += 1
-    reader.close()
-    return num_good, num_bytes, time.perf_counter() - start
+    """For an estimate: how many pictures can be read, their bytes in a shard, and the seconds."""
+    summer, quality = PixelSummer(settings.picture_format.image_size), settings.storage.quality
+    sizes, start = [], time.perf_counter()
+    with closing(Reader()) as reader:
+        for picture in pictures:
+            try:
+                image = read_picture(picture, reader, settings.picture_format).image
+            except BadPictureError:
+                continue
+            sizes.append(image.nbytes if quality is None else len(encode_jpeg(image, quality)))
+            summer.add(image)
+    return len(sizes), sum(sizes), time.perf_counter() - start

@@ -7,7 +7,7 @@ import contextlib
 import io
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,14 +95,14 @@ def _fill_labels(file: h5py.File, labels: list[int], pictures: list[str], classe
     file.attrs["plan_sha256"] = classes.plan_sha256
 
 
-class _SparseFile(io.RawIOBase):
-    """A file in memory that holds only the pages that were written; the others are zeros.
+class _WriteLog(io.RawIOBase):
+    """What HDF5 writes into a new file: all but the pixels, and it reads nothing of it back.
 
     HDF5 lays a shard out in it, where no disk can fail under it, and without room for the pixels.
     """
 
     def __init__(self) -> None:
-        self.pages: dict[int, bytearray] = {}
+        self.writes: list[tuple[int, bytes]] = []
         self.size = self._at = 0
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -116,32 +116,11 @@ class _SparseFile(io.RawIOBase):
         self.size = self._at if size is None else size
         return self.size
 
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        count = max(0, min(len(view), self.size - self._at))
-        for start, stop, page, at in self._spans(count):
-            view[start:stop] = self.pages.get(page, bytes(PAGE_BYTES))[at : at + stop - start]
-        self._at += count
-        return count
-
     def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        for start, stop, page, at in self._spans(len(view)):
-            self.pages.setdefault(page, bytearray(PAGE_BYTES))[at : at + stop - start] = view[
-                start:stop
-            ]
-        self._at += len(view)
+        self.writes.append((self._at, bytes(data)))
+        self._at += len(data)
         self.size = max(self.size, self._at)
-        return len(view)
-
-    def _spans(self, count: int) -> Iterator[tuple[int, int, int, int]]:
-        """For each page that the next bytes touch: where they begin and end, page, place in it."""
-        start = 0
-        while start < count:
-            page, at = divmod(self._at + start, PAGE_BYTES)
-            stop = min(count, start + PAGE_BYTES - at)
-            yield start, stop, page, at
-            start = stop
+        return len(data)
 
 
 class RawShardWriter:
@@ -188,25 +167,20 @@ class RawShardWriter:
         """Writes the rest, gives the file its name, and returns its manifest entry."""
         layout, first = self._lay_out(sums)
         num_images, temporary = len(self._pictures), part_of(self._path)
-        end = first + num_images * self._image_bytes
+        num_bytes = num_images * self._image_bytes
         with self._errors():
             if first != IMAGES_OFFSET:
-                images = os.pread(self._file.fileno(), end - first, IMAGES_OFFSET)
-                assert len(images) == end - first  # one call gives up to 2 GB
+                images = os.pread(self._file.fileno(), num_bytes, IMAGES_OFFSET)
+                assert len(images) == num_bytes  # one call gives up to 2 GB
                 self._file.truncate(0)
                 self._write(memoryview(images), first)
-            for page, data in layout.pages.items():
-                start = page * PAGE_BYTES
-                stop = min(start + PAGE_BYTES, layout.size)
-                for a, b in ((start, min(first, stop)), (max(end, start), stop)):
-                    if a < b:
-                        self._write(memoryview(data)[a - start : b - start], a)
+            for offset, data in layout.writes:
+                assert offset + len(data) <= first or offset >= first + num_bytes
+                self._write(memoryview(data), offset)
             self._file.truncate(layout.size)
             os.fsync(self._file.fileno())
-            sha256 = sha256_of_file(temporary)
-            entry = ShardFile(
-                self._path.name, layout.size, sha256, num_images, structure_of(temporary)
-            )
+            sha256, structure = sha256_of_file(temporary), structure_of(temporary)
+            entry = ShardFile(self._path.name, layout.size, sha256, num_images, structure)
             if hasattr(os, "posix_fadvise"):
                 # A quarter of a terabyte would push all other files out of memory.
                 os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -214,10 +188,10 @@ class RawShardWriter:
             temporary.replace(self._path)
         return entry
 
-    def _lay_out(self, sums: PixelSums) -> tuple[_SparseFile, int]:
+    def _lay_out(self, sums: PixelSums) -> tuple[_WriteLog, int]:
         """The file without its images, and where they begin."""
-        sparse = _SparseFile()
-        with h5py.File(sparse, "w", **_HDF5_OPTIONS) as file:
+        log = _WriteLog()
+        with h5py.File(log, "w", **_HDF5_OPTIONS) as file:
             _fill_head(file)
             layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -237,7 +211,7 @@ class RawShardWriter:
                     values = np.ascontiguousarray(getattr(sums, name), "<u8")
                     dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, values)
             _fill_labels(file, self._labels, self._pictures, self._classes)
-        return sparse, first
+        return log, first
 
 
 class JpegShardWriter:

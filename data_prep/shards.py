@@ -1,18 +1,6 @@
-"""The on-disk format of a data set: how it is read. FORMAT.md describes it.
+"""The on-disk format of a data set: how it is read. FORMAT.md says what a shard holds.
 
-A data set is a directory of immutable HDF5 files (`train-00000.h5`, `val-00000.h5`, ...), with
-`statistics.h5`, `labels.csv` and `manifest.json`, which names every file with its size and SHA-256.
-A shard holds:
-
-    images         uint8 (N, H, W, 3), contiguous and page-aligned: readers memory-map it
-    labels         int32 (N,), indices into wnids
-    pictures       bytes (N,), where each image came from, relative to the source's directory
-    wnids, names   bytes (K,), one per class
-    pixel_sum, rgb_second_moment   uint64, the exact sums that statistics.h5 is made of
-
-or, stored as JPEG, `jpeg_bytes` uint8 (B,) and `jpeg_offsets` uint64 (N + 1,) instead of `images`.
-
-N images, H rows, W columns, C channels, K classes, B bytes.
+N images, H rows, W columns, C channels, K classes.
 """
 
 import contextlib
@@ -47,11 +35,8 @@ def _open_dataset(
 ) -> h5py.Dataset:
     """Opens a data set that is really inside the file and has the form that the format states.
 
-    Args:
-        file: an open shard.
-        name: of the data set.
-        dtype: kind and size, such as `u1`; `S` is bytes of any length.
-        shape: what it must have; None is any length.
+    `dtype` is kind and size, such as `u1`; `S` is bytes of any length. None in `shape` is any
+    length, too.
     """
     problem = None
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
@@ -65,9 +50,8 @@ def _open_dataset(
             problem = "is not stored contiguously in the file"
         elif (dataset.dtype.kind if dtype == "S" else kind) != dtype:
             problem = f"has type {dataset.dtype} instead of {'bytes' if dtype == 'S' else dtype}"
-        elif len(dataset.shape) != len(shape) or any(
-            want is not None and have != want
-            for have, want in zip(dataset.shape, shape, strict=True)
+        elif dataset.ndim != len(shape) or any(
+            want not in (None, have) for have, want in zip(dataset.shape, shape, strict=True)
         ):
             problem = f"has shape {dataset.shape} instead of {shape}"
         elif dataset.dtype.byteorder == ">":
@@ -297,25 +281,21 @@ class DataSet:
     @cached_property
     def statistics(self) -> ColorStatistics:
         """Mean image and RGB principal components of the training images."""
-        square = (self.image_size, self.image_size, 3)
-        forms: dict[str, tuple[str, tuple[int, ...]]] = {
-            "mean_image": ("f4", square),
-            "rgb_mean": ("f8", (3,)),
-            "rgb_covariance": ("f8", (3, 3)),
-            "eigenvalues": ("f8", (3,)),
-            "eigenvectors": ("f8", (3, 3)),
-            "standard_deviations": ("f8", (3,)),
+        shapes: dict[str, tuple[int, ...]] = {
+            "mean_image": (self.image_size, self.image_size, 3),
+            "rgb_mean": (3,),
+            "rgb_covariance": (3, 3),
+            "eigenvalues": (3,),
+            "eigenvectors": (3, 3),
+            "standard_deviations": (3,),
         }
-        with _open_file(self.directory / STATISTICS_FILE) as file:
-            values = {
-                name: _open_dataset(file, name, dtype=dtype, shape=shape)[:]
-                for name, (dtype, shape) in forms.items()
-            }
+        path, values = self.directory / STATISTICS_FILE, {}
+        with _open_file(path) as file:
+            for name, shape in shapes.items():
+                dtype = "f4" if name == "mean_image" else "f8"
+                values[name] = _open_dataset(file, name, dtype=dtype, shape=shape)[:]
         if not all(np.isfinite(value).all() for value in values.values()):
-            raise UserError(
-                f"{self.directory / STATISTICS_FILE}: expected finite numbers: remove it and "
-                "build again"
-            )
+            raise UserError(f"{path}: expected finite numbers: remove it and build again")
         return ColorStatistics(**values)
 
 

@@ -25,19 +25,12 @@ STATISTICS_TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class ShardCheck:
-    """What reading one shard gave.
-
-    Attributes:
-        part: train, val or test.
-        number: of the shard among those of its part that hold images.
-        faults: what is wrong with it, one line each.
-        digests: of each image one of 16 bytes, joined.
-    """
+    """What reading one shard gave."""
 
     part: str
-    number: int
-    faults: list[str]
-    digests: bytes
+    number: int  # of the shard among those of its part that hold images
+    faults: list[str]  # one line each
+    digests: bytes  # of each image one of 16 bytes, joined
 
 
 @dataclass(frozen=True)
@@ -91,7 +84,6 @@ def verify(data: DataSet, *, num_workers: int) -> list[ShardCheck]:
             zip(data.part(part).shards, data.manifest.shard_files(part), strict=True)
         )
     ]
-    checks: list[ShardCheck] = []
     num_images = sum(task.shard.num_images for task in tasks)
     with (
         progress_bar(num_images, " images", seconds=30) as progress,
@@ -101,16 +93,13 @@ def verify(data: DataSet, *, num_workers: int) -> list[ShardCheck]:
         def update() -> None:
             progress.update(workers.counters()[IMAGES] - progress.n)
 
-        checks.extend(workers.each(check_shard, tasks, on_wait=update))
+        checks = list(workers.each(check_shard, tasks, on_wait=update))
         update()
     return sorted(checks, key=lambda check: (PARTS.index(check.part), check.number))
 
 
 def faults_of(data: DataSet, checks: list[ShardCheck]) -> list[str]:
-    """What is wrong with a data set whose shards were read, one line each.
-
-    That the file of statistics is the manifest's was seen when the data set was opened.
-    """
+    """What is wrong with a data set that was opened, and its shards read, one line each."""
     faults = [fault for check in checks for fault in check.faults]
     if not any(check.faults for check in checks if check.part == "train"):
         # The sums in the shards are those of their images: `check_shard` has compared them.
@@ -151,53 +140,28 @@ def stray_files(data: DataSet) -> list[str]:
     )
 
 
-@dataclass(frozen=True)
-class Duplicates:
-    """Images with the same pixels: each group is a list of (part, row)."""
-
-    groups: list[list[tuple[str, int]]]
-
-    def across(self) -> list[list[tuple[str, int]]]:
-        """The groups with images of two parts."""
-        return [group for group in self.groups if len({part for part, _ in group}) > 1]
+Group = list[tuple[str, int]]  # images with the same pixels, each by its part and row
 
 
-def find_duplicates(data: DataSet, checks: list[ShardCheck]) -> Duplicates:
-    """Groups the images of all parts by their pixels."""
-    digests, first_rows, total = [], [], 0
-    for part in PARTS:
-        for check in checks:
-            if check.part == part and check.digests:
-                digests.append(np.frombuffer(check.digests, "<u8").reshape(-1, 2))
-                shards = data.part(part).shards[: check.number]
-                first_rows.append((total, part, sum(shard.num_images for shard in shards)))
-                total += len(digests[-1])
-    if not digests:
-        return Duplicates([])
-    every = np.concatenate(digests)
-    order = np.lexsort((np.arange(total), every[:, 1], every[:, 0]))
-    same = (every[order][1:] == every[order][:-1]).all(axis=1)
-    groups: list[list[tuple[str, int]]] = []
-    starts = np.array([start for start, _, _ in first_rows])
-
-    def place(index: int) -> tuple[str, int]:
-        start, part, row = first_rows[int(np.searchsorted(starts, index, side="right")) - 1]
-        return part, row + index - start
-
-    for i in np.flatnonzero(same):
-        if groups and i and same[i - 1]:
-            groups[-1].append(place(int(order[i + 1])))
-        else:
-            groups.append([place(int(order[i])), place(int(order[i + 1]))])
-    return Duplicates(groups)
+def find_duplicates(data: DataSet, checks: list[ShardCheck]) -> list[Group]:
+    """Groups the images of all parts by their pixels, in the order of their digests."""
+    every = np.frombuffer(b"".join(check.digests for check in checks), "<u8").reshape(-1, 2)
+    distinct, counts = np.unique(every, axis=0, return_counts=True)
+    groups: dict[bytes, Group] = {digest.tobytes(): [] for digest in distinct[counts > 1]}
+    for check in checks:
+        first = sum(shard.num_images for shard in data.part(check.part).shards[: check.number])
+        for start in range(0, len(check.digests), DIGEST_BYTES):
+            digest = check.digests[start : start + DIGEST_BYTES]
+            if digest in groups:
+                groups[digest].append((check.part, first + start // DIGEST_BYTES))
+    return list(groups.values())
 
 
-def describe_duplicates(data: DataSet, duplicates: Duplicates) -> list[str]:
+def describe_duplicates(data: DataSet, groups: list[Group]) -> list[str]:
     """Lines that say which images are the same."""
-    groups = duplicates.groups
     if not groups:
         return ["no two images have the same pixels"]
-    across = duplicates.across()
+    across = [group for group in groups if len({part for part, _ in group}) > 1]
     differing = [
         group
         for group in groups
@@ -217,12 +181,7 @@ def describe_duplicates(data: DataSet, duplicates: Duplicates) -> list[str]:
 
 def _described(data: DataSet, part: str, row: int) -> str:
     images = data.part(part)
-    wnid = data.wnids[images.labels[row]]
-    for shard in images.shards:
-        if row < shard.num_images:
-            return f"{part} {shard.pictures()[row]} ({wnid})"
-        row -= shard.num_images
-    raise IndexError(f"expected a row of {part}, got {row}")
+    return f"{part} {images.picture(row)} ({data.wnids[images.labels[row]]})"
 
 
 def describe_parts(data: DataSet) -> list[str]:

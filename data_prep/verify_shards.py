@@ -55,9 +55,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="of the drawing (default: another each time)")
     arguments = parser.parse_args(argv)
     if arguments.contact_sheet is None:
-        for name in ("class_name", "seed"):
-            if getattr(arguments, name) is not None:
-                parser.error(f"--{name.removesuffix('_name')}: expected --contact-sheet beside it")
+        for option, value in (("class", arguments.class_name), ("seed", arguments.seed)):
+            if value is not None:
+                parser.error(f"--{option}: expected --contact-sheet beside it")
     elif arguments.quick:
         parser.error("--quick: expected no --contact-sheet beside it")
     if arguments.workers is not None and arguments.workers < 1:
@@ -80,15 +80,13 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.quick:
         checks = verification.verify(data, num_workers=arguments.workers or num_cores())
         faults = [*verification.faults_of(data, checks), *faults]
-    for line in verification.describe_parts(data):
-        print(line)
+    print("\n".join(verification.describe_parts(data)))
     if checks:
         duplicates = verification.find_duplicates(data, checks)
-        for line in verification.describe_duplicates(data, duplicates):
-            print(line)
+        print("\n".join(verification.describe_duplicates(data, duplicates)))
+    for fault in faults:
+        print(f"fault: {fault}")
     if faults:
-        for fault in faults:
-            print(f"fault: {fault}")
         raise UserError(
             f"{arguments.data}: {len(faults)} faults: remove the files that are named and build "
             "again; the others are kept"

@@ -1,5 +1,6 @@
 """Processes that share the work of a command, and end with it."""
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -55,16 +56,13 @@ class Workers:
         """
         waiting = iter(items)
         running: set[Future[Result]] = set()
-        more = True
         try:
-            while more or running:
+            while True:
                 # Two tasks per worker, so that none waits, and not all tasks are pickled at once.
-                while more and len(running) < 2 * self._num_workers:
-                    for item in waiting:
-                        running.add(self._pool.submit(work, item))
-                        break
-                    else:
-                        more = False
+                for item in itertools.islice(waiting, 2 * self._num_workers - len(running)):
+                    running.add(self._pool.submit(work, item))
+                if not running:
+                    break
                 done, running = wait(running, POLL_SECONDS, FIRST_COMPLETED)
                 on_wait()
                 for future in done:

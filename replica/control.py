@@ -54,16 +54,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def changes_of(arguments: argparse.Namespace) -> dict[str, float]:
-    """Target -> value, in the order in which the targets act.
-
-    Raises:
-        UserError: a value is no number, or a target is named twice.
-    """
-    pairs: list[tuple[str, float]] = []
-    if arguments.lr is not None:
-        pairs.append(("learning_rate", arguments.lr))
-    if arguments.bias_lr is not None:
-        pairs.append(("bias_learning_rate", arguments.bias_lr))
+    """Target -> value, in the order in which the targets act."""
+    common = [("learning_rate", arguments.lr), ("bias_learning_rate", arguments.bias_lr)]
+    pairs = [(target, rate) for target, rate in common if rate is not None]
     pairs += rates_in(arguments.rate, example="conv1=0.0001")
     pairs += [(layer, 0.0) for layer in layers_in(arguments.freeze)]
     if arguments.color_noise is not None:

@@ -52,7 +52,7 @@ Problem<A> problem(
 
 // `type`: 0 float32, 1 float64, 2 bfloat16, 3 float16. Null where all went well, else what went
 // wrong.
-extern "C" const char* local_response_norm(
+extern "C" const char* emulated_local_response_norm(
     int type, const void* gradient, const void* x, void* out, int64_t groups, int64_t channels,
     int64_t pixels, bool is_rows, int64_t n, double k, double alpha, double beta, unsigned seed,
     bool only_last) {

@@ -11,7 +11,6 @@ from runs import large_weights
 
 from replica.distributed.mesh import Mesh, Rank
 from replica.network.alexnet import AlexNet, whole_shapes
-from replica.network.dropout_masks import DropoutKeys
 from replica.recipes import PAPER
 from replica.training.loop import train_step_
 from replica.training.run import Run
@@ -58,7 +57,7 @@ def compute(rank: Rank, path: str, stop) -> None:
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name][placement.own(len(weights[name]))])
     rows = torch.arange(NUM_IMAGES).chunk(rank.devices.num_copies)[rank.copy]
-    logits = model(images[rows], masks=model.dropout_masks(DropoutKeys(SEED, STEP, rows)))
+    logits = model(images[rows], masks=model.dropout_masks(rows, seed=SEED, step=STEP))
     loss = F.cross_entropy(logits, labels[rows], reduction="sum") / NUM_IMAGES
     gradients = list(torch.autograd.grad(loss, list(model.parameters())))
     gradients = mesh.sum_over_copies(gradients)

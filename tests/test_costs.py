@@ -6,12 +6,11 @@ import pytest
 import torch
 from network_workers import count_traffic
 
+from replica.distributed.costs import exchanged_values, training_memory
 from replica.distributed.devices import Devices
 from replica.distributed.exchange import TwoDevices
 from replica.distributed.launch import run_processes
 from replica.network.alexnet import AlexNet
-from replica.network.costs import exchanged_values, training_memory
-from replica.network.dropout_masks import DropoutKeys
 from replica.recipes import MINI, PAPER, PAPER_CONV6
 from replica.training.numerics import Numerics
 from replica.training.run import Run
@@ -20,8 +19,8 @@ from replica.training.run import Run
 class AloneOfTwo(TwoDevices):
     """The real exchange, but for the process at the other end."""
 
-    def begin_swap(self, mine, *, layer, direction, channels=None):
-        shape = [len(mine), channels or mine.shape[1], *mine.shape[2:]]
+    def begin_swap(self, mine, *, layer, direction, num_logits=None):
+        shape = [len(mine), num_logits or mine.shape[1], *mine.shape[2:]]
         return lambda: mine.new_empty(shape)
 
 
@@ -41,7 +40,7 @@ def kept_bytes(recipe, images, num_classes, placement=None):
 
     x = torch.randn(images, 3, recipe.crop_size, recipe.crop_size)
     x = x.contiguous(memory_format=torch.channels_last)
-    masks = model.dropout_masks(DropoutKeys(1, 0, torch.arange(images)))
+    masks = model.dropout_masks(torch.arange(images), seed=1, step=0)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         logits = model(x, masks=masks)
     assert logits.requires_grad

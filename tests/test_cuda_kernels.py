@@ -36,8 +36,9 @@ class Emulation:
     def __init__(self, kernels: Path, directory: Path):
         library = directory / f"{kernels.stem}.so"
         options = ["-std=c++20", "-O1", "-shared", "-fPIC", f'-DKERNELS="{kernels}"']
+        options.append(f"-I{KERNELS.parent}")  # what an altered copy includes
         subprocess.run([COMPILER, *options, str(DRIVER), "-o", str(library)], check=True)
-        self.call = ctypes.CDLL(str(library)).local_response_norm
+        self.call = ctypes.CDLL(str(library)).emulated_local_response_norm
         pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
         self.call.argtypes = (
             [ctypes.c_int, pointer, pointer, pointer, count, count, count, ctypes.c_bool, count]

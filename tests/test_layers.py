@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from data_prep.errors import UserError
 from replica.distributed.exchange import TwoDevices
 from replica.network.alexnet import AlexNet
-from replica.network.dropout_masks import DropoutKeys
 from replica.network.initialization import initialize_
 from replica.network.layers import BatchNorm, SameMapNorm, SplitLinear, SplitLocal2d
-from replica.network.placement import OneDevice
+from replica.network.placement import Placement
 from replica.recipes import MINI, PAPER, with_changes
 from replica.recipes.geometry import LayerGeometry, geometry
 
@@ -87,7 +86,7 @@ def test_a_locally_connected_layer_has_kernels_and_biases_of_its_own_at_each_pla
         stride=stride,
         padding=(before, after),
     )
-    module = filled(SplitLocal2d(layer, OneDevice(towers)))
+    module = filled(SplitLocal2d(layer, Placement(towers)))
     x = (
         images(side)[:, :1].expand(-1, channels, -1, -1)
         * torch.arange(1, channels + 1)[:, None, None]
@@ -105,7 +104,7 @@ def test_a_locally_connected_layer_has_kernels_and_biases_of_its_own_at_each_pla
 
 def test_a_linear_layer_can_read_its_own_tower_alone():
     layer = row(reads="own tower", weight_shape=(6, 8), bias_shape=(6,))
-    module = filled(SplitLinear(layer, OneDevice(2)))
+    module = filled(SplitLinear(layer, Placement(2)))
     x = images(2)[:, :1].expand(-1, 4, -1, -1) * torch.arange(1, 5)[:, None, None]
     got, flat = module(x).detach(), x.flatten(1)
     weight, bias = module.weight.detach(), module.bias.detach()
@@ -115,7 +114,7 @@ def test_a_linear_layer_can_read_its_own_tower_alone():
 
 def test_batch_normalization_is_the_formula_and_follows_the_statistics():
     x = images(4, num=5)[:, :, :3]
-    module = filled(BatchNorm(3, num_dimensions=4, placement=OneDevice(1)).double())
+    module = filled(BatchNorm(3, num_dimensions=4, placement=Placement(1)).double())
     got = module(x).detach().numpy()
     values = x.numpy()
     mean, var = values.mean((0, 2, 3)), values.var((0, 2, 3))
@@ -320,7 +319,7 @@ def test_print_shows_the_layers_in_the_order_in_which_they_run():
 
 
 def test_a_hook_sees_each_layer_in_both_placements():
-    for placement, units in ((OneDevice(2), 256), (TwoDevices(tower=0, peer=1), 128)):
+    for placement, units in ((Placement(2), 256), (TwoDevices(tower=0, peer=1), 128)):
         model = AlexNet(MINI, num_classes=NUM_CLASSES, placement=placement)
         assert model.fc7.weight.shape[0] == units
         seen = []
@@ -338,7 +337,7 @@ def test_symbolic_tracing_gives_the_same_network_with_and_without_masks():
     model = network("crop_size=96").eval()
     traced = torch.fx.symbolic_trace(model)
     x = images(96).float()
-    masks = model.dropout_masks(DropoutKeys(1, 0, torch.arange(2)))
+    masks = model.dropout_masks(torch.arange(2), seed=1, step=0)
     with torch.no_grad():
         assert torch.equal(traced(x), model(x))
         assert torch.equal(traced(x, masks), model(x, masks))

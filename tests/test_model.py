@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from replica.distributed.exchange import TwoDevices
 from replica.feed.feed import TrainFeed
 from replica.network.alexnet import AlexNet
-from replica.network.dropout_masks import DropoutKeys, dropout_mask
+from replica.network.dropout_masks import dropout_mask
 from replica.network.initialization import initialize_
 from replica.recipes import MINI, PAPER
 from replica.training.optimizer import sgd_step_
@@ -190,7 +190,7 @@ def test_std_001_at_the_width_of_mini_does_not_leave_ln_classes(tmp_path):
         decays = [recipe.weight_decay if w.dim() > 1 else 0.0 for w in weights]
         losses = []
         for batch in feed.batches(0, num_steps):
-            masks = model.dropout_masks(DropoutKeys(1, batch.step, batch.rows))
+            masks = model.dropout_masks(batch.rows, seed=1, step=batch.step)
             logits = model(batch.images, masks=masks)
             loss = F.cross_entropy(logits, batch.labels)
             gradients = list(torch.autograd.grad(loss, weights))
@@ -222,8 +222,8 @@ def test_std_001_at_the_width_of_mini_does_not_leave_ln_classes(tmp_path):
 
 
 def mask(rows, units, *, step=3, layer=0, seed=9, keep=0.5):
-    keys = DropoutKeys(seed, step, torch.tensor(rows))
-    return dropout_mask(keys, layer=layer, units=units, keep=keep, device=torch.device("cpu"))
+    rows = torch.tensor(rows)
+    return dropout_mask(rows, seed=seed, step=step, layer=layer, units=units, keep=keep)
 
 
 def test_dropout_keeps_half_and_draws_anew_for_each_step_layer_and_row():
@@ -261,7 +261,7 @@ def test_dropout_zeroes_without_scaling_in_training_and_halves_at_test():
                 parameter.copy_(torch.eye(*parameter.shape))
     x = torch.zeros(4, 3, 224, 224)
     with torch.no_grad():
-        trained = model(x, masks=model.dropout_masks(DropoutKeys(1, 0, torch.arange(4))))
+        trained = model(x, masks=model.dropout_masks(torch.arange(4), seed=1, step=0))
         tested = model(x)
     assert set(trained.unique().tolist()) == {0.0, 1.0}
     assert (tested == 0.25).all()  # after fc6 and after fc7

@@ -12,7 +12,6 @@ from network_workers import NARROW, SEED, STEP, compute, inputs_of
 from replica.distributed.devices import Devices
 from replica.distributed.launch import run_processes
 from replica.network.alexnet import AlexNet
-from replica.network.dropout_masks import DropoutKeys
 from replica.network.initialization import initialize_
 from replica.network.placement import tower_slice
 from replica.recipes import PAPER
@@ -151,7 +150,7 @@ def test_the_real_network_is_that_of_the_oracle():
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 200 * 2.0**-24)):
         model.to(dtype)
         logits = model(
-            images.to(dtype), masks=model.dropout_masks(DropoutKeys(SEED, STEP, torch.arange(2)))
+            images.to(dtype), masks=model.dropout_masks(torch.arange(2), seed=SEED, step=STEP)
         )
         F.cross_entropy(logits, labels).backward()
         assert relative(logits.detach().numpy(), expected["logits"]) < tolerance

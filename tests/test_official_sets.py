@@ -298,7 +298,7 @@ def test_21843_classes_fit_into_a_shard(tmp_path):
                  enumerate((0, 21_842)))  # fmt: skip
     settings = BuildSettings(PictureFormat(8), Storage(), Classes(wnids, names, "0" * 64), True)
     _, entry = build_shard(ShardTask("train", 0, tmp_path / "train-00000.h5", rows), settings)
-    shard = Shard(tmp_path / "train-00000.h5", entry.num_images, 21_843, 8)
+    shard = Shard(tmp_path / "train-00000.h5", entry.file.num_images, 21_843, 8)
     assert tuple(shard.wnids()) == wnids
     assert tuple(shard.class_names()) == names
     assert shard.labels().tolist() == [0, 21_842]

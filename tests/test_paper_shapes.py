@@ -10,7 +10,7 @@ from replica import paper
 from replica.distributed.exchange import TwoDevices
 from replica.info import totals
 from replica.network.alexnet import AlexNet, whole_shapes
-from replica.recipes import MINI, PAPER
+from replica.recipes import MINI, PAPER, PAPER_CONV6
 from replica.recipes.geometry import geometry
 
 # name: output shape, weights, biases, multiply-adds
@@ -82,6 +82,13 @@ def test_the_table_says_what_the_network_does():
     assert {layer.name: layer.output_shape for layer in geometry(MINI)} == outputs_of(
         MINI, 1000
     ) | {"fc8": (10,)}
+
+
+def test_the_sixth_convolution_has_the_shapes_of_the_source():
+    conv6 = geometry(PAPER_CONV6)[5]
+    assert (conv6.name, conv6.weight_shape) == ("conv6", (256, 256, 3, 3))
+    assert conv6.output_shape == (256, 6, 6)
+    assert totals(geometry(PAPER_CONV6))["total_parameters"] == 61_555_304
 
 
 def test_neurons_are_those_of_figure_2_but_for_conv1():

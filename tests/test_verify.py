@@ -116,9 +116,8 @@ def test_duplicates_are_found_within_and_across_parts_and_nothing_is_removed(tmp
     assert build_shards([*arguments, "--images-per-shard", "2", "--workers", "1"]) == 0
     data = open_data_set(out)
     duplicates = find_duplicates(data, verify(data, num_workers=1))
-    groups = sorted(sorted(group) for group in duplicates.groups)
+    groups = sorted(sorted(group) for group in duplicates)
     assert groups == [[("train", 0), ("val", 1)], [("train", 1), ("train", 2), ("val", 3)]]
-    assert len(duplicates.across()) == 2
     lines = describe_duplicates(data, duplicates)
     assert lines[0].startswith(
         "5 images are 2 different ones; 2 of these are in two parts, 1 have different labels"

@@ -1,9 +1,8 @@
 // Local response normalization on the CPU (paper 3.3), forward and backward.
 //
-// One binary holds the loops four times, compiled for AVX-512 with and without its bfloat16
-// instructions, for AVX2 and for any processor;
-// which of them run is decided when they run. The schemas, shape functions and gradients are in
-// local_response_norm.py, the loops in local_response_norm_kernels.inl.
+// One binary holds the loops of local_response_norm_kernels.inl four times, compiled for AVX-512
+// with and without its bfloat16 instructions, for AVX2 and for any processor; which of them run is
+// decided when they run. Schemas, shape functions and gradients are in local_response_norm.py.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/BFloat16.h>
@@ -34,19 +33,6 @@ namespace {
 using namespace local_response_norm;
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
-
-// The paper's k, n, alpha, beta in the type of the computation; reach = n / 2.
-template <typename A>
-struct Window {
-  int64_t reach;
-  A k;
-  A alpha;
-  A beta;
-  bool three_quarters;
-
-  // Whether the loops for n = 5, beta = 3/4 serve.
-  bool is_paper() const { return std::is_same_v<A, float> && reach == 2 && three_quarters; }
-};
 
 #include "vectors_any.inl"
 
@@ -105,111 +91,77 @@ Isa best_isa() {
 // What runs: the best that the processor has, unless a test asked for less.
 Isa isa_in_use = best_isa();
 
+// The function of that name for the instruction set in use.
 #if REPLICA_X86
-#define REPLICA_DISPATCH(FUNCTION, ...)          \
-  switch (isa_in_use) {                          \
-    case Isa::kAvx512Bf16:                       \
-      return avx512_bf16::FUNCTION(__VA_ARGS__); \
-    case Isa::kAvx512:                           \
-      return avx512::FUNCTION(__VA_ARGS__);      \
-    case Isa::kAvx2:                             \
-      return avx2::FUNCTION(__VA_ARGS__);        \
-    default:                                     \
-      return any_cpu::FUNCTION(__VA_ARGS__);     \
-  }
+#define REPLICA_IN_USE(...)                                  \
+  (isa_in_use == Isa::kAvx512Bf16 ? avx512_bf16::__VA_ARGS__ \
+   : isa_in_use == Isa::kAvx512   ? avx512::__VA_ARGS__      \
+   : isa_in_use == Isa::kAvx2     ? avx2::__VA_ARGS__        \
+                                  : any_cpu::__VA_ARGS__)
 #else
-#define REPLICA_DISPATCH(FUNCTION, ...) return any_cpu::FUNCTION(__VA_ARGS__);
+#define REPLICA_IN_USE(...) any_cpu::__VA_ARGS__
 #endif
-
-template <typename T, typename A>
-void run_rows(
-    const T* gradient, const T* x, int64_t num_rows, int64_t channels, const Window<A>& w, T* out) {
-  REPLICA_DISPATCH(rows, gradient, x, num_rows, channels, w, out)
-}
-
-template <typename T, typename A>
-void run_planes(
-    const T* gradient, const T* x, int64_t channels, int64_t pixels, int64_t begin, int64_t end,
-    const Window<A>& w, std::vector<A>& scratch, T* out) {
-  REPLICA_DISPATCH(planes, gradient, x, channels, pixels, begin, end, w, scratch, out)
-}
-
-// How a tensor lies in memory: rows of channels, or planes of pixels.
-struct Layout {
-  int64_t images;
-  int64_t channels;  // of one tower
-  int64_t towers;
-  int64_t pixels;
-  bool is_rows;
-};
 
 // Number of pixels that one piece of work has, of planes. Whole planes are read fastest (blocks of
 // 1,024 pixels took 1.1 times as long); larger ones than 4,096 pixels leave the second-level cache,
 // and with few images there must be a piece for each thread.
-int64_t pixels_at_once(const Layout& l) {
+template <typename A>
+int64_t pixels_at_once(const Problem<A>& p) {
   constexpr int64_t kMost = 4096, kLeast = 256;
   const int64_t wanted = 2 * torch::stable::get_num_threads();  // pieces
   const int64_t pieces = std::max(
-      (l.pixels + kMost - 1) / kMost,
-      std::min(wanted / (l.images * l.towers), (l.pixels + kLeast - 1) / kLeast));
-  return (l.pixels + pieces - 1) / std::max<int64_t>(pieces, 1);
+      (p.pixels + kMost - 1) / kMost,
+      std::min(wanted / p.groups, (p.pixels + kLeast - 1) / kLeast));
+  return (p.pixels + pieces - 1) / pieces;
 }
 
-// Forward where `gradient` is null, else backward.
-template <typename T, typename A>
-void run(const T* gradient, const T* x, const Layout& l, const Window<A>& w, T* out) {
-  const auto shifted = [&](int64_t at) { return gradient ? gradient + at : nullptr; };
-  if (l.is_rows) {
+template <bool kBackward, typename T, typename A>
+void run(const T* gradient, const T* x, const Problem<A>& p, T* out) {
+  const auto shifted = [&](int64_t at) { return kBackward ? gradient + at : nullptr; };
+  if (p.is_rows) {
     constexpr int64_t kRowsPerThread = 64;  // some 25 kB of input: less is not worth a thread
+    const auto rows = REPLICA_IN_USE(rows<kBackward, T, A>);
     torch::stable::parallel_for(
-        0, l.images * l.pixels * l.towers, kRowsPerThread, [&](int64_t begin, int64_t end) {
-          const int64_t at = begin * l.channels;
-          run_rows(shifted(at), x + at, end - begin, l.channels, w, out + at);
+        0, p.groups * p.pixels, kRowsPerThread, [&](int64_t begin, int64_t end) {
+          const int64_t at = begin * p.channels;
+          rows(shifted(at), x + at, end - begin, p, out + at);
         });
     return;
   }
-  const int64_t size = pixels_at_once(l);
-  const int64_t pieces = (l.pixels + size - 1) / size;
-  torch::stable::parallel_for(0, l.images * l.towers * pieces, 1, [&](int64_t begin, int64_t end) {
+  const int64_t size = pixels_at_once(p);
+  const int64_t pieces = (p.pixels + size - 1) / size;
+  const auto planes = REPLICA_IN_USE(planes<kBackward, T, A>);
+  torch::stable::parallel_for(0, p.groups * pieces, 1, [&](int64_t begin, int64_t end) {
     std::vector<A> scratch;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t at = i / pieces * l.channels * l.pixels;
+      const int64_t at = i / pieces * p.channels * p.pixels;
       const int64_t first = i % pieces * size;
-      run_planes(
-          shifted(at), x + at, l.channels, l.pixels, first, std::min(first + size, l.pixels), w,
-          scratch, out + at);
+      const int64_t last = std::min(first + size, p.pixels);
+      planes(shifted(at), x + at, p, first, last, scratch, out + at);
     }
   });
 }
 
 template <typename T, typename A>
 void run_on(
-    const Tensor* gradient, const Tensor& x, const Layout& l, const Parameters& p,
-    const Tensor& out) {
-  // A window that is wider than a tower holds the whole tower and no more.
-  const Window<A> w{
-      std::min(p.n / 2, l.channels - 1), static_cast<A>(p.k), static_cast<A>(p.alpha),
-      static_cast<A>(p.beta), p.beta == 0.75};
-  run<T, A>(
-      gradient ? static_cast<const T*>(gradient->const_data_ptr()) : nullptr,
-      static_cast<const T*>(x.const_data_ptr()), l, w, static_cast<T*>(out.mutable_data_ptr()));
+    const Tensor* gradient, const Tensor& x, const Parameters& parameters, const Tensor& out) {
+  const auto p = problem_of<A>(x, parameters);
+  const auto* input = static_cast<const T*>(x.const_data_ptr());
+  auto* output = static_cast<T*>(out.mutable_data_ptr());
+  if (!gradient) return run<false, T>(nullptr, input, p, output);
+  run<true>(static_cast<const T*>(gradient->const_data_ptr()), input, p, output);
 }
 
-// `gradient`, `x` and `out` are dense, of one format.
 void compute(const Tensor* gradient, const Tensor& x, const Parameters& p, const Tensor& out) {
-  const int64_t pixels = x.numel() / (x.size(0) * x.size(1));
-  const Layout layout{
-      x.size(0), x.size(1) / p.towers, p.towers, pixels,
-      format_of(x) != MemoryFormat::Contiguous || pixels == 1};
   switch (x.scalar_type()) {
     case ScalarType::Double:
-      return run_on<double, double>(gradient, x, layout, p, out);
+      return run_on<double, double>(gradient, x, p, out);
     case ScalarType::BFloat16:
-      return run_on<BFloat16, float>(gradient, x, layout, p, out);
+      return run_on<BFloat16, float>(gradient, x, p, out);
     case ScalarType::Half:
-      return run_on<Half, float>(gradient, x, layout, p, out);
+      return run_on<Half, float>(gradient, x, p, out);
     default:
-      return run_on<float, float>(gradient, x, layout, p, out);
+      return run_on<float, float>(gradient, x, p, out);
   }
 }
 
@@ -233,9 +185,6 @@ STABLE_TORCH_LIBRARY_IMPL(replica_cpu, CompositeExplicitAutograd, m) {
 
 REPLICA_REGISTER_LOCAL_RESPONSE_NORM(CPU, compute)
 
-// For the report of `python -m cuda_ext`.
-#define REPLICA_TEXT_OF(X) #X
-#define REPLICA_TEXT(X) REPLICA_TEXT_OF(X)
 extern "C" const char* replica_built_for() {
 #if REPLICA_X86
   return "by GCC " REPLICA_TEXT(__GNUC__) "." REPLICA_TEXT(

@@ -8,11 +8,7 @@
 
 namespace {
 
-using local_response_norm::format_of;
-using local_response_norm::MemoryFormat;
-using local_response_norm::Parameters;
-using local_response_norm::ScalarType;
-using local_response_norm::Tensor;
+using namespace local_response_norm;
 namespace cuda = local_response_norm_cuda;
 
 // Starts kernels on the stream that PyTorch works on, and says at once where that fails.
@@ -35,19 +31,7 @@ template <typename T, typename A>
 void run_on(
     const Tensor* gradient, const Tensor& x, const Parameters& parameters, const Tensor& out,
     const Launch& launch) {
-  const int64_t pixels = x.numel() / (x.size(0) * x.size(1));
-  const int64_t channels = x.size(1) / parameters.towers;
-  // A window that is wider than a tower holds the whole tower and no more.
-  const cuda::Problem<A> p{
-      x.size(0) * parameters.towers,
-      channels,
-      pixels,
-      format_of(x) != MemoryFormat::Contiguous || pixels == 1,
-      std::min(parameters.n / 2, channels - 1),
-      static_cast<A>(parameters.k),
-      static_cast<A>(parameters.alpha),
-      static_cast<A>(parameters.beta),
-      parameters.beta == 0.75};
+  const auto p = problem_of<A>(x, parameters);
   const T* input = static_cast<const T*>(x.const_data_ptr());
   T* output = static_cast<T*>(out.mutable_data_ptr());
   if (gradient == nullptr) {
@@ -55,12 +39,9 @@ void run_on(
     return;
   }
   const T* incoming = static_cast<const T*>(gradient->const_data_ptr());
-  if (!cuda::needs_terms(p)) {
-    cuda::launch_backward(incoming, input, p, static_cast<A*>(nullptr), output, launch);
-    return;
-  }
   const Tensor terms = torch::stable::new_empty(
-      x, {x.numel()}, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
+      x, {cuda::needs_terms(p) ? x.numel() : 0},
+      std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
   cuda::launch_backward(
       incoming, input, p, static_cast<A*>(terms.mutable_data_ptr()), output, launch);
 }
@@ -86,9 +67,7 @@ void compute(const Tensor* gradient, const Tensor& x, const Parameters& p, const
 
 REPLICA_REGISTER_LOCAL_RESPONSE_NORM(CUDA, compute)
 
-// For the report of `python -m cuda_ext`: the architectures that nvcc compiled for.
-#define REPLICA_TEXT_OF(...) #__VA_ARGS__
-#define REPLICA_TEXT(...) REPLICA_TEXT_OF(__VA_ARGS__)
+// With the architectures that nvcc compiled for.
 extern "C" const char* replica_built_for() {
   return "by nvcc " REPLICA_TEXT(__CUDACC_VER_MAJOR__) "." REPLICA_TEXT(
       __CUDACC_VER_MINOR__) " for PyTorch 2.11 and later, architectures " REPLICA_TEXT(__CUDA_ARCH_LIST__);

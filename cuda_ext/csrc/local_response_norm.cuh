@@ -16,7 +16,8 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
-#include <type_traits>
+
+#include "local_response_norm_problem.h"
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
@@ -25,19 +26,7 @@
 
 namespace local_response_norm_cuda {
 
-// A tensor as groups (one tower of one image each) of channels and pixels, and the formula.
-template <typename A>
-struct Problem {
-  int64_t groups;
-  int64_t channels;  // of one tower
-  int64_t pixels;
-  bool is_rows;  // the channels of a pixel lie together, else the pixels of a channel
-  int64_t reach;
-  A k;
-  A alpha;
-  A beta;
-  bool three_quarters;
-};
+using local_response_norm::Problem;
 
 __device__ inline float widen(float value) { return value; }
 __device__ inline double widen(double value) { return value; }
@@ -61,10 +50,11 @@ __device__ inline __nv_bfloat16 narrow(float value) {
 //
 // For beta = 3/4 the product of two hardware estimates is put right by one step; the step makes NaN
 // of an infinite base, where both are zero.
+template <typename A>
 struct Powers {
-  float power, inverse;
+  A power, inverse;
 };
-__device__ inline Powers inverse_powers(float base, const Problem<float>& p) {
+__device__ inline Powers<float> inverse_powers(float base, const Problem<float>& p) {
   if (!p.three_quarters) return {powf(base, -p.beta), 1.0f / base};
   if (isinf(base)) return {0.0f, 0.0f};
   const float root = rsqrtf(base);
@@ -74,10 +64,7 @@ __device__ inline Powers inverse_powers(float base, const Problem<float>& p) {
   const float exact = base * power * power;  // base^-1/2
   return {power, exact * exact};
 }
-struct DoublePowers {
-  double power, inverse;
-};
-__device__ inline DoublePowers inverse_powers(double base, const Problem<double>& p) {
+__device__ inline Powers<double> inverse_powers(double base, const Problem<double>& p) {
   if (!p.three_quarters) return {pow(base, -p.beta), 1.0 / base};
   const double root = 1.0 / sqrt(base);
   return {root * sqrt(root), 1.0 / base};
@@ -86,7 +73,7 @@ __device__ inline DoublePowers inverse_powers(double base, const Problem<double>
 // Planes of pixels, n = 5. A thread goes down the channels of one pixel of one group, and keeps the
 // channels of the window in registers: each value is read once. Threads of a warp have neighboring
 // pixels, so their reads are one piece of memory.
-constexpr int kPaperReach = 2;
+constexpr int kReach = 2;
 
 // Moves a window by one place.
 template <int kSize, typename A>
@@ -106,7 +93,6 @@ __device__ inline A sum_of_squares(const A (&window)[kSize]) {
 
 template <typename T, typename A>
 __global__ void forward_planes_kernel(const T* __restrict__ x, Problem<A> p, T* __restrict__ out) {
-  constexpr int kReach = kPaperReach;
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (thread >= p.groups * p.pixels) return;
   const int64_t at = thread / p.pixels * p.channels * p.pixels + thread % p.pixels;
@@ -124,7 +110,6 @@ __global__ void forward_planes_kernel(const T* __restrict__ x, Problem<A> p, T* 
 template <typename T, typename A>
 __global__ void backward_planes_kernel(
     const T* __restrict__ gradient, const T* __restrict__ x, Problem<A> p, T* __restrict__ out) {
-  constexpr int kReach = kPaperReach;
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (thread >= p.groups * p.pixels) return;
   const int64_t at = thread / p.pixels * p.channels * p.pixels + thread % p.pixels;
@@ -306,7 +291,7 @@ inline int64_t rows_in_block(int64_t bytes_per_row) {
 template <typename T, typename A, typename Launch>
 void launch_forward(const T* x, const Problem<A>& p, T* out, const Launch& launch) {
   const int64_t columns = p.groups * p.pixels;
-  if (!p.is_rows && p.reach == kPaperReach) {
+  if (!p.is_rows && p.reach == kReach) {
     launch(
         forward_planes_kernel<T, A>, blocks_for(columns, kThreads), dim3(kThreads), size_t(0), x, p,
         out);
@@ -329,7 +314,7 @@ void launch_forward(const T* x, const Problem<A>& p, T* out, const Launch& launc
 template <typename A>
 bool needs_terms(const Problem<A>& p) {
   const int64_t bytes = (3 * p.channels + 4 * p.reach) * static_cast<int64_t>(sizeof(A));
-  return p.is_rows ? rows_in_block(bytes) == 0 : p.reach != kPaperReach;
+  return p.is_rows ? rows_in_block(bytes) == 0 : p.reach != kReach;
 }
 
 template <typename T, typename A, typename Launch>

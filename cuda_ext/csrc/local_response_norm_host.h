@@ -9,7 +9,10 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <cstdint>
+
+#include "local_response_norm_problem.h"
 
 namespace local_response_norm {
 
@@ -79,58 +82,70 @@ inline void check_output(const Tensor& dense, const Tensor& out) {
   check_apart(dense, out);
 }
 
+// The problem of a tensor that is dense and has elements.
+template <typename A>
+Problem<A> problem_of(const Tensor& x, const Parameters& p) {
+  const int64_t channels = x.size(1) / p.towers;
+  const int64_t pixels = x.numel() / (x.size(0) * x.size(1));
+  const bool is_rows = format_of(x) != MemoryFormat::Contiguous || pixels == 1;
+  return {
+      x.size(0) * p.towers,
+      channels,
+      pixels,
+      is_rows,
+      std::min(p.n / 2, channels - 1),
+      static_cast<A>(p.k),
+      static_cast<A>(p.alpha),
+      static_cast<A>(p.beta),
+      p.beta == 0.75};
+}
+
 // A library's kernels: `gradient` is null for the forward; all tensors are dense, of one format,
 // and have elements.
 using Compute =
     void(const Tensor* gradient, const Tensor& x, const Parameters& p, const Tensor& out);
 
+// Into `given`, or where that is null into a new tensor.
+template <Compute* kCompute>
+Tensor run(const Tensor* gradient, const Tensor& x, const Parameters& p, const Tensor* given) {
+  check(x, p);
+  if (gradient) check_alike(x, *gradient, "a gradient");
+  const Tensor dense = torch::stable::contiguous(x, format_of(x));
+  const Tensor dense_gradient =
+      gradient ? torch::stable::contiguous(*gradient, format_of(x)) : dense;
+  if (given) {
+    check_output(dense, *given);
+    check_apart(dense_gradient, *given);
+  }
+  const Tensor out = given ? *given : torch::stable::empty_like(dense);
+  if (dense.numel() > 0) kCompute(gradient ? &dense_gradient : nullptr, dense, p, out);
+  return out;
+}
+
 template <Compute* kCompute>
 Tensor forward(const Tensor& x, int64_t n, double k, double alpha, double beta, int64_t towers) {
-  const Parameters p{n, k, alpha, beta, towers};
-  check(x, p);
-  const Tensor dense = torch::stable::contiguous(x, format_of(x));
-  const Tensor out = torch::stable::empty_like(dense);
-  if (dense.numel() > 0) kCompute(nullptr, dense, p, out);
-  return out;
+  return run<kCompute>(nullptr, x, {n, k, alpha, beta, towers}, nullptr);
 }
 
 template <Compute* kCompute>
 void forward_out(
     const Tensor& x, int64_t n, double k, double alpha, double beta, int64_t towers,
     const Tensor& out) {
-  const Parameters p{n, k, alpha, beta, towers};
-  check(x, p);
-  const Tensor dense = torch::stable::contiguous(x, format_of(x));
-  check_output(dense, out);
-  if (dense.numel() > 0) kCompute(nullptr, dense, p, out);
+  run<kCompute>(nullptr, x, {n, k, alpha, beta, towers}, &out);
 }
 
 template <Compute* kCompute>
 Tensor backward(
     const Tensor& gradient, const Tensor& x, int64_t n, double k, double alpha, double beta,
     int64_t towers) {
-  const Parameters p{n, k, alpha, beta, towers};
-  check(x, p);
-  check_alike(x, gradient, "a gradient");
-  const Tensor dense = torch::stable::contiguous(x, format_of(x));
-  const Tensor dense_gradient = torch::stable::contiguous(gradient, format_of(x));
-  const Tensor out = torch::stable::empty_like(dense);
-  if (dense.numel() > 0) kCompute(&dense_gradient, dense, p, out);
-  return out;
+  return run<kCompute>(&gradient, x, {n, k, alpha, beta, towers}, nullptr);
 }
 
 template <Compute* kCompute>
 void backward_out(
     const Tensor& gradient, const Tensor& x, int64_t n, double k, double alpha, double beta,
     int64_t towers, const Tensor& out) {
-  const Parameters p{n, k, alpha, beta, towers};
-  check(x, p);
-  check_alike(x, gradient, "a gradient");
-  const Tensor dense = torch::stable::contiguous(x, format_of(x));
-  const Tensor dense_gradient = torch::stable::contiguous(gradient, format_of(x));
-  check_output(dense, out);
-  check_apart(dense_gradient, out);
-  if (dense.numel() > 0) kCompute(&dense_gradient, dense, p, out);
+  run<kCompute>(&gradient, x, {n, k, alpha, beta, towers}, &out);
 }
 
 }  // namespace local_response_norm
@@ -144,3 +159,7 @@ void backward_out(
     m.impl("local_response_norm_backward", TORCH_BOX(&backward<&COMPUTE>));         \
     m.impl("local_response_norm_backward_out", TORCH_BOX(&backward_out<&COMPUTE>)); \
   }
+
+// For what a library says that it was built for.
+#define REPLICA_TEXT_OF(...) #__VA_ARGS__
+#define REPLICA_TEXT(...) REPLICA_TEXT_OF(__VA_ARGS__)

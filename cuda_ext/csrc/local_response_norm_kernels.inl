@@ -23,37 +23,32 @@ inline void store(V value, auto* to, int64_t count) {
 
 // base^-beta and, where asked for, 1 / base.
 template <bool kInverse, typename V, typename A>
-inline V inverse_power(V base, const Window<A>& w, V* inverse) {
+inline V inverse_power(V base, const Problem<A>& p, V* inverse) {
   V power;
-  if (w.three_quarters) {
+  if (p.three_quarters) {
     inverse_three_quarters<kInverse, 1>(&base, &power, inverse);
     return power;
   }
   A values[V::kLanes], powers[V::kLanes], inverses[V::kLanes];
   base.store(values);
   for (int64_t i = 0; i < V::kLanes; ++i) {
-    powers[i] = std::pow(values[i], -w.beta);
+    powers[i] = std::pow(values[i], -p.beta);
     inverses[i] = A(1) / values[i];
   }
   if constexpr (kInverse) *inverse = V::load(inverses);
   return V::load(powers);
 }
 
+// The next multiple of kLanes.
+template <typename V>
+inline int64_t whole_vectors(int64_t count) {
+  return (count + V::kLanes - 1) / V::kLanes * V::kLanes;
+}
+
 // Channels last: a row is one pixel's channels of one tower. Squares, and terms of the gradient,
 // go through kRows rows with zeros around them, which stay in the first-level cache: reading back
 // at a shift what was just written would wait for the write.
 constexpr int64_t kRows = 4;
-
-template <typename V>
-int64_t row_stride(int64_t channels, int64_t reach) {
-  return (channels + V::kLanes - 1) / V::kLanes * V::kLanes + 2 * reach;
-}
-
-// Number of values that the rows below need as scratch, all zero at first.
-template <typename V>
-int64_t rows_scratch(int64_t channels, int64_t reach) {
-  return 3 * kRows * row_stride<V>(channels, reach);
-}
 
 template <typename V, typename A>
 inline V window_sum(const A* padded, int64_t reach) {
@@ -62,73 +57,49 @@ inline V window_sum(const A* padded, int64_t reach) {
   return sum;
 }
 
-template <typename V, typename T, typename A>
-inline void square_rows(const T* x, int64_t rows, int64_t channels, int64_t reach, A* squares) {
-  const int64_t stride = row_stride<V>(channels, reach);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < channels; c += V::kLanes) {
-      const V value = load<V>(x + r * channels + c, std::min(V::kLanes, channels - c));
-      (value * value).store(squares + r * stride + reach + c);
-    }
-  }
-}
-
-template <typename V, typename T, typename A>
-void forward_any_rows(
-    const T* x, int64_t num_rows, int64_t channels, const Window<A>& w, A* scratch, T* out) {
-  const int64_t stride = row_stride<V>(channels, w.reach);
-  const V k = V::all(w.k), alpha = V::all(w.alpha);
-  for (int64_t first = 0; first < num_rows; first += kRows) {
-    const int64_t rows = std::min(kRows, num_rows - first);
-    const T* block = x + first * channels;
-    square_rows<V>(block, rows, channels, w.reach, scratch);
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < channels; c += V::kLanes) {
-        const int64_t count = std::min(V::kLanes, channels - c);
-        const V sum = window_sum<V>(scratch + r * stride + c, w.reach);
-        const V power = inverse_power<false, V, A>(multiply_add(sum, alpha, k), w, nullptr);
-        store(
-            load<V>(block + r * channels + c, count) * power, out + (first + r) * channels + c,
-            count);
-      }
-    }
-  }
-}
-
-template <typename V, typename T, typename A>
-void backward_any_rows(
-    const T* gradient, const T* x, int64_t num_rows, int64_t channels, const Window<A>& w,
-    A* scratch, T* out) {
-  const int64_t stride = row_stride<V>(channels, w.reach);
-  A* terms = scratch + kRows * stride;
+template <bool kBackward, typename V, typename T, typename A>
+void any_rows(const T* gradient, const T* x, int64_t num_rows, Problem<A> p, T* out) {
+  const int64_t stride = whole_vectors<V>(p.channels) + 2 * p.reach;
+  std::vector<A> scratch(3 * kRows * stride, A(0));
+  A* squares = scratch.data();
+  A* terms = squares + kRows * stride;
   A* direct = terms + kRows * stride;  // g * base^-beta
-  const V k = V::all(w.k), alpha = V::all(w.alpha), factor = V::all(2 * w.alpha * w.beta);
+  const V k = V::all(p.k), alpha = V::all(p.alpha), factor = V::all(2 * p.alpha * p.beta);
   for (int64_t first = 0; first < num_rows; first += kRows) {
-    const int64_t rows = std::min(kRows, num_rows - first);
-    const T* block = x + first * channels;
-    square_rows<V>(block, rows, channels, w.reach, scratch);
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < channels; c += V::kLanes) {
-        const int64_t count = std::min(V::kLanes, channels - c);
-        const V sum = window_sum<V>(scratch + r * stride + c, w.reach);
-        V inverse;
-        const V power = inverse_power<true, V, A>(multiply_add(sum, alpha, k), w, &inverse);
-        const V g = load<V>(gradient + (first + r) * channels + c, count) * power;
-        const V term = g * inverse * load<V>(block + r * channels + c, count);
-        g.store(direct + r * stride + c);
+    // Calls body(place in memory, place in the scratch rows, number of values) for each vector.
+    const auto each_vector = [&](auto body) {
+      const int64_t end = std::min(first + kRows, num_rows);
+      for (int64_t r = first; r < end; ++r) {
+        for (int64_t c = 0; c < p.channels; c += V::kLanes) {
+          const int64_t count = std::min(V::kLanes, p.channels - c);
+          body(r * p.channels + c, (r - first) * stride + c, count);
+        }
+      }
+    };
+    each_vector([&](int64_t at, int64_t padded, int64_t count) {
+      const V value = load<V>(x + at, count);
+      (value * value).store(squares + padded + p.reach);
+    });
+    each_vector([&](int64_t at, int64_t padded, int64_t count) {
+      const V base = multiply_add(window_sum<V>(squares + padded, p.reach), alpha, k);
+      V inverse;
+      const V power = inverse_power<kBackward>(base, p, &inverse);
+      const V value = load<V>(x + at, count);
+      if constexpr (kBackward) {
+        const V g = load<V>(gradient + at, count) * power;
+        g.store(direct + padded);
         // Beyond the last channel the zeros stay, whatever a NaN near them made of the term.
-        store(term, terms + r * stride + w.reach + c, count);
+        store(g * inverse * value, terms + padded + p.reach, count);
+      } else {
+        store(value * power, out + at, count);
       }
-    }
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < channels; c += V::kLanes) {
-        const int64_t count = std::min(V::kLanes, channels - c);
-        const V sum = window_sum<V>(terms + r * stride + c, w.reach);
-        const V scaled = factor * load<V>(block + r * channels + c, count);
-        store(
-            subtract_product(V::load(direct + r * stride + c), scaled, sum),
-            out + (first + r) * channels + c, count);
-      }
+    });
+    if constexpr (kBackward) {
+      each_vector([&](int64_t at, int64_t padded, int64_t count) {
+        const V sum = window_sum<V>(terms + padded, p.reach);
+        const V scaled = factor * load<V>(x + at, count);
+        store(subtract_product(V::load(direct + padded), scaled, sum), out + at, count);
+      });
     }
   }
 }
@@ -157,104 +128,65 @@ inline V load_channels(const T* x, int64_t c, int64_t channels) {
   return left > 0 ? V::load_part(x + c, left) : V::zero();
 }
 
-// One row from left to right; `step` does kCount vectors, the first of which begins at channel c.
-template <typename V>
-struct ForwardRow {
-  V value, square_before, square;
-
-  template <typename T>
-  void begin(const T* x, int64_t channels) {
-    value = load_channels<V>(x, 0, channels);
-    square_before = V::zero();
-    square = value * value;
-  }
-
-  template <int kCount, typename T>
-  void step(const T* x, int64_t c, int64_t channels, V alpha, V k, T* out) {
-    V values[kCount + 1], squares[kCount + 2], base[kCount], power[kCount];
-    values[0] = value;
-    squares[0] = square_before;
-    squares[1] = square;
-    REPLICA_EACH values[i + 1] = load_channels<V>(x, c + (i + 1) * V::kLanes, channels);
-    REPLICA_EACH squares[i + 2] = values[i + 1] * values[i + 1];
-    REPLICA_EACH base[i] = window_sum_of(squares[i], squares[i + 1], squares[i + 2]);
-    REPLICA_EACH base[i] = multiply_add(base[i], alpha, k);
-    inverse_three_quarters<false, kCount>(base, power, static_cast<V*>(nullptr));
-    REPLICA_EACH {
-      const int64_t at = c + i * V::kLanes;
-      store(values[i] * power[i], out + at, std::min(V::kLanes, channels - at));
-    }
-    value = values[kCount];
-    square_before = squares[kCount];
-    square = squares[kCount + 1];
-  }
-};
-
-template <typename V, typename T, typename A>
-void forward_paper_rows(
-    const T* x, int64_t num_rows, int64_t channels, const Window<A>& w, T* out) {
-  constexpr int kTogether = V::kLanes > 16 ? 2 : 3;
-  const V k = V::all(w.k), alpha = V::all(w.alpha);
-  for (int64_t r = 0; r < num_rows; ++r, x += channels, out += channels) {
-    ForwardRow<V> row;
-    row.begin(x, channels);
-    int64_t c = 0;
-    for (; c + (kTogether - 1) * V::kLanes < channels; c += kTogether * V::kLanes) {
-      row.template step<kTogether>(x, c, channels, alpha, k, out);
-    }
-    for (; c < channels; c += V::kLanes) row.template step<1>(x, c, channels, alpha, k, out);
-  }
-}
-
-// The terms of a vector are complete one vector before the outputs that need them. Beyond the last
-// channel a term is zero, or NaN where a channel so near is NaN that the outputs are, too.
-template <typename V>
-struct BackwardRow {
-  V value, square_before, square;
-  V value_before, direct_before, term_before, term_before_that;
+// One row from left to right, forward or backward. The terms of a vector are complete one vector
+// before the outputs that need them. Beyond the last channel a term is zero, or NaN where a channel
+// so near is NaN that the outputs are, too.
+template <bool kBackward, typename V>
+struct Row {
+  V value, value_before, square, square_before, direct_before, term_before, term_before_that;
 
   template <typename T>
   void begin(const T* x, int64_t channels) {
     value = load_channels<V>(x, 0, channels);
     square = value * value;
-    square_before = value_before = direct_before = term_before = term_before_that = V::zero();
+    value_before = square_before = direct_before = term_before = term_before_that = V::zero();
   }
 
-  // Writes the outputs of the kCount vectors that end at channel c + (kCount - 1) * kLanes.
+  // Does kCount vectors, the first of which begins at channel c. Backward, the outputs are those
+  // of one vector before.
   template <int kCount, typename T>
   void step(
       const T* gradient, const T* x, int64_t c, int64_t channels, V alpha, V k, V factor, T* out) {
-    V values[kCount + 2], squares[kCount + 2], terms[kCount + 2], direct[kCount + 1];
-    V base[kCount], power[kCount], inverse[kCount];
+    V values[kCount + 2], squares[kCount + 2], base[kCount], power[kCount], inverse[kCount];
     values[0] = value_before;
     values[1] = value;
     squares[0] = square_before;
     squares[1] = square;
-    terms[0] = term_before_that;
-    terms[1] = term_before;
-    direct[0] = direct_before;
     REPLICA_EACH values[i + 2] = load_channels<V>(x, c + (i + 1) * V::kLanes, channels);
     REPLICA_EACH squares[i + 2] = values[i + 2] * values[i + 2];
     REPLICA_EACH base[i] = window_sum_of(squares[i], squares[i + 1], squares[i + 2]);
     REPLICA_EACH base[i] = multiply_add(base[i], alpha, k);
-    inverse_three_quarters<true, kCount>(base, power, inverse);
-    REPLICA_EACH direct[i + 1] = load_channels<V>(gradient, c + i * V::kLanes, channels) * power[i];
-    REPLICA_EACH terms[i + 2] = direct[i + 1] * inverse[i] * values[i + 1];
-    REPLICA_EACH base[i] = window_sum_of(terms[i], terms[i + 1], terms[i + 2]);
-    REPLICA_EACH power[i] = subtract_product(direct[i], factor * values[i], base[i]);
-    REPLICA_EACH {
-      const int64_t at = c + (i - 1) * V::kLanes;
-      if (at >= 0) store(power[i], out + at, std::min(V::kLanes, channels - at));
+    inverse_three_quarters<kBackward, kCount>(base, power, inverse);
+    if constexpr (kBackward) {
+      V terms[kCount + 2], direct[kCount + 1];
+      terms[0] = term_before_that;
+      terms[1] = term_before;
+      direct[0] = direct_before;
+      REPLICA_EACH direct[i + 1] =
+          load_channels<V>(gradient, c + i * V::kLanes, channels) * power[i];
+      REPLICA_EACH terms[i + 2] = direct[i + 1] * inverse[i] * values[i + 1];
+      REPLICA_EACH base[i] = window_sum_of(terms[i], terms[i + 1], terms[i + 2]);
+      REPLICA_EACH power[i] = subtract_product(direct[i], factor * values[i], base[i]);
+      REPLICA_EACH {
+        const int64_t at = c + (i - 1) * V::kLanes;
+        if (at >= 0) store(power[i], out + at, std::min(V::kLanes, channels - at));
+      }
+      term_before_that = terms[kCount];
+      term_before = terms[kCount + 1];
+      direct_before = direct[kCount];
+    } else {
+      REPLICA_EACH {
+        const int64_t at = c + i * V::kLanes;
+        store(values[i + 1] * power[i], out + at, std::min(V::kLanes, channels - at));
+      }
     }
     value_before = values[kCount];
     value = values[kCount + 1];
     square_before = squares[kCount];
     square = squares[kCount + 1];
-    term_before_that = terms[kCount];
-    term_before = terms[kCount + 1];
-    direct_before = direct[kCount];
   }
 
+  // The last outputs of the backward.
   template <typename T>
   void end(int64_t channels, V factor, T* out) const {
     const V sum = window_sum_of(term_before_that, term_before, V::zero());
@@ -263,22 +195,23 @@ struct BackwardRow {
   }
 };
 
-template <typename V, typename T, typename A>
-void backward_paper_rows(
-    const T* gradient, const T* x, int64_t num_rows, int64_t channels, const Window<A>& w, T* out) {
-  constexpr int kTogether = 3;
-  const V k = V::all(w.k), alpha = V::all(w.alpha), factor = V::all(2 * w.alpha * w.beta);
-  for (int64_t r = 0; r < num_rows; ++r, x += channels, gradient += channels, out += channels) {
-    BackwardRow<V> row;
+template <bool kBackward, typename V, typename T, typename A>
+void paper_rows(const T* gradient, const T* x, int64_t num_rows, Problem<A> p, T* out) {
+  constexpr int kTogether = !kBackward && V::kLanes > 16 ? 2 : 3;
+  const int64_t channels = p.channels;
+  const V k = V::all(p.k), alpha = V::all(p.alpha), factor = V::all(2 * p.alpha * p.beta);
+  for (int64_t r = 0; r < num_rows; ++r, x += channels, out += channels) {
+    const T* g = kBackward ? gradient + r * channels : nullptr;
+    Row<kBackward, V> row;
     row.begin(x, channels);
     int64_t c = 0;
     for (; c + (kTogether - 1) * V::kLanes < channels; c += kTogether * V::kLanes) {
-      row.template step<kTogether>(gradient, x, c, channels, alpha, k, factor, out);
+      row.template step<kTogether>(g, x, c, channels, alpha, k, factor, out);
     }
     for (; c < channels; c += V::kLanes) {
-      row.template step<1>(gradient, x, c, channels, alpha, k, factor, out);
+      row.template step<1>(g, x, c, channels, alpha, k, factor, out);
     }
-    row.end(channels, factor, out);
+    if constexpr (kBackward) row.end(channels, factor, out);
   }
 }
 
@@ -290,248 +223,198 @@ void backward_paper_rows(
 // of an AMD EPYC (Zen 4): forward 1.55 and 1.91 for one output at a time, 1.09 and 1.35 for four
 // with the fetch; backward 2.75 and 3.85, 2.15 and 2.98 for two.
 
-// Reads kOutputs + 2 * kReach planes from channel first - kReach on, zeros where there is none.
-template <typename V, int kReach, int kOutputs, typename T>
+constexpr int kReach = 2;
+
+// Reads kCount + 2 * kReach planes from channel first - kReach on, zeros where there is none.
+template <int kCount, typename V, typename T>
 inline void load_planes(
     const T* x, int64_t first, int64_t channels, int64_t pixels, int64_t count, V* values) {
 #pragma GCC unroll 16
-  for (int j = 0; j < kOutputs + 2 * kReach; ++j) {
+  for (int j = 0; j < kCount + 2 * kReach; ++j) {
     const int64_t c = first + j - kReach;
     values[j] = c < 0 || c >= channels ? V::zero() : load<V>(x + c * pixels, count);
   }
 }
 
-template <typename V, int kReach>
+template <typename V>
 inline V sum_of(const V* values) {
-  V sum = values[0];
+  return values[0] + values[1] + values[2] + values[3] + values[4];
+}
+
+// base^-beta and, where asked for, 1 / base, of kCount channels amid their neighbors.
+template <bool kInverse, int kCount, typename V>
+inline void powers_of(const V* values, V alpha, V k, V* power, V* inverse) {
+  V squares[kCount + 2 * kReach], base[kCount];
 #pragma GCC unroll 16
-  for (int j = 1; j <= 2 * kReach; ++j) sum = sum + values[j];
-  return sum;
+  for (int j = 0; j < kCount + 2 * kReach; ++j) squares[j] = values[j] * values[j];
+  REPLICA_EACH base[i] = multiply_add(sum_of(squares + i), alpha, k);
+  inverse_three_quarters<kInverse, kCount>(base, power, inverse);
 }
 
 // One tower of one image, pixels [begin, end). The fetch may point past the tensor: it reads
 // nothing there.
-template <typename V, int kReach, typename T, typename A>
-void forward_paper_planes(
-    const T* x, int64_t channels, int64_t pixels, int64_t begin, int64_t end, const Window<A>& w,
-    T* out) {
-  constexpr int kOutputs = 4;
-  const V k = V::all(w.k), alpha = V::all(w.alpha);
-  for (int64_t first = 0; first < channels; first += kOutputs) {
-    for (int64_t i = begin; i < end; i += V::kLanes) {
-      const int64_t count = std::min(V::kLanes, end - i);
-      V values[kOutputs + 2 * kReach], squares[kOutputs + 2 * kReach];
-      V base[kOutputs], power[kOutputs];
-      load_planes<V, kReach, kOutputs>(x + i, first, channels, pixels, count, values);
-#pragma GCC unroll 16
-      for (int j = 0; j < kOutputs + 2 * kReach; ++j) squares[j] = values[j] * values[j];
-#pragma GCC unroll 16
-      for (int j = 0; j < kOutputs; ++j) {
-        __builtin_prefetch(x + (first + kOutputs + kReach + j) * pixels + i, 0, 2);
-      }
-#pragma GCC unroll 16
-      for (int j = 0; j < kOutputs; ++j) {
-        base[j] = multiply_add(sum_of<V, kReach>(squares + j), alpha, k);
-      }
-      inverse_three_quarters<false, kOutputs>(base, power, static_cast<V*>(nullptr));
-#pragma GCC unroll 16
-      for (int j = 0; j < kOutputs; ++j) {
-        if (first + j >= channels) break;
-        store(values[j + kReach] * power[j], out + (first + j) * pixels + i, count);
+template <typename V, typename T, typename A>
+void forward_paper_planes(const T* x, Problem<A> p, int64_t begin, int64_t end, T* out) {
+  constexpr int kCount = 4;
+  const int64_t channels = p.channels, pixels = p.pixels;
+  const V k = V::all(p.k), alpha = V::all(p.alpha);
+  for (int64_t first = 0; first < channels; first += kCount) {
+    for (int64_t at = begin; at < end; at += V::kLanes) {
+      const int64_t count = std::min(V::kLanes, end - at);
+      V values[kCount + 2 * kReach], power[kCount];
+      load_planes<kCount>(x + at, first, channels, pixels, count, values);
+      REPLICA_EACH __builtin_prefetch(x + (first + kCount + kReach + i) * pixels + at, 0, 2);
+      powers_of<false, kCount>(values, alpha, k, power, static_cast<V*>(nullptr));
+      REPLICA_EACH {
+        if (first + i >= channels) break;
+        store(values[i + kReach] * power[i], out + (first + i) * pixels + at, count);
       }
     }
   }
 }
 
 // Rings of planes hold the terms and g * base^-beta of the channels around the output.
-constexpr int64_t kTermPlanes = 8, kDirectPlanes = 4;
-
-template <typename V, int kReach, typename T, typename A>
+template <typename V, typename T, typename A>
 void backward_paper_planes(
-    const T* gradient, const T* x, int64_t channels, int64_t pixels, int64_t begin, int64_t end,
-    const Window<A>& w, A* scratch, T* out) {
-  constexpr int kOutputs = 2;
-  static_assert(kOutputs + 2 * kReach <= kTermPlanes && kOutputs + kReach <= kDirectPlanes);
-  const int64_t stride = (end - begin + V::kLanes - 1) / V::kLanes * V::kLanes;
-  const auto terms = [&](int64_t c) { return scratch + c % kTermPlanes * stride; };
-  const auto direct = [&](int64_t c) {
-    return scratch + (kTermPlanes + c % kDirectPlanes) * stride;
-  };
-  const V k = V::all(w.k), alpha = V::all(w.alpha), factor = V::all(2 * w.alpha * w.beta);
+    const T* gradient, const T* x, Problem<A> p, int64_t begin, int64_t end,
+    std::vector<A>& scratch, T* out) {
+  constexpr int kCount = 2;
+  constexpr int64_t kTermPlanes = 8, kDirectPlanes = 4;
+  static_assert(kCount + 2 * kReach <= kTermPlanes && kCount + kReach <= kDirectPlanes);
+  const int64_t stride = whole_vectors<V>(end - begin);
+  scratch.resize((kTermPlanes + kDirectPlanes) * stride);
+  const int64_t channels = p.channels, pixels = p.pixels;
+  const V k = V::all(p.k), alpha = V::all(p.alpha), factor = V::all(2 * p.alpha * p.beta);
+  A* const rings = scratch.data();
+  const auto terms = [&](int64_t c) { return rings + c % kTermPlanes * stride; };
+  const auto direct = [&](int64_t c) { return rings + (kTermPlanes + c % kDirectPlanes) * stride; };
 
   const auto make_terms = [&](int64_t first) {
-    for (int64_t i = begin; i < end; i += V::kLanes) {
-      const int64_t count = std::min(V::kLanes, end - i);
-      V values[kOutputs + 2 * kReach], squares[kOutputs + 2 * kReach];
-      V base[kOutputs], power[kOutputs], inverse[kOutputs];
-      load_planes<V, kReach, kOutputs>(x + i, first, channels, pixels, count, values);
-#pragma GCC unroll 16
-      for (int j = 0; j < kOutputs + 2 * kReach; ++j) squares[j] = values[j] * values[j];
-#pragma GCC unroll 16
-      for (int j = 0; j < kOutputs; ++j) {
-        __builtin_prefetch(x + (first + kOutputs + kReach + j) * pixels + i, 0, 2);
-        __builtin_prefetch(gradient + (first + kOutputs + j) * pixels + i, 0, 2);
+    for (int64_t at = begin; at < end; at += V::kLanes) {
+      const int64_t count = std::min(V::kLanes, end - at);
+      V values[kCount + 2 * kReach], power[kCount], inverse[kCount];
+      load_planes<kCount>(x + at, first, channels, pixels, count, values);
+      REPLICA_EACH {
+        __builtin_prefetch(x + (first + kCount + kReach + i) * pixels + at, 0, 2);
+        __builtin_prefetch(gradient + (first + kCount + i) * pixels + at, 0, 2);
       }
-#pragma GCC unroll 16
-      for (int j = 0; j < kOutputs; ++j) {
-        base[j] = multiply_add(sum_of<V, kReach>(squares + j), alpha, k);
-      }
-      inverse_three_quarters<true, kOutputs>(base, power, inverse);
-#pragma GCC unroll 16
-      for (int j = 0; j < kOutputs; ++j) {
-        if (first + j >= channels) break;
-        const V g = load<V>(gradient + (first + j) * pixels + i, count) * power[j];
-        g.store(direct(first + j) + i - begin);
-        (g * inverse[j] * values[j + kReach]).store(terms(first + j) + i - begin);
+      powers_of<true, kCount>(values, alpha, k, power, inverse);
+      REPLICA_EACH {
+        if (first + i >= channels) break;
+        const V g = load<V>(gradient + (first + i) * pixels + at, count) * power[i];
+        g.store(direct(first + i) + at - begin);
+        (g * inverse[i] * values[i + kReach]).store(terms(first + i) + at - begin);
       }
     }
   };
 
   int64_t made = 0;  // channels whose terms are in the rings
-  for (int64_t first = 0; first < channels; first += kOutputs) {
-    for (; made < std::min(channels, first + kOutputs + kReach); made += kOutputs) {
-      make_terms(made);
-    }
-    for (int64_t i = begin; i < end; i += V::kLanes) {
-      const int64_t count = std::min(V::kLanes, end - i);
-      V values[kOutputs + 2 * kReach];
+  for (int64_t first = 0; first < channels; first += kCount) {
+    for (; made < std::min(channels, first + kCount + kReach); made += kCount) make_terms(made);
+    for (int64_t at = begin; at < end; at += V::kLanes) {
+      const int64_t count = std::min(V::kLanes, end - at);
+      V values[kCount + 2 * kReach];
 #pragma GCC unroll 16
-      for (int j = 0; j < kOutputs + 2 * kReach; ++j) {
+      for (int j = 0; j < kCount + 2 * kReach; ++j) {
         const int64_t c = first + j - kReach;
-        values[j] = c < 0 || c >= channels ? V::zero() : V::load(terms(c) + i - begin);
+        values[j] = c < 0 || c >= channels ? V::zero() : V::load(terms(c) + at - begin);
       }
-#pragma GCC unroll 16
-      for (int j = 0; j < kOutputs; ++j) {
-        if (first + j >= channels) break;
-        const V scaled = factor * load<V>(x + (first + j) * pixels + i, count);
-        const V g = V::load(direct(first + j) + i - begin);
-        store(
-            subtract_product(g, scaled, sum_of<V, kReach>(values + j)),
-            out + (first + j) * pixels + i, count);
+      REPLICA_EACH {
+        if (first + i >= channels) break;
+        const int64_t place = (first + i) * pixels + at;
+        const V scaled = factor * load<V>(x + place, count);
+        const V g = V::load(direct(first + i) + at - begin);
+        store(subtract_product(g, scaled, sum_of(values + i)), out + place, count);
       }
     }
   }
 }
 
 // Any n and beta, one output at a time.
-template <typename V, typename T, typename A>
-inline V base_of(
-    const T* x, int64_t c, int64_t channels, int64_t pixels, int64_t count, const Window<A>& w) {
-  V sum = V::zero();
-  const int64_t last = std::min(channels - 1, c + w.reach);
-  for (int64_t j = std::max<int64_t>(0, c - w.reach); j <= last; ++j) {
-    const V value = load<V>(x + j * pixels, count);
-    sum = multiply_add(value, value, sum);
-  }
-  return multiply_add(sum, V::all(w.alpha), V::all(w.k));
-}
-
-template <typename V, typename T, typename A>
-void forward_any_planes(
-    const T* x, int64_t channels, int64_t pixels, int64_t begin, int64_t end, const Window<A>& w,
-    T* out) {
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t i = begin; i < end; i += V::kLanes) {
-      const int64_t count = std::min(V::kLanes, end - i);
-      const V base = base_of<V>(x + i, c, channels, pixels, count, w);
-      const V value = load<V>(x + c * pixels + i, count);
-      store(value * inverse_power<false, V, A>(base, w, nullptr), out + c * pixels + i, count);
-    }
-  }
-}
-
-template <typename V, typename T, typename A>
-void backward_any_planes(
-    const T* gradient, const T* x, int64_t channels, int64_t pixels, int64_t begin, int64_t end,
-    const Window<A>& w, A* scratch, T* out) {
-  const int64_t stride = (end - begin + V::kLanes - 1) / V::kLanes * V::kLanes;
-  A* terms = scratch;
-  A* direct = scratch + channels * stride;
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t i = begin; i < end; i += V::kLanes) {
-      const int64_t count = std::min(V::kLanes, end - i);
-      V inverse;
-      const V base = base_of<V>(x + i, c, channels, pixels, count, w);
-      const V power = inverse_power<true, V, A>(base, w, &inverse);
-      const V g = load<V>(gradient + c * pixels + i, count) * power;
-      g.store(direct + c * stride + i - begin);
-      (g * inverse * load<V>(x + c * pixels + i, count)).store(terms + c * stride + i - begin);
-    }
-  }
-  const V factor = V::all(2 * w.alpha * w.beta);
-  for (int64_t c = 0; c < channels; ++c) {
-    const int64_t last = std::min(channels - 1, c + w.reach);
-    for (int64_t i = begin; i < end; i += V::kLanes) {
-      const int64_t count = std::min(V::kLanes, end - i);
+template <bool kBackward, typename V, typename T, typename A>
+void any_planes(
+    const T* gradient, const T* x, Problem<A> p, int64_t begin, int64_t end,
+    std::vector<A>& scratch, T* out) {
+  const int64_t stride = whole_vectors<V>(end - begin);
+  if (kBackward) scratch.resize(2 * p.channels * stride);
+  A* const terms = scratch.data();
+  A* const direct = terms + p.channels * stride;
+  for (int64_t c = 0; c < p.channels; ++c) {
+    const int64_t first = std::max<int64_t>(0, c - p.reach);
+    const int64_t last = std::min(p.channels - 1, c + p.reach);
+    for (int64_t at = begin; at < end; at += V::kLanes) {
+      const int64_t count = std::min(V::kLanes, end - at);
       V sum = V::zero();
-      for (int64_t j = std::max<int64_t>(0, c - w.reach); j <= last; ++j) {
-        sum = sum + V::load(terms + j * stride + i - begin);
+      for (int64_t j = first; j <= last; ++j) {
+        const V neighbor = load<V>(x + j * p.pixels + at, count);
+        sum = multiply_add(neighbor, neighbor, sum);
       }
-      const V scaled = factor * load<V>(x + c * pixels + i, count);
-      const V g = V::load(direct + c * stride + i - begin);
-      store(subtract_product(g, scaled, sum), out + c * pixels + i, count);
+      const V base = multiply_add(sum, V::all(p.alpha), V::all(p.k));
+      V inverse;
+      const V power = inverse_power<kBackward>(base, p, &inverse);
+      const V value = load<V>(x + c * p.pixels + at, count);
+      if constexpr (kBackward) {
+        const V g = load<V>(gradient + c * p.pixels + at, count) * power;
+        g.store(direct + c * stride + at - begin);
+        (g * inverse * value).store(terms + c * stride + at - begin);
+      } else {
+        store(value * power, out + c * p.pixels + at, count);
+      }
+    }
+  }
+  if constexpr (!kBackward) return;
+  const V factor = V::all(2 * p.alpha * p.beta);
+  for (int64_t c = 0; c < p.channels; ++c) {
+    const int64_t first = std::max<int64_t>(0, c - p.reach);
+    const int64_t last = std::min(p.channels - 1, c + p.reach);
+    for (int64_t at = begin; at < end; at += V::kLanes) {
+      const int64_t count = std::min(V::kLanes, end - at);
+      V sum = V::zero();
+      for (int64_t j = first; j <= last; ++j) {
+        sum = sum + V::load(terms + j * stride + at - begin);
+      }
+      const V scaled = factor * load<V>(x + c * p.pixels + at, count);
+      const V g = V::load(direct + c * stride + at - begin);
+      store(subtract_product(g, scaled, sum), out + c * p.pixels + at, count);
     }
   }
 }
 
-// Numbers of values that the backward needs as scratch for a block of `size` pixels.
-template <typename V>
-int64_t paper_planes_scratch(int64_t size) {
-  return (size + V::kLanes - 1) / V::kLanes * V::kLanes * (kTermPlanes + kDirectPlanes);
-}
-template <typename V>
-int64_t any_planes_scratch(int64_t channels, int64_t size) {
-  return (size + V::kLanes - 1) / V::kLanes * V::kLanes * 2 * channels;
-}
-
-// What the host code calls: forward where `gradient` is null, else backward.
+// What the host code calls.
 
 template <typename A>
-struct VectorOf {
-  using Type = Scalar<A>;
-};
-template <>
-struct VectorOf<float> {
-  using Type = Floats;
-};
+using VectorOf = std::conditional_t<std::is_same_v<A, float>, Floats, Scalar<A>>;
 
-template <typename T, typename A>
-void rows(
-    const T* gradient, const T* x, int64_t num_rows, int64_t channels, const Window<A>& w, T* out) {
-  using V = typename VectorOf<A>::Type;
+// Whether the loops for n = 5, beta = 3/4 serve.
+template <typename A>
+bool is_paper(const Problem<A>& p) {
+  return std::is_same_v<A, float> && p.reach == kReach && p.three_quarters;
+}
+
+template <bool kBackward, typename T, typename A>
+void rows(const T* gradient, const T* x, int64_t num_rows, const Problem<A>& p, T* out) {
+  using V = VectorOf<A>;
   if constexpr (V::kLanes > 1) {
     using P = PaperVector<T>;
-    if (w.is_paper() && channels % P::kLanes == 0) {
-      if (!gradient) return forward_paper_rows<P>(x, num_rows, channels, w, out);
-      return backward_paper_rows<P>(gradient, x, num_rows, channels, w, out);
+    if (is_paper(p) && p.channels % P::kLanes == 0) {
+      return paper_rows<kBackward, P>(gradient, x, num_rows, p, out);
     }
-    if (w.is_paper()) {
-      if (!gradient) return forward_paper_rows<V>(x, num_rows, channels, w, out);
-      return backward_paper_rows<V>(gradient, x, num_rows, channels, w, out);
-    }
+    if (is_paper(p)) return paper_rows<kBackward, V>(gradient, x, num_rows, p, out);
   }
-  std::vector<A> scratch(rows_scratch<V>(channels, w.reach), A(0));
-  A* zeros = scratch.data();
-  if (!gradient) return forward_any_rows<V>(x, num_rows, channels, w, zeros, out);
-  backward_any_rows<V>(gradient, x, num_rows, channels, w, zeros, out);
+  any_rows<kBackward, V>(gradient, x, num_rows, p, out);
 }
 
 // One tower of one image, pixels [begin, end); `scratch` is kept from call to call.
-template <typename T, typename A>
+template <bool kBackward, typename T, typename A>
 void planes(
-    const T* gradient, const T* x, int64_t channels, int64_t pixels, int64_t begin, int64_t end,
-    const Window<A>& w, std::vector<A>& scratch, T* out) {
-  using V = typename VectorOf<A>::Type;
+    const T* gradient, const T* x, const Problem<A>& p, int64_t begin, int64_t end,
+    std::vector<A>& scratch, T* out) {
   if constexpr (std::is_same_v<A, float>) {
     using P = PaperVector<T>;
-    if (w.is_paper()) {
-      if (!gradient) return forward_paper_planes<P, 2>(x, channels, pixels, begin, end, w, out);
-      scratch.resize(paper_planes_scratch<P>(end - begin));
-      return backward_paper_planes<P, 2>(
-          gradient, x, channels, pixels, begin, end, w, scratch.data(), out);
+    if (is_paper(p) && kBackward) {
+      return backward_paper_planes<P>(gradient, x, p, begin, end, scratch, out);
     }
+    if (is_paper(p)) return forward_paper_planes<P>(x, p, begin, end, out);
   }
-  if (gradient) scratch.resize(any_planes_scratch<V>(channels, end - begin));
-  if (!gradient) return forward_any_planes<V>(x, channels, pixels, begin, end, w, out);
-  backward_any_planes<V>(gradient, x, channels, pixels, begin, end, w, scratch.data(), out);
+  any_planes<kBackward, VectorOf<A>>(gradient, x, p, begin, end, scratch, out);
 }

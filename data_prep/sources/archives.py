@@ -13,12 +13,14 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.sources.places import ZIP_HEADER_BYTES, Held, Place, Span, container_at
 
 # A compressed tar cannot be read in the middle: it is held in memory, up to this size.
 MAX_COMPRESSED_TAR_BYTES = 2 << 30
+MAGIC = {"zip": b"PK\x03\x04", "gz": b"\x1f\x8b", "bz2": b"BZh", "xz": b"\xfd7zXZ\0"}
 COMPRESSIONS = {"gz": gzip.GzipFile, "bz2": bz2.BZ2File, "xz": lzma.LZMAFile}
 
 
@@ -29,25 +31,18 @@ def file_kind(path: Path) -> str | None:
             head = file.read(512)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    for magic, kind in (
-        (b"PK\x03\x04", "zip"),
-        (b"\x1f\x8b", "gz"),
-        (b"BZh", "bz2"),
-        (b"\xfd7zXZ\0", "xz"),
-    ):
+    for kind, magic in MAGIC.items():
         if head.startswith(magic):
             return kind
     return "tar" if head[257:262] == b"ustar" or _is_old_tar_header(head) else None
 
 
 def _is_old_tar_header(head: bytes) -> bool:
-    if len(head) < 512 or not head[0]:
-        return False
     try:
-        checksum = int(head[148:156].strip(b"\0 ") or b"x", 8)
-    except ValueError:
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")  # compares the checksum
+    except tarfile.HeaderError:
         return False
-    return checksum == sum(head[:148]) + 8 * 32 + sum(head[156:])
+    return True
 
 
 def _check_name(title: str, name: str) -> str:
@@ -76,55 +71,38 @@ def _archive_errors(title: str, kind: str) -> Iterator[None]:
 # --- Tar
 
 
-class _Part(io.RawIOBase):
-    """The bytes of a file from `start` to `end`."""
+class _Part(io.FileIO):
+    """The bytes of a file from `start` to `end`, for a reader that counts from the start."""
 
-    def __init__(self, file: io.BufferedIOBase | io.RawIOBase, start: int, end: int):
-        self._file, self._start, self._end, self._at = file, start, end, start
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
+    def __init__(self, path: Path, start: int, end: int):
+        super().__init__(path)
+        self._start, self._end = start, end
+        self.seek(0)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: self._start, io.SEEK_CUR: self._at, io.SEEK_END: self._end}[whence]
-        self._at = max(self._start, base + offset)
-        return self._at - self._start
+        assert whence == io.SEEK_SET
+        return super().seek(self._start + offset) - self._start
 
     def tell(self) -> int:
-        return self._at - self._start
+        return super().tell() - self._start
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        wanted = min(len(buffer), max(0, self._end - self._at))
-        self._file.seek(self._at)
-        data = self._file.read(wanted) or b""
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
+    def readinto(self, buffer: Any) -> int:
+        return super().readinto(memoryview(buffer)[: max(0, self._end - super().tell())]) or 0
 
 
 def tar_files(path: Path, *, within: Span | None = None) -> Iterator[tuple[str, Span]]:
-    """Lists the plain files of an uncompressed tar, in the tar's order.
-
-    Args:
-        path: the file.
-        within: a tar inside that file, instead of the file itself.
+    """Lists the plain files of an uncompressed tar, or of one `within` it, in the tar's order.
 
     Raises:
         UserError: the tar is damaged or cut off, or holds something else than directories and
             plain files below itself (links, devices, `..`), or a name twice.
     """
     container = within.container if within else container_at(path)
-    start = within.offset if within else 0
-    end = start + (within.size if within else container.num_bytes)
-    title = str(path)
-    seen: set[str] = set()
+    start, size = (within.offset, within.size) if within else (0, container.num_bytes)
+    title, end, seen = str(path), start + size, set[str]()
     with (
         _archive_errors(title, "tar"),
-        path.open("rb", buffering=0) as file,
-        io.BufferedReader(_Part(file, start, end), 4096) as part,
+        io.BufferedReader(_Part(path, start, end), 4096) as part,
         tarfile.open(fileobj=part, mode="r:") as tar,
     ):
         while (member := tar.next()) is not None:
@@ -142,18 +120,14 @@ def tar_files(path: Path, *, within: Span | None = None) -> Iterator[tuple[str, 
 
 
 def nested_tar_files(title: str, place: Place) -> Iterator[tuple[str, Span]]:
-    """Lists the files of a tar that is a file of a tree; `title` is what messages call it.
-
-    Raises:
-        UserError: it is no tar, or a damaged one.
-    """
-    if not isinstance(place, str | Span) or (isinstance(place, Span) and place.is_zip):
-        raise UserError(f"{title}: a tar inside a compressed file cannot be read: unpack the outer")
+    """Lists the files of a tar that is a file of a tree; `title` is what messages call it."""
     try:
         if isinstance(place, str):
             yield from tar_files(Path(place))
-        else:
+        elif isinstance(place, Span) and not place.is_zip:
             yield from tar_files(Path(place.container.path), within=place)
+        else:
+            raise UserError("a tar inside a compressed file cannot be read: unpack the outer")
     except UserError as error:
         raise UserError(f"{title}: {error}") from None
 
@@ -175,11 +149,7 @@ def _check_member(title: str, member: tarfile.TarInfo, seen: set[str]) -> str | 
 
 
 def compressed_tar_files(path: Path) -> Iterator[tuple[str, Held]]:
-    """Reads a compressed tar into memory, and lists its plain files.
-
-    Raises:
-        UserError: as `tar_files`, or it holds more than `MAX_COMPRESSED_TAR_BYTES`.
-    """
+    """Reads a compressed tar into memory, and lists its plain files, as `tar_files`."""
     title, total, seen = str(path), 0, set[str]()
     with (
         _archive_errors(title, "tar"),
@@ -212,18 +182,13 @@ def compressed_tar_files(path: Path) -> Iterator[tuple[str, Held]]:
 
 
 def zip_files(path: Path) -> Iterator[tuple[str, Span]]:
-    """Lists the files of a zip file, stored or deflated.
-
-    Raises:
-        UserError: the zip is damaged or encrypted, or holds names outside of itself or twice.
-    """
+    """Lists the files of a zip file, stored or deflated; what is odd in it is refused."""
     container, title, seen = container_at(path), str(path), set[str]()
     with _archive_errors(title, "zip"), zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            if info.is_dir():
-                _check_name(title, info.filename)
-                continue
             name = _check_name(title, info.filename)
+            if info.is_dir():
+                continue
             if info.flag_bits & 1 or info.compress_type not in (0, 8):
                 raise UserError(
                     f"{title}: {name[:80]!r} is encrypted or compressed in a way that is not "

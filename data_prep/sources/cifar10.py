@@ -59,11 +59,7 @@ def is_here(tree: Tree) -> bool:
 
 
 def find(tree: Tree) -> PictureSet:
-    """Lists the train and test pictures with their labels.
-
-    Raises:
-        UserError: a batch is damaged or asks for code, or the classes are not those of CIFAR-10.
-    """
+    """Lists the train and test pictures with their labels."""
     if tree.is_file("data_batch_1"):
         return _batches(tree, "", _read_pickle, _names_of_meta(tree))
     if tree.is_file("data_batch_1.bin"):
@@ -105,7 +101,6 @@ def _batches(
 
 
 def _read_pickle(tree: Tree, path: str) -> Batch:
-    title = f"{tree.title}/{path}"
     content = _unpickled(tree, path)
     planes, labels = content.get(b"data"), content.get(b"labels")
     if (
@@ -118,8 +113,8 @@ def _read_pickle(tree: Tree, path: str) -> Batch:
         or not all(type(label) is int and 0 <= label < len(CLASSES) for label in labels)
     ):
         raise UserError(
-            f"{title}: expected data, uint8 of shape (N, {PICTURE_BYTES}), and as many labels of "
-            "0 to 9; the file is damaged"
+            f"{tree.title}/{path}: expected data, uint8 of shape (N, {PICTURE_BYTES}), and as many "
+            "labels of 0 to 9; the file is damaged"
         )
     return planes, labels
 

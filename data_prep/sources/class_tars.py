@@ -5,6 +5,8 @@ cuts each class in half by a seeded rule: one half train, the other test (paper 
 The classes' names come from `words.txt` (wnid, tab, names), where it lies beside the tars.
 """
 
+import re
+
 from data_prep.errors import UserError
 from data_prep.sources.archives import nested_tar_files
 from data_prep.sources.picture_set import WNID, Picture, PictureSet, halves
@@ -17,11 +19,7 @@ HALVES_SEED = 2012
 
 
 def _tars(tree: Tree) -> list[str]:
-    return [
-        name
-        for name in visible_names(tree, "")
-        if name.endswith(".tar") and WNID.fullmatch(name.removesuffix(".tar"))
-    ]
+    return [n for n in visible_names(tree, "") if re.fullmatch(rf"{WNID.pattern}\.tar", n)]
 
 
 def is_here(tree: Tree) -> bool:
@@ -30,11 +28,7 @@ def is_here(tree: Tree) -> bool:
 
 
 def find(tree: Tree) -> PictureSet:
-    """Lists the pictures of all classes, one half train, one half test.
-
-    Raises:
-        UserError: there is no such tar, or one is damaged or none.
-    """
+    """Lists the pictures of all classes, one half train, one half test."""
     tars = _tars(tree)
     if not tars:
         raise UserError(f"{tree.title}: expected tars named nXXXXXXXX.tar, found none")
@@ -44,9 +38,7 @@ def find(tree: Tree) -> PictureSet:
         for label, name in enumerate(tars)
         for member, place in nested_tar_files(f"{tree.title}/{name}", tree.place(name))
     )
-    names: dict[str, str] = {}
-    if tree.is_file(NAMES_FILE):
-        names = read_class_names(tree, NAMES_FILE)
+    names = read_class_names(tree, NAMES_FILE) if tree.is_file(NAMES_FILE) else {}
     unnamed = sum(wnid not in names for wnid in wnids)
     notes = [f"each class is cut in half by a rule with seed {HALVES_SEED}: train and test"]
     if unnamed:

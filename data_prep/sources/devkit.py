@@ -29,34 +29,24 @@ NUM_CLASSES = 1000
 
 @dataclass(frozen=True)
 class Devkit:
-    """The classes of a year, and the labels of its numbered pictures.
-
-    Attributes:
-        year: 2010 or 2012.
-        wnids: sorted; a label is an index into them.
-        class_names: one per class.
-        label_of_id: ILSVRC20xx_ID -> label.
-        tree: where the text files are.
-        directory: of those files in the tree.
-    """
+    """The classes of a year, and the labels of its numbered pictures."""
 
     year: int
-    wnids: tuple[str, ...]
+    wnids: tuple[str, ...]  # sorted; a label is an index into them
     class_names: tuple[str, ...]
-    label_of_id: dict[int, int]
-    tree: Tree
+    label_of_id: dict[int, int]  # by ILSVRC20xx_ID
+    tree: Tree  # where the text files are, in this directory of it
     directory: str
 
     def labels(self, tree: Tree, path: str) -> list[int]:
-        """The labels of the pictures 1, 2, ... from a file with one id a line."""
-        title = f"{tree.title}/{path}"
+        """The labels of the pictures 1, 2, ... from a file with one id per line."""
         labels = []
         for number, line in text_lines(tree, path, "one class id per line"):
             word = line.strip()
             if not word.isascii() or not word.isdigit() or int(word) not in self.label_of_id:
                 raise UserError(
-                    f"{title} line {number}: expected an ILSVRC{self.year}_ID of meta.mat "
-                    f"(1 to {len(self.wnids)}), got {word[:20]!r}"
+                    f"{tree.title}/{path} line {number}: expected an ILSVRC{self.year}_ID of "
+                    f"meta.mat (1 to {len(self.wnids)}), got {word[:20]!r}"
                 )
             labels.append(self.label_of_id[int(word)])
         return labels
@@ -68,11 +58,7 @@ class Devkit:
 
 
 def one_of(tree: Tree, pattern: str, what: str) -> str:
-    """The one entry at the top of a tree whose whole name matches.
-
-    Raises:
-        UserError: none does, or several do.
-    """
+    """The one entry at the top of a tree whose whole name matches; else a UserError."""
     found = [name for name in visible_names(tree, "") if re.fullmatch(pattern, name)]
     if len(found) != 1:
         raise UserError(
@@ -82,11 +68,7 @@ def one_of(tree: Tree, pattern: str, what: str) -> str:
 
 
 def read_devkit(tree: Tree, *, year: int) -> Devkit:
-    """Reads the development kit, a .tar.gz or unpacked, that lies beside the tars.
-
-    Raises:
-        UserError: it is missing or damaged, or does not name 1000 classes with ids 1 to 1000.
-    """
+    """Reads the development kit, a .tar.gz or unpacked, that lies beside the tars."""
     name = one_of(
         tree, rf"(ILSVRC{year}_)?devkit.*", f"the development kit (ILSVRC{year}_devkit*.tar.gz)"
     )
@@ -157,11 +139,7 @@ def classes_of_meta(data: bytes, year: int) -> dict[str, tuple[int, str]] | str:
 
 
 def train_pictures(tree: Tree, tar: str, devkit: Devkit) -> Pictures:
-    """The pictures of the training tar, which holds one tar per class.
-
-    Raises:
-        UserError: it does not hold exactly one tar for each class of the development kit.
-    """
+    """The pictures of the training tar, which holds one tar for each class and nothing else."""
     title = f"{tree.title}/{tar}"
     inner = {
         path.rpartition("/")[2].removesuffix(".tar"): (path, place)
@@ -176,23 +154,19 @@ def train_pictures(tree: Tree, tar: str, devkit: Devkit) -> Pictures:
             f"{len(inner)}: {len(missing)} are missing, {len(unknown)} are no classes of the "
             f"development kit (it {' and '.join(shown)})"
         )
-    pictures = []
-    for label, wnid in enumerate(devkit.wnids):
-        path, place = inner[wnid]
-        pictures += [
-            Picture(f"{tar}/{path}/{name}", label, span)
-            for name, span in nested_tar_files(f"{title}/{path}", place)
-        ]
-    return tuple(pictures)
+    return tuple(
+        Picture(f"{tar}/{path}/{name}", label, span)
+        for label, (path, place) in enumerate(inner[wnid] for wnid in devkit.wnids)
+        for name, span in nested_tar_files(f"{title}/{path}", place)
+    )
 
 
 def numbered_pictures(
     tree: Tree, tar: str, prefix: str, labels: list[int], origin: str
 ) -> Pictures:
-    """The pictures of a flat tar, numbered from 1, with the labels of their numbers.
+    """The pictures of a flat tar, numbered from 1 without a gap, with the labels of their numbers.
 
-    Raises:
-        UserError: a picture has no number or no label, or a number is missing.
+    `origin` is what messages call the list of labels.
     """
     title = f"{tree.title}/{tar}"
     places: dict[int, tuple[str, Place]] = {}

@@ -14,12 +14,7 @@ def is_here(tree: Tree) -> bool:
 
 
 def find(tree: Tree) -> PictureSet:
-    """Lists the pictures below `train`, `val` and `test`.
-
-    Raises:
-        UserError: train is missing, or both others; a part holds files instead of class folders;
-            the classes of the parts differ; a class is empty.
-    """
+    """Lists the pictures below `train`, `val` and `test`."""
     problems = []
     classes: dict[str, list[str]] = {}
     for part in PARTS:

@@ -5,37 +5,30 @@ In one directory: the tars of the training, validation and test pictures
 them or in the devkit. Its 1000 classes are not those of 2012.
 """
 
+import re
+
 from data_prep.errors import UserError
+from data_prep.manifest import PARTS
 from data_prep.sources.devkit import numbered_pictures, one_of, read_devkit, train_pictures
 from data_prep.sources.picture_set import PictureSet
 from data_prep.sources.trees import Tree, visible_names
 
 LAYOUT = "ILSVRC2010_*train*.tar, *val*.tar, *test*.tar, the devkit and the public test labels"
+TAR = r"ILSVRC2010_.*{}.*\.tar"  # of a part
 TEST_LABELS = "ILSVRC2010_test_ground_truth.txt"
-
-
-def _tar(part: str) -> str:
-    return rf"ILSVRC2010_.*{part}.*\.tar"
 
 
 def is_here(tree: Tree) -> bool:
     """Whether the tree looks like this layout."""
-    return any(
-        name.startswith("ILSVRC2010_") and "train" in name and name.endswith(".tar")
-        for name in visible_names(tree, "")
-    )
+    return any(re.fullmatch(TAR.format("train"), name) for name in visible_names(tree, ""))
 
 
 def find(tree: Tree) -> PictureSet:
-    """Lists the train, val and test pictures with their labels.
-
-    Raises:
-        UserError: a file is missing or damaged, or the tars are not those of the devkit.
-    """
+    """Lists the train, val and test pictures with their labels."""
     devkit = read_devkit(tree, year=2010)
     tars = {
-        part: one_of(tree, _tar(part), f"the {part} pictures (ILSVRC2010_images_{part}.tar)")
-        for part in ("train", "val", "test")
+        part: one_of(tree, TAR.format(part), f"the {part} pictures (ILSVRC2010_images_{part}.tar)")
+        for part in PARTS
     }
     if tree.is_file(TEST_LABELS):
         test_labels = devkit.labels(tree, TEST_LABELS)

@@ -19,11 +19,7 @@ def is_here(tree: Tree) -> bool:
 
 
 def find(tree: Tree) -> PictureSet:
-    """Lists the train and val pictures with their labels.
-
-    Raises:
-        UserError: a file is missing or damaged, or the tars are not those of the devkit.
-    """
+    """Lists the train and val pictures with their labels."""
     devkit = read_devkit(tree, year=2012)
     train_tar = one_of(tree, TRAIN_TAR, TRAIN_TAR)
     val_tar = one_of(tree, VAL_TAR, VAL_TAR)

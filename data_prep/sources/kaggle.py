@@ -11,12 +11,13 @@ import csv
 import io
 import re
 import xml.etree.ElementTree as ElementTree
+from contextlib import closing
 from pathlib import PurePath
 
 from data_prep.errors import UserError
 from data_prep.sources.picture_set import WNID, PictureSet, class_pictures, validation_pictures
 from data_prep.sources.places import Reader
-from data_prep.sources.text import read_text, text_lines
+from data_prep.sources.text import read_table, read_text
 from data_prep.sources.trees import Tree, visible_names
 
 LAYOUT = "ILSVRC/Data/CLS-LOC/train/<wnid>: ImageNet as Kaggle packs it, also its zip file"
@@ -28,10 +29,8 @@ MAX_XML_BYTES = 1 << 20
 
 def _base(tree: Tree) -> str | None:
     """What stands before Data/CLS-LOC: `ILSVRC/` or nothing."""
-    for base in ("ILSVRC/", ""):
-        if tree.is_dir(f"{base}Data/CLS-LOC/train"):
-            return base
-    return None
+    bases = (base for base in ("ILSVRC/", "") if tree.is_dir(f"{base}Data/CLS-LOC/train"))
+    return next(bases, None)
 
 
 def is_here(tree: Tree) -> bool:
@@ -40,19 +39,18 @@ def is_here(tree: Tree) -> bool:
 
 
 def find(tree: Tree) -> PictureSet:
-    """Lists the train and val pictures with their labels.
-
-    Raises:
-        UserError: something is missing, a folder is no class of the mapping file, a validation
-            picture has no label, or the XML files and the CSV file disagree.
-    """
+    """Lists the train and val pictures with their labels."""
     base = _base(tree)
     if base is None:
         raise UserError(
             f"{tree.title}: expected ILSVRC/Data/CLS-LOC/train below it, found none: give the "
             "directory into which Kaggle's archive was unpacked, or its zip file"
         )
-    wnids, class_names = read_mapping(tree, _beside(tree, base, MAPPING_FILE))
+    mapping = _beside(tree, base, MAPPING_FILE)
+    if mapping is None:
+        where = base or "it"
+        raise UserError(f"{tree.title}: expected the file {MAPPING_FILE} there, or in {where}")
+    wnids, class_names = read_mapping(tree, mapping)
     labels = {wnid: label for label, wnid in enumerate(wnids)}
 
     train_dir = f"{base}Data/CLS-LOC/train"
@@ -90,26 +88,16 @@ def find(tree: Tree) -> PictureSet:
     )
 
 
-def _beside(tree: Tree, base: str, name: str) -> str:
-    for candidate in (name, f"{base}{name}"):
-        if tree.is_file(candidate):
-            return candidate
-    raise UserError(f"{tree.title}: expected the file {name} there, or in {base or 'it'}")
+def _beside(tree: Tree, base: str, name: str) -> str | None:
+    return next((path for path in (name, f"{base}{name}") if tree.is_file(path)), None)
 
 
 def read_mapping(tree: Tree, path: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Reads `LOC_synset_mapping.txt`: wnids and names, in the order of the lines."""
-    names: dict[str, str] = {}
-    title = f"{tree.title}/{path}"
-    for number, line in text_lines(tree, path, "a wnid and its names per line"):
-        wnid, _, name = line.strip().partition(" ")
-        if not WNID.fullmatch(wnid) or not name:
-            raise UserError(f"{title} line {number}: expected `nXXXXXXXX name`, got {line[:60]!r}")
-        if wnid in names:
-            raise UserError(f"{title} line {number}: {wnid} stands there a second time")
-        names[wnid] = name
+    what, pattern = "a wnid and its names per line", rf"\s*({WNID.pattern}) (.*\S)\s*"
+    names = read_table(tree, path, what, form="nXXXXXXXX name", pattern=pattern)
     if not names:
-        raise UserError(f"{title}: expected one class per line, got an empty file")
+        raise UserError(f"{tree.title}/{path}: expected one class per line, got an empty file")
     return tuple(names), tuple(names.values())
 
 
@@ -124,13 +112,12 @@ def _validation_wnids(
         for stem in (PurePath(name).stem for name in val_names)
         if stem in with_xml
     }
-    for candidate in (SOLUTION_FILE, f"{base}{SOLUTION_FILE}"):
-        if tree.is_file(candidate):
-            wnids, origin = read_solution(tree, candidate), f"{tree.title}/{candidate}"
-            break
-    else:
-        origin = f"{tree.title}/{xml_dir}"
-        return from_xml, origin, [f"validation labels come from {origin}"]
+    solution = _beside(tree, base, SOLUTION_FILE)
+    origin = f"{tree.title}/{solution or xml_dir}"
+    notes = [f"validation labels come from {origin}"]
+    if solution is None:
+        return from_xml, origin, notes
+    wnids = read_solution(tree, solution)
     shared = wnids.keys() & from_xml.keys()
     differing = sorted(stem for stem in shared if wnids[stem] != from_xml[stem])
     if differing:
@@ -140,7 +127,6 @@ def _validation_wnids(
             f"{len(shared)} differ (such as {stem}: {wnids[stem]} there, {from_xml[stem]} in its "
             "XML file): one of the two is damaged"
         )
-    notes = [f"validation labels come from {origin}"]
     if shared:
         notes.append(f"{len(shared)} of them were compared with their XML files: no difference")
     return wnids, origin, notes
@@ -150,15 +136,12 @@ def read_solution(tree: Tree, path: str) -> dict[str, str]:
     """Reads `LOC_val_solution.csv`: ImageId -> wnid, the first word of PredictionString."""
     wnids: dict[str, str] = {}
     title = f"{tree.title}/{path}"
-    text = read_text(tree, path, "the columns ImageId,PredictionString")
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    columns = "the columns ImageId,PredictionString"
+    reader = csv.DictReader(io.StringIO(read_text(tree, path, columns), newline=""))
     try:
-        if reader.fieldnames is None or not {"ImageId", "PredictionString"} <= set(
-            reader.fieldnames
-        ):
+        if not {"ImageId", "PredictionString"} <= set(reader.fieldnames or ()):
             raise UserError(
-                f"{title} line 1: expected the columns ImageId,PredictionString, "
-                f"got {str(reader.fieldnames)[:80]}"
+                f"{title} line 1: expected {columns}, got {str(reader.fieldnames)[:80]}"
             )
         for row in reader:
             image_id, words = row["ImageId"] or "", (row["PredictionString"] or "").split()
@@ -181,26 +164,19 @@ def read_solution(tree: Tree, path: str) -> dict[str, str]:
 def read_annotation(tree: Tree, path: str) -> str:
     """Reads the one wnid of a validation picture's XML file (annotation/object/name)."""
     title = f"{tree.title}/{path}"
-    reader = Reader()
-    try:
-        text = reader.read(tree.place(path), limit=MAX_XML_BYTES)
-    except UserError:
-        raise
-    except ValueError:
-        raise UserError(f"{title}: expected at most {MAX_XML_BYTES} bytes of XML") from None
-    except OSError as error:
-        raise UserError(f"{title}: cannot be read: {error.strerror}") from None
-    finally:
-        reader.close()
-    return parse_annotation(text, title)
+    with closing(Reader()) as reader:
+        try:
+            return parse_annotation(reader.read(tree.place(path), limit=MAX_XML_BYTES), title)
+        except UserError:
+            raise
+        except ValueError:
+            raise UserError(f"{title}: expected at most {MAX_XML_BYTES} bytes of XML") from None
+        except OSError as error:
+            raise UserError(f"{title}: cannot be read: {error.strerror}") from None
 
 
 def parse_annotation(text: bytes, title: str) -> str:
-    """The one wnid of the objects in a validation picture's XML.
-
-    Raises:
-        UserError: it is no XML, has a document type, no object, or objects of two classes.
-    """
+    """The one wnid of the objects in a validation picture's XML, as it is in ImageNet's files."""
     # Without a DTD there are no entities, so neither expansion nor access to other files. UTF-16
     # could hide the word from this search, and ImageNet's files are plain ASCII.
     if b"<!DOCTYPE" in text or b"<!ENTITY" in text or b"\0" in text:

@@ -1,9 +1,10 @@
 """A data set before it is decoded: pictures with their labels, and what is chosen of them."""
 
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from data_prep.errors import UserError
@@ -27,53 +28,34 @@ Pictures = tuple[Picture, ...]
 
 @dataclass(frozen=True)
 class PictureSet:
-    """A data set before it is decoded: pictures and labels, in the source's own order.
+    """A data set before it is decoded: pictures and labels, in the source's own order."""
 
-    Attributes:
-        source: the name of the module that found it.
-        title: where it was found, for messages.
-        wnids: one identifier per class; a label is an index into it.
-        class_names: one readable name per class.
-        parts: `train`, `val`, `test` -> pictures; a part that is missing has none.
-        recipe: the recipe that this data set names as its default, or None.
-        notes: what the user should know about what was found, one line each.
-    """
-
-    source: str
-    title: str
-    wnids: tuple[str, ...]
+    source: str  # the name of the module that found it
+    title: str  # where it was found, for messages
+    wnids: tuple[str, ...]  # a label is an index into them
     class_names: tuple[str, ...]
-    parts: dict[str, Pictures]
-    recipe: str | None = None
-    notes: tuple[str, ...] = field(default=())
+    parts: dict[str, Pictures]  # of train, val and test; one that is missing has none
+    recipe: str | None = None  # that this data set names as its default
+    notes: tuple[str, ...] = ()  # what the user should know, one line each
 
     def classes_without_pictures(self) -> dict[str, list[str]]:
         """The wnids that have no picture, for each part that has pictures at all."""
         empty = {}
-        for part, pictures in self.parts.items():
-            present = {picture.label for picture in pictures}
+        for part in filter(self.parts.get, PARTS):
+            present = {picture.label for picture in self.parts[part]}
             empty[part] = [wnid for i, wnid in enumerate(self.wnids) if i not in present]
-        return {part: empty[part] for part in PARTS if self.parts.get(part)}
+        return empty
 
     def limited(self, limit: int) -> "PictureSet":
         """The same set with at most `limit` pictures of each class in each part."""
         parts = {}
         for part, pictures in self.parts.items():
-            seen = [0] * len(self.wnids)
-            kept = []
-            for picture in pictures:
-                seen[picture.label] += 1
-                if seen[picture.label] <= limit:
-                    kept.append(picture)
-            parts[part] = tuple(kept)
+            count_of = {label: itertools.count() for label in range(len(self.wnids))}
+            parts[part] = tuple(p for p in pictures if next(count_of[p.label]) < limit)
         return replace(self, parts=parts)
 
     def with_classes(self, wanted: Iterable[str]) -> "PictureSet":
-        """Only the pictures of some classes, given by wnid or name; the labels are counted anew.
-
-        Raises:
-            UserError: a class is unknown, ambiguous or given twice; all of them are named.
-        """
+        """Only the pictures of some classes, given by wnid or name; the labels are counted anew."""
         chosen: list[int] = []
         problems = []
         for name in wanted:
@@ -103,14 +85,7 @@ class PictureSet:
         )
 
     def cut_from_train(self, per_class: tuple[int, int, int]) -> "PictureSet":
-        """New parts, all cut from the training pictures of each class, in their order.
-
-        Args:
-            per_class: how many pictures of a class become train, val and test.
-
-        Raises:
-            UserError: a class has too few training pictures.
-        """
+        """So many pictures of each class for train, val and test, all cut from train in order."""
         of_class: dict[int, list[Picture]] = {label: [] for label in range(len(self.wnids))}
         for picture in self.parts.get("train", ()):
             of_class[picture.label].append(picture)
@@ -205,16 +180,12 @@ def halves(pictures: Pictures, *, seed: int) -> tuple[Pictures, Pictures]:
     of_class: dict[int, list[Picture]] = {}
     for picture in pictures:
         of_class.setdefault(picture.label, []).append(picture)
-    first: set[str] = set()
+
+    def digest(picture: Picture) -> bytes:
+        line = f"{seed}\0{picture.name}"
+        return hashlib.sha256(line.encode("utf-8", "surrogateescape")).digest()
+
+    first: set[Picture] = set()
     for members in of_class.values():
-        names = sorted(
-            (picture.name for picture in members),
-            key=lambda name: hashlib.sha256(
-                f"{seed}\0{name}".encode("utf-8", "surrogateescape")
-            ).digest(),
-        )
-        first.update(names[: (len(names) + 1) // 2])
-    return (
-        tuple(picture for picture in pictures if picture.name in first),
-        tuple(picture for picture in pictures if picture.name not in first),
-    )
+        first.update(sorted(members, key=digest)[: (len(members) + 1) // 2])
+    return tuple(p for p in pictures if p in first), tuple(p for p in pictures if p not in first)

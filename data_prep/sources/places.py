@@ -29,16 +29,12 @@ class Container(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A file inside a container.
-
-    `compressed` is 0 for plain bytes, else the number of bytes that the zip file holds for it,
-    which begin after the header at `offset`.
-    """
+    """A file inside a container; of a zip file, `offset` is that of the header before it."""
 
     container: Container
     offset: int
     size: int
-    compressed: int = 0
+    compressed: int = 0  # the bytes that a zip file holds for it; 0 where they are plain
     is_zip: bool = False
 
 

@@ -32,10 +32,6 @@ def is_here(tree: Tree) -> bool:
 
 
 def find(tree: Tree) -> PictureSet:
-    """Lists 400 train, 50 val and 50 test pictures of each of the ten classes.
-
-    Raises:
-        UserError: as `tiny_imagenet.find`, or a class or pictures of it are missing.
-    """
+    """Lists 400 train, 50 val and 50 test pictures of each of the ten classes."""
     whole = tiny_imagenet.find(tree)
     return replace(whole.with_classes(CLASSES).cut_from_train(PER_CLASS), source="tiny-image10")

@@ -6,8 +6,6 @@ classes in `val/val_annotations.txt` (name, wnid and a box, between tabs). A lab
 of the wnid in sorted order. The test pictures have no labels and are left out.
 """
 
-import re
-
 from data_prep.errors import UserError
 from data_prep.sources.picture_set import (
     WNID,
@@ -16,7 +14,7 @@ from data_prep.sources.picture_set import (
     class_pictures,
     validation_pictures,
 )
-from data_prep.sources.text import read_class_names, text_lines
+from data_prep.sources.text import read_class_names, read_table
 from data_prep.sources.trees import Tree, visible_names
 
 LAYOUT = "wnids.txt and train/<wnid>/images: Tiny ImageNet"
@@ -32,12 +30,7 @@ def is_here(tree: Tree) -> bool:
 
 
 def find(tree: Tree) -> PictureSet:
-    """Lists the train and val pictures with their labels.
-
-    Raises:
-        UserError: a file or folder is missing or malformed, a folder is no class of `wnids.txt`, a
-            class has no folder, or a validation picture has no label.
-    """
+    """Lists the train and val pictures with their labels."""
     wnids = read_classes(tree, CLASSES_FILE)
     labels = {wnid: label for label, wnid in enumerate(wnids)}
     train = _train_pictures(tree, labels)
@@ -79,17 +72,10 @@ def _train_pictures(tree: Tree, labels: dict[str, int]) -> Pictures:
 
 def read_classes(tree: Tree, path: str) -> tuple[str, ...]:
     """Reads `wnids.txt`: the wnids, sorted."""
-    wnids: set[str] = set()
-    title = f"{tree.title}/{path}"
-    for number, line in text_lines(tree, path, "one wnid per line"):
-        wnid = line.strip()
-        if not WNID.fullmatch(wnid):
-            raise UserError(f"{title} line {number}: expected `nXXXXXXXX`, got {line[:60]!r}")
-        if wnid in wnids:
-            raise UserError(f"{title} line {number}: {wnid} stands there a second time")
-        wnids.add(wnid)
+    what, pattern = "one wnid per line", rf"\s*({WNID.pattern})()\s*"
+    wnids = read_table(tree, path, what, form="nXXXXXXXX", pattern=pattern)
     if not wnids:
-        raise UserError(f"{title}: expected one wnid per line, got an empty file")
+        raise UserError(f"{tree.title}/{path}: expected {what}, got an empty file")
     return tuple(sorted(wnids))
 
 
@@ -107,15 +93,6 @@ def read_names(tree: Tree, path: str, wnids: tuple[str, ...]) -> tuple[str, ...]
 
 def read_annotations(tree: Tree, path: str) -> dict[str, str]:
     """Reads `val_annotations.txt`: the name of a picture -> its wnid."""
-    wnids: dict[str, str] = {}
-    title = f"{tree.title}/{path}"
-    for number, line in text_lines(tree, path, "the classes of the validation pictures"):
-        words = line.split("\t")
-        if len(words) < 2 or not re.fullmatch(r"[\w.-]+", words[0]):
-            raise UserError(
-                f"{title} line {number}: expected `name<tab>wnid<tab>box`, got {line[:60]!r}"
-            )
-        if words[0] in wnids:
-            raise UserError(f"{title} line {number}: {words[0]} stands there a second time")
-        wnids[words[0]] = words[1].strip()
-    return wnids
+    what, pattern = "the classes of the validation pictures", r"([\w.-]+)\t([^\t]*).*"
+    table = read_table(tree, path, what, form="name<tab>wnid<tab>box", pattern=pattern)
+    return {name: wnid.strip() for name, wnid in table.items()}

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -61,30 +62,28 @@ class ToySize:
 
 
 def find(directory: Path, *, size: ToySize | None = None, num_workers: int = 1) -> PictureSet:
-    """Draws the pictures where they are not there yet, and lists them.
-
-    Raises:
-        UserError: the directory holds something else.
-    """
+    """Draws the pictures where they are not there yet, and lists them."""
     size = size or ToySize()
-    description = directory / DESCRIPTION_FILE
-    wanted = json.dumps(asdict(size), sort_keys=True) + "\n"
-    if description.exists():
-        if description.read_text() != wanted:
-            raise UserError(
-                f"{directory}: expected a toy set drawn with {wanted.strip()}, found one with "
-                f"{description.read_text().strip()}: give another directory with --input"
-            )
-    else:
+    description, wanted = directory / DESCRIPTION_FILE, _description(size)
+    if not description.exists():
         if directory.exists() and not _is_unfinished_drawing(directory):
             raise UserError(
                 f"{directory}: expected an empty directory to draw the toy set in, found other "
                 "files: give another one with --input"
             )
         draw(directory, size=size, num_workers=num_workers)
+    elif description.read_text() != wanted:
+        raise UserError(
+            f"{directory}: expected a toy set drawn with {wanted.strip()}, found one with "
+            f"{description.read_text().strip()}: give another directory with --input"
+        )
     found = kaggle.find(Folder(directory))
     notes = (f"the toy set is drawn: {directory}", *found.notes)
     return replace(found, source="toy", recipe=RECIPE, notes=notes)
+
+
+def _description(size: ToySize) -> str:
+    return json.dumps(asdict(size), sort_keys=True) + "\n"
 
 
 def _is_unfinished_drawing(directory: Path) -> bool:
@@ -125,15 +124,13 @@ def draw(directory: Path, *, size: ToySize, num_workers: int = 1) -> None:
             xml = _annotation(stem, WNIDS[job.label], width, height, box)
             write_whole(xml_dir / f"{stem}.xml", xml.encode())
     write_whole(directory / kaggle.SOLUTION_FILE, ("\n".join(rows) + "\n").encode())
-    description = json.dumps(asdict(size), sort_keys=True) + "\n"
-    write_whole(directory / DESCRIPTION_FILE, description.encode())
+    write_whole(directory / DESCRIPTION_FILE, _description(size).encode())
 
 
-@dataclass(frozen=True)
-class _Job:
+class _Job(NamedTuple):
     part: str
     label: int
-    index: int
+    number: int  # in its part and class
     path: str
 
 
@@ -154,7 +151,7 @@ Box = tuple[int, int, int, int]
 
 
 def _draw_file(job: _Job, *, directory: Path, seed: int) -> tuple[_Job, tuple[int, int, Box]]:
-    rng = np.random.default_rng([seed, ("train", "val").index(job.part), job.label, job.index])
+    rng = np.random.default_rng([seed, ("train", "val").index(job.part), job.label, job.number])
     picture, box = draw_picture(rng, label=job.label)
     quality = int(rng.integers(75, 96))
     picture.save(directory / job.path, "JPEG", quality=quality)
@@ -162,11 +159,9 @@ def _draw_file(job: _Job, *, directory: Path, seed: int) -> tuple[_Job, tuple[in
 
 
 def draw_picture(rng: np.random.Generator, *, label: int) -> tuple[Image.Image, Box]:
-    """Draws one picture of a class, and says in which box its object stands.
+    """Draws one picture of a class, with its object's box as in ImageNet's annotations.
 
-    Returns:
-        The picture, and its object's box (left, top, right, bottom) in pixels, counted from 1 as
-        in ImageNet's annotations.
+    The box is left, top, right, bottom in pixels, counted from 1.
     """
     width, height = (int(side) for side in rng.integers(MIN_SIDE, MAX_SIDE + 1, 2))
     shorter = min(width, height)
@@ -247,8 +242,7 @@ def _object_masks(
             return (y < 0.7) & (y > -1 + 1.75 * np.abs(x)), nowhere
         case 9:
             thickness = float(rng.uniform(0.2, 0.3))
-            bars = (np.abs(x) < thickness) | (np.abs(y) < thickness)
-            return inside & bars, nowhere
+            return inside & (np.minimum(np.abs(x), np.abs(y)) < thickness), nowhere
         case _:
             return inside, nowhere
 

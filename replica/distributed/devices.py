@@ -32,16 +32,13 @@ def choose_devices(
     towers: int,
     say: Callable[[str], None],
 ) -> Devices:
-    """The devices that the options ask for.
+    """The devices that the options ask for, unless they contradict each other or the machine.
 
     Args:
         gpus, split, device: options, None (`auto`) where they were not given.
         num_gpus_present: CUDA devices that this machine has.
         towers: of the recipe.
         say: called with a line for each default taken and each substitution.
-
-    Raises:
-        UserError: the options contradict each other or the machine.
     """
     if device == "cuda" and num_gpus_present == 0:
         raise UserError(
@@ -74,13 +71,10 @@ def choose_devices(
         say(f"devices: one process on the {kind.upper()} (no --gpus given)")
     elif not present:
         why = "--device cpu" if device == "cpu" else "no GPU here"
-        what = "one CPU process"
-        if count > 1 and chosen_split == 2:
-            pairs = count // 2
+        what = "one CPU process" if count == 1 else f"{count} CPU processes, the whole network each"
+        if chosen_split == 2 and count == 2:
             what = "two CPU processes, a tower each"
-            if pairs > 1:
-                what = f"{count} CPU processes in {pairs} pairs, a tower each"
-        elif count > 1:
-            what = f"{count} CPU processes, the whole network each"
+        elif chosen_split == 2:
+            what = f"{count} CPU processes in {count // 2} pairs, a tower each"
         say(f"devices: {what} ({why})")
     return Devices(kind, count, chosen_split)

@@ -52,15 +52,12 @@ def find_hung(seen: dict[int, _Pulse], *, now: float, timeout: float) -> int | N
 
 
 def watch(
-    store: Store, *, rank: int, num_processes: int, timeout: float, on_hung: Callable[[str], None]
+    store: Store, rank: int, num_processes: int, *, timeout: float, on_hung: Callable[[str], None]
 ) -> None:
     """Starts the thread that publishes this process's count and looks at the others'.
 
-    Args:
-        store: reached by all processes, of nobody else's use.
-        rank, num_processes: of this process, and of the run.
-        timeout: seconds without a change after which a process hangs.
-        on_hung: called with one line that names the process; it does not return.
+    The store is reached by all processes, and nothing else uses it. `on_hung` does not return; it
+    is called with one line that names a process without a change for `timeout` seconds.
     """
     name = f"rank {rank} (pid {os.getpid()} on {socket.gethostname()})"
     started = time.monotonic()

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from typing import Any, NoReturn
@@ -41,18 +42,13 @@ LOOPBACK = "127.0.0.1"
 
 
 def run_processes(worker: Worker, argument: Any, devices: Devices, *, timeout: float) -> int:
-    """Runs `worker(rank, argument, stop)` in one process per device of this machine.
+    """Runs `worker(rank, argument, stop)`, which can be pickled, in one process per device.
 
-    Args:
-        worker, argument: what to run; importable, and picklable.
-        devices: how many processes, and where.
-        timeout: seconds without a sign of life after which a rank counts as hung.
+    A rank counts as hung after `timeout` seconds without a sign of life. What the first failing
+    rank raised is raised.
 
     Returns:
         0, or 130 or 143 where Ctrl-C or SIGTERM asked for a stop and every rank stopped.
-
-    Raises:
-        UserError, OSError, RuntimeError: what the first failing rank raised.
     """
     context = multiprocessing.get_context("spawn")
     stop: StopRequest = context.Event() if devices.num_processes > 1 else threading.Event()
@@ -108,11 +104,7 @@ def local_store() -> dist.TCPStore:
 
 
 def _watch(processes: list[Any], failures: Any) -> None:
-    """Waits until all ranks have ended.
-
-    Raises:
-        UserError, OSError, RuntimeError: what the first failing one raised, or that it was killed.
-    """
+    """Waits until all ranks have ended; raises what the first failing one raised, or its end."""
     running = list(processes)
     while running:
         wait([process.sentinel for process in running])
@@ -152,8 +144,7 @@ def _run_rank(
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(max(1, torch.get_num_threads() // rank.devices.num_processes))
 
-    def open_store() -> dist.Store:
-        return dist.TCPStore(LOOPBACK, port, is_master=False, wait_for_workers=False)
+    open_store = partial(dist.TCPStore, LOOPBACK, port, is_master=False, wait_for_workers=False)
 
     def fail(error: Exception) -> NoReturn:
         failures.put(error)

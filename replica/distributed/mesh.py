@@ -11,15 +11,14 @@ from torch.distributed.nn.functional import all_reduce
 from replica.distributed import heartbeat
 from replica.distributed.devices import Devices
 from replica.distributed.exchange import TwoDevices
-from replica.network.placement import OneDevice, Placement, one_copy
+from replica.network.placement import Placement, one_copy
 
 
 @dataclass(frozen=True)
 class Rank:
     """One process of a run: index = copy * split + tower; rank 0 writes the files and prints.
 
-    `local_index` is the device of its machine that it has; None stands for `index`, where there is
-    one machine.
+    `local_index` is the device of its machine that it has, None where that is `index`.
     """
 
     index: int
@@ -48,7 +47,7 @@ class Rank:
     ) -> Placement:
         """Which of a recipe's towers it holds."""
         if self.devices.split == 1:
-            return OneDevice(towers, add_over_copies=add_over_copies)
+            return Placement(towers, add_over_copies=add_over_copies)
         peer = self.index + 1 - 2 * self.tower
         return TwoDevices(tower=self.tower, peer=peer, add_over_copies=add_over_copies)
 
@@ -103,8 +102,4 @@ class Mesh:
 
     def of_rank_0(self, value: Any) -> Any:
         """The value that rank 0 has."""
-        if not self.is_distributed:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0)
-        return values[0]
+        return self.gather_objects(value)[0]

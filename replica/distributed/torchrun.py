@@ -23,10 +23,7 @@ from replica.distributed.worker import (
 
 @dataclass(frozen=True)
 class Torchrun:
-    """What `torchrun` gives to a process: of the whole run over all machines, and of its machine.
-
-    `restarts` says how often the run was started anew after a failure.
-    """
+    """What `torchrun` passes a process: of the run over all machines, its machine, and restarts."""
 
     rank: int
     num_processes: int
@@ -46,10 +43,9 @@ def torchrun_here() -> Torchrun | None:
 def run_under_torchrun(
     program: str, worker: Worker, rank: Rank, argument: Any, *, timeout: float
 ) -> NoReturn:
-    """Runs this process's part of a run that `torchrun` started, and ends the process.
+    """Runs this process's part of a run that `torchrun` started, and ends with its exit status.
 
-    The exit status is 0, 130 or 143 as `run_processes` returns, 1 after a failure, and 2 after a
-    user's mistake.
+    That is 0, 130 or 143 as of `run_processes`, 1 after a failure, 2 after a user's mistake.
     """
     end_with_parent()
     stop = threading.Event()

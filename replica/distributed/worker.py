@@ -23,8 +23,6 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXCHANGE_TIMEOUT_FACTOR = 10
 # What a user can do where the file system refuses.
 WAY_OUT = "make room or mend it, then continue with --resume"
-
-
 # A flag that Ctrl-C or SIGTERM sets.
 StopRequest = threading.Event | multiprocessing.synchronize.Event
 Worker = Callable[[Rank, Any, StopRequest], None]
@@ -32,11 +30,7 @@ Worker = Callable[[Rank, Any, StopRequest], None]
 
 @contextmanager
 def stop_on_signals(stop: StopRequest) -> Iterator[list[int]]:
-    """The first Ctrl-C or SIGTERM asks for a stop; the second one ends at once.
-
-    Yields:
-        The signal that came, if one has.
-    """
+    """The first Ctrl-C or SIGTERM asks for a stop and is in the list; the second ends at once."""
     received: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
@@ -69,11 +63,8 @@ def in_group(
 ) -> Iterator[None]:
     """Joins the group of ranks, lets this one work, and leaves the group.
 
-    Args:
-        rank: of this process.
-        open_store: a connection to the key-value store that all ranks reach, each time a new one.
-        timeout: seconds without a sign of life after which a rank counts as hung.
-        on_hung: called with a line that names it.
+    `open_store` makes a new connection to the key-value store that all ranks reach; `on_hung` is
+    called with a line that names the rank that has given no sign of life for `timeout` seconds.
 
     Raises:
         UserError, OSError: as the work raised them.
@@ -83,14 +74,9 @@ def in_group(
         num_processes = rank.devices.num_processes
         if rank.devices.kind == "cuda":
             torch.cuda.set_device(rank.device)
-        heartbeat.watch(
-            # A connection of its own: the group's waits in its calls.
-            dist.PrefixStore("liveness", open_store()),
-            rank=rank.index,
-            num_processes=num_processes,
-            timeout=timeout,
-            on_hung=on_hung,
-        )
+        # A connection of its own: the group's waits in its calls.
+        store = dist.PrefixStore("liveness", open_store())
+        heartbeat.watch(store, rank.index, num_processes, timeout=timeout, on_hung=on_hung)
         dist.init_process_group(
             "nccl" if rank.devices.kind == "cuda" else "gloo",
             store=dist.PrefixStore("group", open_store()),
@@ -111,10 +97,7 @@ def in_group(
 
 
 def end_process(status: int) -> NoReturn:
-    """Ends this process at once.
-
-    Without the interpreter's shutdown: after a failure, gloo's threads may wait for the peer.
-    """
+    """Ends this process at once: in the interpreter's shutdown, gloo may wait for a failed peer."""
     with suppress(BrokenPipeError):
         sys.stdout.flush()
     sys.stderr.flush()

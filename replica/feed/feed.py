@@ -77,10 +77,7 @@ class TrainFeed:
         return self._cycle[first : first + self.recipe.batch_size]
 
     def batch(self, step: int, *, color_noise: float | None = None) -> Batch:
-        """The images of a step, with this epoch's crops, reflections and color noise.
-
-        The order is the same in every epoch. `color_noise` is the recipe's unless it is given.
-        """
+        """The images of a step, with this epoch's crops, reflections and color noise."""
         recipe, statistics = self.recipe, self.data.statistics
         if color_noise is None:
             color_noise = recipe.color_noise
@@ -157,8 +154,7 @@ class TrainFeed:
                     batch = future.result()
                     if noise_of(step) != noise:
                         batch = self.batch(step, color_noise=noise_of(step))
-                    following = next(steps, None)
-                    if following is not None:
+                    for following in islice(steps, 1):
                         begin(following)
                     yield batch
             finally:

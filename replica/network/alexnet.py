@@ -4,19 +4,20 @@ N images, C channels, H rows, W columns, K classes.
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from replica.network.dropout_masks import DropoutKeys, dropout_mask
+from replica.network.dropout_masks import dropout_mask
 from replica.network.layers import (
     BatchNorm,
     Dropout,
     LocalResponseNorm,
+    Masks,
     SameMapNorm,
     SplitConv2d,
     SplitLinear,
     SplitLocal2d,
 )
-from replica.network.placement import OneDevice, Placement
+from replica.network.placement import Placement
 from replica.recipes import Conv, FullyConnected, Recipe
 from replica.recipes.geometry import LayerGeometry, geometry
 
@@ -24,12 +25,7 @@ ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 class AlexNet(nn.Module):
-    """The network of a recipe, or one tower of it.
-
-    Args:
-        recipe: what to build.
-        num_classes: how many logits.
-        placement: which towers this process holds; all of them by default.
+    """The network of a recipe, or one tower of it; by default, all towers are in this process.
 
     Its children stand in the order in which they are run: `conv1` (the products alone),
     `conv1_activation`, `conv1_lrn`, `conv1_pooling`, ..., `fc6`, `fc6_activation`, `fc6_dropout`,
@@ -43,7 +39,7 @@ class AlexNet(nn.Module):
         super().__init__()
         self.recipe = recipe
         self.num_classes = num_classes
-        self.placement = placement or OneDevice(recipe.towers)
+        self.placement = placement or Placement(recipe.towers)
         table = {row.name: row for row in geometry(recipe, num_classes=num_classes)}
         for conv in recipe.convs:
             self._add_conv(conv, table[conv.name])
@@ -99,28 +95,23 @@ class AlexNet(nn.Module):
             )
         return BatchNorm(channels, num_dimensions=num_dimensions, placement=self.placement)
 
-    def dropout_masks(self, keys: DropoutKeys) -> dict[str, torch.Tensor]:
-        """Which outputs of each layer with dropout stay in a training step (paper 4.2).
-
-        Returns:
-            Layer -> bool (N, units that this process holds), on the device of the network.
-        """
-        device = next(self.parameters()).device
+    def dropout_masks(self, rows: Tensor, *, seed: int, step: int) -> Masks:
+        """Which outputs stay in a training step: layer -> bool (N, units here) (paper 4.2)."""
+        rows = rows.to(next(self.parameters()).device)
         return {
             layer.name: dropout_mask(
-                keys,
+                rows,
+                seed=seed,
+                step=step,
                 layer=number,
                 units=self.placement.own(layer.num_units),
                 keep=self.recipe.dropout_keep,
-                device=device,
             )
             for number, layer in enumerate(self.recipe.fully_connected)
             if layer.dropout
         }
 
-    def forward(
-        self, x: torch.Tensor, masks: dict[str, torch.Tensor] | None = None
-    ) -> torch.Tensor:
+    def forward(self, x: Tensor, masks: Masks | None = None) -> Tensor:
         """Computes the logits.
 
         Args:
@@ -142,9 +133,7 @@ def whole_shapes(
 ) -> dict[str, torch.Size]:
     """Name and shape of every parameter of the whole network, in the order of the layers.
 
-    Args:
-        recipe, num_classes: of the network.
-        statistics: whether the running statistics of batch normalization are among them.
+    With `statistics`, the running statistics of batch normalization are among them.
     """
     with torch.device("meta"):
         whole = AlexNet(recipe, num_classes=num_classes)

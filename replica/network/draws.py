@@ -28,15 +28,12 @@ UINT32_RANGE = 1 << 32
 
 
 def philox(key: tuple[int, int], counter: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
-    """Philox4x32-10.
+    """Philox4x32-10: four int64 arrays of independent and uniform words, 0..2**32 - 1.
 
     Args:
-        key: two words, 0..2**32 - 1.
-        counter: four words: int64 arrays (numpy or torch) with values 0..2**32 - 1 whose shapes
-            broadcast against each other, or ints. At least one must be an array.
-
-    Returns:
-        Four int64 arrays of the common shape with values 0..2**32 - 1, independent and uniform.
+        key: two words.
+        counter: four words: int64 arrays (numpy or torch) whose shapes broadcast against each
+            other, or ints. At least one must be an array.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -55,11 +52,7 @@ def _multiply(multiplier: int, word: Any) -> tuple[Any, Any]:
 
 
 def key_of(seed: int, purpose: str) -> tuple[int, int]:
-    """The key of one purpose of a run.
-
-    Raises:
-        ValueError: the seed does not fit.
-    """
+    """The key of one purpose of a run; ValueError where the seed does not fit."""
     if not 0 <= seed < UINT32_RANGE:
         raise ValueError(f"seed: expected 0 to {UINT32_RANGE - 1}, got {seed}")
     return seed, PURPOSES[purpose]
@@ -76,11 +69,7 @@ def uniforms(words: Any) -> Any:
 
 
 def normals(words: tuple[Any, Any, Any, Any]) -> np.ndarray:
-    """Four words to four standard normal numbers each (Box and Muller), stacked on the last axis.
-
-    Args:
-        words: what `philox` gave for numpy arrays.
-    """
+    """What `philox` gave to four standard normal numbers each (Box and Muller), on a last axis."""
     result = np.empty((*np.shape(words[0]), 4))
     for first in (0, 2):
         radius = np.sqrt(-2.0 * np.log(uniforms(words[first])))
@@ -91,12 +80,9 @@ def normals(words: tuple[Any, Any, Any, Any]) -> np.ndarray:
 
 
 def normal_entries(*, seed: int, parameter: int, first: int, count: int) -> np.ndarray:
-    """Entries `first` to `first + count` of the infinite normal sequence of one parameter.
+    """Entries `first` to `first + count` of the infinite normal sequence of one parameter: float32.
 
     A process that holds half of a tensor draws just its half, and gets the same numbers.
-
-    Returns:
-        float32 (count,), mean 0, standard deviation 1.
     """
     key = key_of(seed, "initialization")
     result = np.empty(count, np.float32)
@@ -104,7 +90,7 @@ def normal_entries(*, seed: int, parameter: int, first: int, count: int) -> np.n
     for start in range(first - first % 4, first + count, block_entries):
         stop = min(start + block_entries, first + count + 3)
         high, low = high_low(np.arange(start // 4, stop // 4 + 1, dtype=np.int64))
-        words = philox(key, (np.full_like(low, parameter), high, low, np.zeros_like(low)))
+        words = philox(key, (parameter, high, low, 0))
         entries = normals(words).reshape(-1)
         begin, end = max(start, first), min(start + block_entries, first + count)
         result[begin - first : end - first] = entries[begin - start : end - start]
@@ -114,6 +100,6 @@ def normal_entries(*, seed: int, parameter: int, first: int, count: int) -> np.n
 def permutation(seed: int, size: int) -> np.ndarray:
     """A permutation of 0..size - 1: int64 (size,), a pure function of the seed."""
     high, low = high_low(np.arange((size + 3) // 4, dtype=np.int64))
-    words = philox(key_of(seed, "cycle"), (np.zeros_like(low), np.zeros_like(low), high, low))
+    words = philox(key_of(seed, "cycle"), (0, 0, high, low))
     keys = np.stack(words, axis=-1).reshape(-1)[:size]
     return np.argsort(keys, kind="stable")

@@ -1,15 +1,19 @@
 """The kernels of conv1 as a picture (paper, Figure 3)."""
 
+import math
+
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 KERNELS_PER_ROW = 16  # Figure 3 shows 96 kernels in six rows
 
-PIXELS_PER_WEIGHT = 4
+# In pixels of the picture: a weight's side, the white between kernels, the height and the letters
+# of a line of text.
+PIXELS_PER_WEIGHT, GAP, LINE_HEIGHT, LETTER_SIZE = 8, 2, 26, 16
 
 
-def kernel_picture(weights: torch.Tensor, *, towers: int) -> Image.Image:
+def kernel_picture(weights: torch.Tensor, *, towers: int, title: str) -> Image.Image:
     """Draws the kernels of conv1, as Figure 3 does: tower 0 above, tower 1 below.
 
     As in the source, all kernels share one scale: the smallest weight of the layer is black, the
@@ -17,21 +21,32 @@ def kernel_picture(weights: torch.Tensor, *, towers: int) -> Image.Image:
 
     Args:
         weights: float (kernels, 3, side, side), red first.
-        towers: kernels of each begin a row of their own.
+        towers: kernels of each begin a row of their own, below the tower's name.
+        title: stands above; what is not ASCII becomes an escape, as the letters have no more.
     """
     values = weights.detach().double().numpy()
     low, high = values.min(), values.max()
     scaled = (255 * (values - low) / max(high - low, 1e-12)).round().astype(np.uint8)
-    side = values.shape[-1]
-    cell = side * PIXELS_PER_WEIGHT + 2
+    tile_size = values.shape[-1] * PIXELS_PER_WEIGHT
+    cell = tile_size + GAP
     per_tower = len(values) // towers
     columns = min(KERNELS_PER_ROW, per_tower)
-    rows_per_tower = -(-per_tower // columns)
-    picture = Image.new("RGB", (columns * cell + 2, towers * rows_per_tower * cell + 2), "white")
+    tower_height = LINE_HEIGHT + math.ceil(per_tower / columns) * cell
+    font = ImageFont.load_default(LETTER_SIZE)
+    title = title.encode("ascii", "backslashreplace").decode()
+    width = max(columns * cell, math.ceil(font.getlength(title)) + GAP) + GAP
+    picture = Image.new("RGB", (width, LINE_HEIGHT + towers * tower_height), "white")
+    lines = [title, *(f"tower {tower}" for tower in range(towers))]
+    for line, top in zip(
+        lines, [0, *range(LINE_HEIGHT, picture.height, tower_height)], strict=True
+    ):
+        middle = (GAP, top + LINE_HEIGHT // 2)
+        ImageDraw.Draw(picture).text(middle, line, fill="black", font=font, anchor="lm")
     for i, kernel in enumerate(scaled):
         tower, place = divmod(i, per_tower)
-        row = tower * rows_per_tower + place // columns
+        row, column = divmod(place, columns)
+        top = 2 * LINE_HEIGHT + tower * tower_height + row * cell
         tile = Image.fromarray(np.ascontiguousarray(kernel.transpose(1, 2, 0)))
-        tile = tile.resize((cell - 2, cell - 2), Image.Resampling.NEAREST)
-        picture.paste(tile, (place % columns * cell + 2, row * cell + 2))
+        tile = tile.resize((tile_size, tile_size), Image.Resampling.NEAREST)
+        picture.paste(tile, (GAP + column * cell, top))
     return picture

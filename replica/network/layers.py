@@ -4,9 +4,11 @@ A convolution and a linear layer of two towers ask the placement for what the ot
 rest works on the channels that this process holds. N images, C channels, H rows, W columns.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from cuda_ext import local_response_norm, reference
 from replica.network.placement import Placement
@@ -14,15 +16,12 @@ from replica.recipes.geometry import LayerGeometry
 
 # Of batch normalization, as in PyTorch.
 BATCH_EPSILON, BATCH_MOMENTUM = 1e-5, 0.1
+# Which outputs of each layer with dropout stay, by the layer's name.
+Masks = dict[str, Tensor]
 
 
 class _Products(nn.Module):
-    """A layer's weight and bias; of a process with one tower, its half along dimension 0.
-
-    Args:
-        row: the layer's geometry.
-        placement: which towers this process holds.
-    """
+    """A layer's weight and bias; of a process with one tower, its half along dimension 0."""
 
     def __init__(self, row: LayerGeometry, placement: Placement) -> None:
         super().__init__()
@@ -42,24 +41,16 @@ class _Products(nn.Module):
 class SplitConv2d(_Products):
     """A convolution over own maps, or over those of both towers (paper 3.5, Figure 2)."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(N, C here, H, W) to (N, kernels here, H', W')."""
         before, after = self.row.padding
         if before != after:
             x = F.pad(x, (before, after, before, after))
-        padding = before if before == after else 0
+        place = {"stride": self.row.stride, "padding": before if before == after else 0}
         if self.reads_both_towers:
-            return self.placement.convolve_both(
-                x,
-                self.weight,
-                self.bias,
-                stride=self.row.stride,
-                padding=padding,
-                layer=self.row.name,
-            )
-        return F.conv2d(
-            x, self.weight, self.bias, stride=self.row.stride, padding=padding, groups=self.groups
-        )
+            name = self.row.name
+            return self.placement.convolve_both(x, self.weight, self.bias, layer=name, **place)
+        return F.conv2d(x, self.weight, self.bias, groups=self.groups, **place)
 
     def extra_repr(self) -> str:
         """What `_Products` says, with stride and padding."""
@@ -69,7 +60,7 @@ class SplitConv2d(_Products):
 class SplitLocal2d(SplitConv2d):
     """A convolution whose kernels and biases are other ones at each place."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(N, C here, H, W) to (N, kernels here, H', W')."""
         if self.reads_both_towers:
             x = self.placement.read_both(x, layer=self.row.name)
@@ -87,7 +78,7 @@ class SplitLocal2d(SplitConv2d):
 class SplitLinear(_Products):
     """A fully connected layer, over the outputs of both towers or of its own."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(N, ...) to (N, units here)."""
         if self.reads_both_towers:
             x = self.placement.read_both(x, layer=self.row.name)
@@ -99,14 +90,26 @@ class SplitLinear(_Products):
         return torch.cat([F.linear(part, weight) for part, weight in parts], dim=1) + self.bias
 
 
-class LocalResponseNorm(nn.Module):
+class _ResponseNorm(nn.Module):
+    """The letters of the paper's formula."""
+
+    def __init__(self, *, n: int, k: float, alpha: float, beta: float) -> None:
+        super().__init__()
+        self.n, self.k, self.alpha, self.beta = n, k, alpha, beta
+
+    def extra_repr(self) -> str:
+        """The letters."""
+        return f"n={self.n}, k={self.k}, alpha={self.alpha}, beta={self.beta}"
+
+
+class LocalResponseNorm(_ResponseNorm):
     """Local response normalization between the channels of a tower (paper 3.3)."""
 
-    def __init__(self, *, n: int, k: float, alpha: float, beta: float, towers: int) -> None:
-        super().__init__()
-        self.n, self.k, self.alpha, self.beta, self.towers = n, k, alpha, beta, towers
+    def __init__(self, *, towers: int, **letters: Any) -> None:
+        super().__init__(**letters)
+        self.towers = towers
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(N, C here, H, W), the same shape back."""
         # ONNX does not know this operator; it gets the formula in PyTorch's.
         normalize = (
@@ -119,46 +122,34 @@ class LocalResponseNorm(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The letters of the formula."""
-        return f"n={self.n}, k={self.k}, alpha={self.alpha}, beta={self.beta}, towers={self.towers}"
+        """The letters, and the towers."""
+        return f"{super().extra_repr()}, towers={self.towers}"
 
 
-class SameMapNorm(nn.Module):
+class SameMapNorm(_ResponseNorm):
     """The 2012 source's unpublished normalization between neighbors in one map.
 
     y = x / (k + alpha * sum over the n x n window around the place of x ** 2) ** beta, windows cut
     off at the border (layers-145.cfg, `cnorm2`).
     """
 
-    def __init__(self, *, n: int, k: float, alpha: float, beta: float) -> None:
-        super().__init__()
-        self.n, self.k, self.alpha, self.beta = n, k, alpha, beta
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(N, C here, H, W), the same shape back."""
         # The division by 1 makes it a sum; zeros around the border add nothing to it.
         sums = F.avg_pool2d(x * x, self.n, stride=1, padding=self.n // 2, divisor_override=1)
         return x * (self.k + self.alpha * sums) ** -self.beta
-
-    def extra_repr(self) -> str:
-        """The letters of the formula."""
-        return f"n={self.n}, k={self.k}, alpha={self.alpha}, beta={self.beta}"
 
 
 class BatchNorm(nn.Module):
     """Batch normalization, over the whole batch in every placement; a channel has a tower's maps.
 
     In training, the statistics are those of the batch, all copies together, and the running ones,
-    which serve at test, follow them.
-
-    Args:
-        channels: of the whole layer.
-        num_dimensions: of what is normalized: 4, or 2 after a fully connected layer.
-        placement: which towers this process holds.
+    which serve at test, follow them. `channels` are those of the whole layer, and what is
+    normalized has 4 dimensions, or 2 after a fully connected layer.
     """
 
-    running_mean: torch.Tensor
-    running_var: torch.Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, channels: int, *, num_dimensions: int, placement: Placement) -> None:
         super().__init__()
@@ -171,7 +162,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros_like(self.weight.data))
         self.register_buffer("running_var", torch.ones_like(self.weight.data))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(N, C here, ...), the same shape back."""
         mean, var = self.running_mean, self.running_var
         if self.training:
@@ -195,20 +186,15 @@ class BatchNorm(nn.Module):
 class Dropout(nn.Module):
     """Dropout as in the paper (4.2): zeros in training, a multiplication at test.
 
-    Unlike `torch.nn.Dropout`, what stays is not scaled in training.
-
-    Args:
-        layer: whose outputs are dropped; of the masks, its own is taken.
-        keep: probability of staying.
+    Unlike `torch.nn.Dropout`, what stays is not scaled in training. Of the masks, that of `layer`
+    is taken; `keep` is the probability of staying.
     """
 
     def __init__(self, layer: str, *, keep: float) -> None:
         super().__init__()
         self.layer, self.keep = layer, keep
 
-    def forward(
-        self, x: torch.Tensor, masks: dict[str, torch.Tensor] | None = None
-    ) -> torch.Tensor:
+    def forward(self, x: Tensor, masks: Masks | None = None) -> Tensor:
         """(N, units here), the same shape back; `AlexNet.forward` says what masks are."""
         return drop(x, masks, self.layer, self.keep, self.training)
 
@@ -217,13 +203,7 @@ class Dropout(nn.Module):
         return f"keep={self.keep}"
 
 
-def drop(
-    x: torch.Tensor,
-    masks: dict[str, torch.Tensor] | None,
-    layer: str,
-    keep: float,
-    is_training: bool,
-) -> torch.Tensor:
+def drop(x: Tensor, masks: Masks | None, layer: str, keep: float, is_training: bool) -> Tensor:
     """The outputs that stay; all of them, multiplied, where there is no mask at test time."""
     if masks is not None:
         return x * masks[layer]

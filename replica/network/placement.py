@@ -1,15 +1,14 @@
 """Which channels of each layer a process holds (paper 3.5): tower t owns the t-th half.
 
-The same model code runs with either of two placements: `OneDevice` holds both towers in one tensor
-and exchanges nothing; `replica.distributed.exchange.TwoDevices` holds one tower and exchanges
-activations with the process that holds the other one, before the layers that read both towers.
+The same model code runs with either of two placements: `Placement` itself holds all towers in one
+tensor and exchanges nothing; `replica.distributed.exchange.TwoDevices` holds one tower and
+exchanges activations with the process that holds the other one, before the layers that read both.
 """
 
 from collections.abc import Callable
-from typing import Protocol
 
-import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
 def tower_slice(width: int, *, tower: int, towers: int) -> slice:
@@ -18,77 +17,36 @@ def tower_slice(width: int, *, tower: int, towers: int) -> slice:
     return slice(bounds[tower], bounds[tower + 1])
 
 
-class Placement(Protocol):
-    """What the model needs to know of where its towers are."""
-
-    towers_here: int  # how many towers this process computes
-
-    @property
-    def add_over_copies(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The sum of a tensor over the data-parallel copies of the network; it has a gradient."""
-
-    def own(self, width: int) -> slice:
-        """Of a layer with `width` channels, those that this process holds."""
-
-    def read_both(self, x: torch.Tensor, *, layer: str) -> torch.Tensor:
-        """Own activations (N, C here, ...) to those of both towers (N, C, ...)."""
-
-    def convolve_both(
-        self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        *,
-        stride: int,
-        padding: int,
-        layer: str,
-    ) -> torch.Tensor:
-        """A convolution that reads both towers, of own activations (N, C here, H, W)."""
-
-    def join_logits(self, x: torch.Tensor, *, num_classes: int) -> torch.Tensor:
-        """Own logits (N, K here) to all of them (N, K), of which each process computes the loss."""
-
-
-def one_copy(x: torch.Tensor) -> torch.Tensor:
+def one_copy(x: Tensor) -> Tensor:
     """The sum over the copies where there is one."""
     return x
 
 
-class OneDevice:
-    """All towers of the network in this process.
+class Placement:
+    """All towers of the network in this process, which are `towers_here`.
 
-    Args:
-        towers: how many.
-        add_over_copies: as in `Placement`.
+    `add_over_copies` is the sum of a tensor over the data-parallel copies; it has a gradient.
     """
 
     def __init__(
-        self, towers: int, *, add_over_copies: Callable[[torch.Tensor], torch.Tensor] = one_copy
+        self, towers_here: int, *, add_over_copies: Callable[[Tensor], Tensor] = one_copy
     ) -> None:
-        self.towers_here = towers
-        self.add_over_copies = add_over_copies
+        self.towers_here, self.add_over_copies = towers_here, add_over_copies
 
     def own(self, width: int) -> slice:
-        """Everything."""
+        """Of a layer with `width` channels, those that this process holds."""
         return slice(0, width)
 
-    def read_both(self, x: torch.Tensor, *, layer: str) -> torch.Tensor:
-        """The activations already are those of all towers."""
+    def read_both(self, x: Tensor, *, layer: str) -> Tensor:
+        """Own activations (N, C here, ...) to those of both towers (N, C, ...)."""
         return x
 
     def convolve_both(
-        self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        *,
-        stride: int,
-        padding: int,
-        layer: str,
-    ) -> torch.Tensor:
-        """An ordinary convolution."""
+        self, x: Tensor, weight: Tensor, bias: Tensor, *, stride: int, padding: int, layer: str
+    ) -> Tensor:
+        """A convolution that reads both towers, of own activations (N, C here, H, W)."""
         return F.conv2d(x, weight, bias, stride=stride, padding=padding)
 
-    def join_logits(self, x: torch.Tensor, *, num_classes: int) -> torch.Tensor:
-        """The logits already are complete."""
+    def join_logits(self, x: Tensor, *, num_classes: int) -> Tensor:
+        """Own logits (N, K here) to all of them (N, K), of which each process computes the loss."""
         return x

@@ -32,11 +32,7 @@ __all__ = [
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of this name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The recipe of this name."""
     if name not in RECIPES:
         raise UserError(f"--recipe {name}: expected one of {', '.join(sorted(RECIPES))}")
     return RECIPES[name]

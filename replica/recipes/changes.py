@@ -4,7 +4,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from data_prep.errors import UserError
@@ -28,11 +28,8 @@ WITHOUT = "without"
 def settable_fields() -> dict[str, Any]:
     """The fields that `--set` takes, with their types: all but the name, the claim, the layers."""
     hints = typing.get_type_hints(Recipe)
-    return {
-        name: hint
-        for name, hint in hints.items()
-        if name not in ("name", "claim", "convs", "fully_connected")
-    }
+    fixed = ("name", "claim", "convs", "fully_connected")
+    return {name: hint for name, hint in hints.items() if name not in fixed}
 
 
 def settable_layer_fields(kind: type[Layer]) -> dict[str, Any]:
@@ -43,14 +40,8 @@ def settable_layer_fields(kind: type[Layer]) -> dict[str, Any]:
 def with_changes(recipe: Recipe, changes: list[str]) -> Recipe:
     """The recipe with fields changed by texts.
 
-    Args:
-        recipe: stays as it is.
-        changes: `field=value`; `conv3.num_kernels=192` for a field of a layer; `without=conv4` to
-            leave layers out.
-
-    Raises:
-        UserError: a field or a layer does not exist, or a value is not of its type or outside its
-            range.
+    These are `field=value`, `conv3.num_kernels=192` for a field of a layer, and `without=conv4` to
+    leave layers out.
     """
     values: dict[str, Any] = {}
     of_layers: dict[str, dict[str, Any]] = {}
@@ -96,14 +87,10 @@ def with_gain_of_paper(recipe: Recipe, layers: list[str]) -> Recipe:
     """
     papers = {layer.name: layer.fan_in for layer in geometry(PAPER)}
     ours = {layer.name: layer.fan_in for layer in geometry(recipe)}
-
-    deviations = {
-        name: paper.WEIGHT_STANDARD_DEVIATION * math.sqrt(papers[name] / ours[name])
-        for name in layers
-        if name in papers
-    }
+    gains = {name: math.sqrt(papers[name] / ours[name]) for name in layers if name in papers}
+    usual = paper.WEIGHT_STANDARD_DEVIATION
     return _with_layers(
-        recipe, {name: {"weight_standard_deviation": x} for name, x in deviations.items()}
+        recipe, {name: {"weight_standard_deviation": usual * x} for name, x in gains.items()}
     )
 
 
@@ -136,52 +123,51 @@ def _check_known(change: str, recipe: Recipe, what: str, name: str, known: list[
 
 
 def _value(change: str, target: str, text: str, hint: Any) -> Any:
+    words, read = _reader(hint)
     try:
-        return _parse(text, hint)
-    except ValueError:
-        raise UserError(
-            f"--set {change}: expected {_type_name(hint)} for {target}, got {text!r}"
-        ) from None
+        return read(text)
+    except (ValueError, KeyError):
+        raise UserError(f"--set {change}: expected {words} for {target}, got {text!r}") from None
 
 
-def _parse(text: str, hint: Any) -> Any:
-    if isinstance(hint, types.UnionType):
-        if text.lower() == "none":
-            return None
-        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-    if typing.get_origin(hint) is tuple:
-        items = [item.strip() for item in text.split(",") if item.strip()]
-        if [item.lower() for item in items] == ["none"]:
-            return ()
-        return tuple(_parse(item, typing.get_args(hint)[0]) for item in items)
-    if hint is EpochChange:
-        return _parse_change(text)
-    if hint is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError(text)
-        return text.lower() == "true"
-    value = hint(text)
-    if isinstance(value, float) and not -float("inf") < value < float("inf"):
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
         raise ValueError(text)
     return value
 
 
-def _parse_change(text: str) -> EpochChange:
-    epoch, colon, rest = text.partition(":")
-    target, equals, value = rest.partition("=")
-    if not (colon and equals):
-        raise ValueError(text)
+def _change(text: str) -> EpochChange:
+    epoch, _, rest = text.partition(":")
+    target, _, value = rest.partition("=")
     return EpochChange(int(epoch), target.strip(), float(value))
 
 
-def _type_name(hint: Any) -> str:
+# In words what a text must be, and what reads it.
+_READERS: dict[type, tuple[str, Callable[[str], Any]]] = {
+    bool: ("true or false", lambda text: {"true": True, "false": False}[text.lower()]),
+    int: ("an integer", int),
+    float: ("a number", _finite),
+    str: ("a word", str),
+}
+_LIST_READERS: dict[type, tuple[str, Callable[[str], Any]]] = {
+    int: ("integers with commas between them", int),
+    str: ("words with commas between them", str),
+    EpochChange: ("changes such as 67:conv1=0.00001,67:color_noise=0", _change),
+}
+
+
+def _reader(hint: Any) -> tuple[str, Callable[[str], Any]]:
+    """Of a type of a field: in words what a text must be, and what reads it."""
     if isinstance(hint, types.UnionType):
-        wanted = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-        return f"{_type_name(wanted)} or none"
-    if typing.get_origin(hint) is tuple:
-        return {
-            EpochChange: "changes such as 67:conv1=0.00001,67:color_noise=0",
-            int: "integers with commas between them",
-            str: "words with commas between them",
-        }[typing.get_args(hint)[0]]
-    return {bool: "true or false", int: "an integer", float: "a number", str: "a word"}[hint]
+        words, read = _reader(typing.get_args(hint)[0])
+        return f"{words} or none", lambda text: None if text.lower() == "none" else read(text)
+    if typing.get_origin(hint) is not tuple:
+        return _READERS[hint]
+    words, read = _LIST_READERS[typing.get_args(hint)[0]]
+
+    def read_list(text: str) -> tuple[Any, ...]:
+        items = [item.strip() for item in text.split(",") if item.strip()]
+        return () if [item.lower() for item in items] == ["none"] else tuple(map(read, items))
+
+    return words, read_list

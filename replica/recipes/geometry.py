@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING
 from replica import paper
 
 if TYPE_CHECKING:
-    from replica.recipes.recipe import Conv, Recipe
+    from replica.recipes.recipe import Conv, Layer, Recipe
 
 IMAGE_CHANNELS = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerGeometry:
     """One layer of the whole network, all towers together.
 
     Attributes:
-        name: of the layer.
         reads: "image", "own tower", "both towers"; "all" where there is one tower.
         input_shape: (C, H, W) or (units,), all that the layer is given.
         weight_shape: (kernels, C read, side, side), with (H, W) behind them where each place has
@@ -41,9 +40,9 @@ class LayerGeometry:
     input_shape: tuple[int, ...]
     weight_shape: tuple[int, ...]
     bias_shape: tuple[int, ...]
-    kernel_size: int
-    stride: int
-    padding: tuple[int, int]
+    kernel_size: int = 0
+    stride: int = 0
+    padding: tuple[int, int] = (0, 0)
     output_shape: tuple[int, ...]
     handed_on: tuple[int, ...]
     receptive_field: int
@@ -81,31 +80,29 @@ class _TooSmallError(ValueError):
 def geometry(recipe: "Recipe", *, num_classes: int | None = None) -> list[LayerGeometry]:
     """The layers of a recipe's network, in its order.
 
-    Args:
-        recipe: of the network.
-        num_classes: how many logits; by default what the recipe says, else what its last layer has.
+    There are `num_classes` logits; by default what the recipe says, else what its last layer has.
     """
     return list(_layers(recipe, recipe.crop_size, num_classes))
 
 
-def geometry_problem(recipe: "Recipe") -> str | None:
+def geometry_problems(recipe: "Recipe") -> list[str]:
     """Why the recipe's layers do not fit onto its crops, with the smallest crop that works."""
-    problem = _too_small(recipe, recipe.crop_size)
-    if problem is None:
+
+    def too_small(crop_size: int) -> str | None:
+        try:
+            list(_layers(recipe, crop_size, None))
+        except _TooSmallError as error:
+            return str(error)
         return None
+
+    problem = too_small(recipe.crop_size)
+    if problem is None:
+        return []
     larger = range(recipe.crop_size + 1, paper.IMAGE_SIZE + 1)
-    works = next((size for size in larger if _too_small(recipe, size) is None), None)
+    works = next((size for size in larger if too_small(size) is None), None)
     if works is None:
-        return f"{problem}; no crop of up to {paper.IMAGE_SIZE} pixels works"
-    return f"{problem}; the smallest crop that works is crop_size={works}"
-
-
-def _too_small(recipe: "Recipe", crop_size: int) -> str | None:
-    try:
-        list(_layers(recipe, crop_size, None))
-    except _TooSmallError as error:
-        return str(error)
-    return None
+        return [f"{problem}; no crop of up to {paper.IMAGE_SIZE} pixels works"]
+    return [f"{problem}; the smallest crop that works is crop_size={works}"]
 
 
 def _layers(recipe: "Recipe", crop_size: int, num_classes: int | None) -> Iterator[LayerGeometry]:
@@ -113,15 +110,13 @@ def _layers(recipe: "Recipe", crop_size: int, num_classes: int | None) -> Iterat
     shape: tuple[int, ...] = (IMAGE_CHANNELS, crop_size, crop_size)
     # The side of what one value depends on, and the distance between neighbors, in pixels.
     field = distance = 1
-    for i, conv in enumerate(recipe.convs):
-        reads_own = i > 0 and towers > 1 and not conv.reads_both_towers
-        channels = shape[0] // towers if reads_own else shape[0]
-        side = _conv_side(conv, shape[1], crop_size)
-        output = (conv.num_kernels, side, side)
+    for conv in recipe.convs:
+        reads = "image" if conv is recipe.convs[0] else _reads(conv, towers)
+        channels = shape[0] // towers if reads == "own tower" else shape[0]
+        side = pooled = _conv_side(conv, shape[1], crop_size)
         field, distance = field + (conv.kernel_size - 1) * distance, distance * conv.stride
+        receptive_field = min(field, crop_size)
         own_places = (side, side) if conv.is_local else ()
-        pooled, kernel = side, conv.kernel_size
-        field_before_pooling = field
         if conv.pooling != "none":
             window, stride = recipe.pooling_of(conv)
             if side < window:
@@ -133,33 +128,30 @@ def _layers(recipe: "Recipe", crop_size: int, num_classes: int | None) -> Iterat
             field, distance = field + (window - 1) * distance, distance * stride
         yield LayerGeometry(
             name=conv.name,
-            reads="image" if i == 0 else _reads(towers, reads_own),
+            reads=reads,
             input_shape=shape,
-            weight_shape=(conv.num_kernels, channels, kernel, kernel, *own_places),
+            weight_shape=(conv.num_kernels, channels, *[conv.kernel_size] * 2, *own_places),
             bias_shape=(conv.num_kernels, *own_places),
-            kernel_size=kernel,
+            kernel_size=conv.kernel_size,
             stride=conv.stride,
             padding=conv.padding,
-            output_shape=output,
+            output_shape=(conv.num_kernels, side, side),
             handed_on=(conv.num_kernels, pooled, pooled),
-            receptive_field=min(field_before_pooling, crop_size),
+            receptive_field=receptive_field,
         )
         shape = (conv.num_kernels, pooled, pooled)
     num_classes = num_classes or recipe.num_classes
     for fc in recipe.fully_connected:
         is_last = fc is recipe.fully_connected[-1]
         units = (num_classes or fc.num_units) if is_last else fc.num_units
-        reads_own = towers > 1 and not fc.reads_both_towers
-        inputs = math.prod(shape) // (towers if reads_own else 1)
+        reads = _reads(fc, towers)
+        inputs = math.prod(shape) // (towers if reads == "own tower" else 1)
         yield LayerGeometry(
             name=fc.name,
-            reads=_reads(towers, reads_own),
+            reads=reads,
             input_shape=shape,
             weight_shape=(units, inputs),
             bias_shape=(units,),
-            kernel_size=0,
-            stride=0,
-            padding=(0, 0),
             output_shape=(units,),
             handed_on=(units,),
             receptive_field=crop_size,
@@ -167,10 +159,10 @@ def _layers(recipe: "Recipe", crop_size: int, num_classes: int | None) -> Iterat
         shape = (units,)
 
 
-def _reads(towers: int, reads_own: bool) -> str:
+def _reads(layer: "Layer", towers: int) -> str:
     if towers == 1:
         return "all"
-    return "own tower" if reads_own else "both towers"
+    return "both towers" if layer.reads_both_towers else "own tower"
 
 
 def _conv_side(conv: "Conv", side: int, crop_size: int) -> int:

@@ -4,13 +4,15 @@ A layer's entry says what that layer does, so an ablation is a changed field. Wh
 None, what the recipe says of all layers holds.
 """
 
-from collections.abc import Iterator
+import dataclasses
+import typing
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from data_prep.errors import UserError
 from replica import paper
-from replica.recipes.geometry import geometry_problem
+from replica.recipes.geometry import geometry_problems
 
 ACTIVATIONS = ("relu", "tanh", "linear")
 # Between channels of a tower (paper 3.3); between neighbors in one map, as the 2012 source has it;
@@ -169,10 +171,7 @@ class Recipe:
     changes: tuple[EpochChange, ...]  # values that are set at the beginning of an epoch
 
     def __post_init__(self) -> None:
-        problems = [*_problems(self), *_layer_problems(self)]
-        if not problems:
-            problems = [problem] if (problem := geometry_problem(self)) else []
-        if problems:
+        if problems := list(_problems(self)) or geometry_problems(self):
             raise UserError(f"recipe {self.name}: {'; '.join(problems)}")
 
     @property
@@ -201,11 +200,6 @@ class Recipe:
         return window, stride
 
 
-def _expect(record: Any, holds: bool, field: str, rule: str, *, of: str = "") -> Iterator[str]:
-    if not holds:
-        yield f"{of}{field}: expected {rule}, got {shown(getattr(record, field))}"
-
-
 def shown(value: Any) -> str:
     """A field's value as `--set` takes it."""
     if isinstance(value, tuple):
@@ -213,59 +207,55 @@ def shown(value: Any) -> str:
     return str(value)
 
 
+# What values must be: in words, as a test, and of which fields of a recipe or a layer.
+_TABLE: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("1 or 2", lambda x: x in (1, 2), "towers"),
+    ("1 to 256 pixels", lambda x: 1 <= x <= paper.IMAGE_SIZE, "crop_size"),
+    ("at least 2, or none for as many as the data has", lambda x: x >= 2, "num_classes"),
+    ("at least 0", lambda x: x >= 0, "max_drops"),
+    ("at least 1", lambda x: x >= 1, "num_kernels kernel_size stride num_units batch_size epochs"),
+    ("at least 1", lambda x: x >= 1, "pool_window pool_stride plateau_patience"),
+    ("an odd number >= 1", lambda x: x >= 1 and x % 2 == 1, "lrn_n same_map_n"),
+    ("a number > 0", lambda x: x > 0, "lrn_k same_map_k"),
+    ("a number >= 0", lambda x: x >= 0, "lrn_alpha same_map_alpha weight_standard_deviation"),
+    ("a number >= 0", lambda x: x >= 0, "learning_rate bias_learning_rate weight_decay"),
+    ("a number >= 0", lambda x: x >= 0, "color_noise plateau_improvement"),
+    ("at least 0, less than 1", lambda x: 0 <= x < 1, "momentum"),
+    ("more than 0, at most 1", lambda x: 0 < x <= 1, "dropout_keep drop_factor"),
+    ("two numbers >= 0", lambda x: len(x) == 2 and min(x) >= 0, "padding"),
+    ("plateau or epochs", lambda x: x in ("plateau", "epochs"), "drop_rule"),
+    (" or ".join(ACTIVATIONS), lambda x: x in ACTIVATIONS, "activation"),
+    (" or ".join(POOLINGS), lambda x: x in POOLINGS, "pooling"),
+    (f"an order of {', '.join(FOLLOWING)}", lambda x: sorted(x) == sorted(FOLLOWING), "order"),
+    (
+        "rising epochs, counted from 1",
+        lambda x: list(x) == sorted(set(x)) and min(x, default=1) >= 1,
+        "drop_epochs",
+    ),
+)
+_RULES = {field: (rule, holds) for rule, holds, names in _TABLE for field in names.split()}
+
+
+def _value_problems(record: Recipe | Layer, of: str = "") -> Iterator[str]:
+    """Which values break the rule of their field; where it may be None, that breaks none."""
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        is_left_open = value is None and type(None) in typing.get_args(field.type)
+        if field.name in _RULES and not is_left_open:
+            rule, holds = _RULES[field.name]
+            if not holds(value):
+                yield f"{of}{field.name}: expected {rule}, got {shown(value)}"
+
+
 def _problems(recipe: Recipe) -> Iterator[str]:
-    """What is wrong with the values that hold for the whole network."""
-
-    def expect(holds: bool, field: str, rule: str) -> Iterator[str]:
-        return _expect(recipe, holds, field, rule)
-
-    yield from expect(recipe.towers in (1, 2), "towers", "1 or 2")
-    at_least_two = recipe.num_classes is None or recipe.num_classes >= 2
-    yield from expect(
-        at_least_two, "num_classes", "at least 2, or none for as many as the data has"
-    )
-    yield from expect(1 <= recipe.crop_size <= paper.IMAGE_SIZE, "crop_size", "1 to 256 pixels")
-    yield from expect(recipe.activation in ACTIVATIONS, "activation", " or ".join(ACTIVATIONS))
-    yield from expect(_is_order(recipe.order), "order", f"an order of {', '.join(FOLLOWING)}")
-    for kind in ("lrn", "same_map"):
-        n, k = getattr(recipe, f"{kind}_n"), getattr(recipe, f"{kind}_k")
-        yield from expect(n >= 1 and n % 2 == 1, f"{kind}_n", "an odd number >= 1")
-        yield from expect(k > 0, f"{kind}_k", "a number > 0")
-        yield from expect(getattr(recipe, f"{kind}_alpha") >= 0, f"{kind}_alpha", "a number >= 0")
-    yield from expect(recipe.pool_window >= 1, "pool_window", "at least 1")
-    yield from expect(recipe.pool_stride >= 1, "pool_stride", "at least 1")
-    yield from expect(0 < recipe.dropout_keep <= 1, "dropout_keep", "more than 0, at most 1")
-    yield from expect(recipe.color_noise >= 0, "color_noise", "a number >= 0")
-    yield from expect(recipe.batch_size >= 1, "batch_size", "at least 1")
-    yield from expect(0 <= recipe.momentum < 1, "momentum", "at least 0, less than 1")
-    yield from expect(recipe.weight_decay >= 0, "weight_decay", "a number >= 0")
-    yield from expect(recipe.learning_rate >= 0, "learning_rate", "a number >= 0")
-    bias_rate = recipe.bias_learning_rate
-    yield from expect(bias_rate is None or bias_rate >= 0, "bias_learning_rate", "a number >= 0")
-    yield from expect(recipe.epochs >= 1, "epochs", "at least 1")
-    yield from expect(recipe.drop_rule in ("plateau", "epochs"), "drop_rule", "plateau or epochs")
-    yield from expect(0 < recipe.drop_factor <= 1, "drop_factor", "more than 0, at most 1")
-    rising = list(recipe.drop_epochs) == sorted(set(recipe.drop_epochs))
-    from_one = all(epoch >= 1 for epoch in recipe.drop_epochs)
-    yield from expect(rising and from_one, "drop_epochs", "rising epochs, counted from 1")
-    yield from expect(recipe.plateau_patience >= 1, "plateau_patience", "at least 1")
-    yield from expect(recipe.plateau_improvement >= 0, "plateau_improvement", "a number >= 0")
-    yield from expect(recipe.max_drops >= 0, "max_drops", "at least 0")
+    """What is wrong with a recipe's values, and with how they fit each other."""
+    yield from _value_problems(recipe)
     for change in recipe.changes:
         if change.epoch < 1:
             yield f"changes: expected epochs from 1, got {change}"
-        problem = target_problem(recipe, change.target, change.value)
-        if problem:
+        if problem := target_problem(recipe, change.target, change.value):
             yield f"changes: {problem}"
-
-
-def _is_order(order: tuple[str, ...]) -> bool:
-    return sorted(order) == sorted(FOLLOWING)
-
-
-def _layer_problems(recipe: Recipe) -> Iterator[str]:
-    """What is wrong with the layers' own values."""
-    names = [layer.name for layer in recipe.layers]
+    names = layer_names(recipe)
     if not recipe.convs or not recipe.fully_connected:
         yield "expected a convolutional layer and a fully connected one, the last of which is last"
     if len(set(names)) < len(names):
@@ -273,54 +263,28 @@ def _layer_problems(recipe: Recipe) -> Iterator[str]:
     for layer in recipe.layers:
         if not layer.name.isalnum():
             yield f"expected names of layers of letters and digits, got {layer.name}"
-        yield from _problems_of(layer, recipe)
+        yield from _value_problems(layer, of=f"{layer.name}.")
+        yield from _problems_of_normalization(layer)
     if recipe.towers == 2:
         for layer in recipe.layers[:-1]:
             width = layer.num_kernels if isinstance(layer, Conv) else layer.num_units
             if width % 2:
                 yield f"{layer.name}: expected an even width for two towers, got {width}"
-        if recipe.fully_connected and not recipe.fully_connected[-1].reads_both_towers:
-            yield f"{names[-1]}.reads_both_towers: expected true, as each logit needs both towers"
+    for last in recipe.fully_connected[-1:]:
+        if recipe.towers == 2 and not last.reads_both_towers:
+            yield f"{last.name}.reads_both_towers: expected true, as each logit needs both towers"
+        if last.normalization or last.dropout:
+            yield f"{last.name}: expected logits without normalization and dropout"
 
 
-def _problems_of(layer: Layer, recipe: Recipe) -> Iterator[str]:
-    def expect(holds: bool, field: str, rule: str) -> Iterator[str]:
-        return _expect(layer, holds, field, rule, of=f"{layer.name}.")
-
-    deviation = layer.weight_standard_deviation
-    yield from expect(deviation >= 0, "weight_standard_deviation", "a number >= 0")
-    yield from expect(
-        layer.activation in (None, *ACTIVATIONS), "activation", f"{' or '.join(ACTIVATIONS)}"
-    )
-    for field in ("learning_rate", "bias_learning_rate", "weight_decay"):
-        value = getattr(layer, field)
-        yield from expect(value is None or value >= 0, field, "a number >= 0")
+def _problems_of_normalization(layer: Layer) -> Iterator[str]:
     known = NORMALIZATIONS if isinstance(layer, Conv) else ("batch",)
-    yield from expect(
-        set(layer.normalization) <= set(known)
-        and len(set(layer.normalization)) == len(layer.normalization),
-        "normalization",
-        f"none or {', '.join(known)}, each once",
-    )
-    if isinstance(layer, FullyConnected):
-        yield from expect(layer.num_units >= 1, "num_units", "at least 1")
-        if layer is recipe.fully_connected[-1] and (layer.normalization or layer.dropout):
-            yield f"{layer.name}: expected logits without normalization and dropout"
-        return
-    for field in ("num_kernels", "kernel_size", "stride"):
-        yield from expect(getattr(layer, field) >= 1, field, "at least 1")
-    yield from expect(
-        len(layer.padding) == 2 and min(layer.padding) >= 0, "padding", "two numbers >= 0"
-    )
-    yield from expect(layer.pooling in POOLINGS, "pooling", " or ".join(POOLINGS))
-    for field in ("pool_window", "pool_stride"):
-        value = getattr(layer, field)
-        yield from expect(value is None or value >= 1, field, "at least 1")
-    yield from expect(
-        layer.order is None or _is_order(layer.order),
-        "order",
-        f"an order of {', '.join(FOLLOWING)}",
-    )
+    given = layer.normalization
+    if not set(given) <= set(known) or len(set(given)) < len(given):
+        yield (
+            f"{layer.name}.normalization: expected none or {', '.join(known)}, each once, "
+            f"got {shown(given)}"
+        )
 
 
 def layer_of(parameter: str) -> str:

@@ -4,6 +4,7 @@ Version 1 had no `version`; its layers said `normalised` and `pooled`, and nothi
 fields. A field that a record lacks has its default, which is what the older versions did.
 """
 
+import copy
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -70,17 +71,14 @@ def _with_tuples(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_version_1(record: dict[str, Any]) -> dict[str, Any]:
-    record = dict(record)
-    convs = []
-    for old in record.get("convs", ()):
-        conv = dict(old)
+    record = copy.deepcopy(record)
+    for conv in record.get("convs", ()):
         if "normalised" in conv:
             conv["normalization"] = ["lrn"] if conv.pop("normalised") else []
         if "pooled" in conv:
             conv["pooling"] = "max" if conv.pop("pooled") else "none"
-        convs.append(conv)
     # The rule was applied once, to the recipe `mini` alone.
-    return {**record, "convs": convs, "keeps_gain": record.get("name") == "mini"}
+    return {**record, "keeps_gain": record.get("name") == "mini"}
 
 
 def differing_fields(first: Recipe, second: Recipe) -> list[str]:

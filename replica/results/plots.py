@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,78 @@ import numpy as np
 from data_prep.errors import UserError
 from replica.network.kernels import kernel_picture
 from replica.training.checkpoint import last_whole_checkpoint
-from replica.training.run_directory import read_metrics
+from replica.training.control_log import read_log
+from replica.training.run_directory import MetricsLine, read_metrics
 from replica.training.run_record import read_run_record
 
-STEPS_SMOOTHED = 20
+# What happens to a run: a line at the first step that it acts on, a triangle at a resume.
+MARKS = {
+    "scheduled rate drop": {"linestyle": ":"},
+    "scheduled rate rise": {"linestyle": "-."},
+    "change by hand": {"linestyle": "--"},
+    "resumed": {"linestyle": "none", "marker": "^"},
+}
+MARK_COLOR = "#555555"
+
+
+@dataclass(frozen=True)
+class History:
+    """What the records of a run say.
+
+    Attributes:
+        title: its recipe and number of classes.
+        steps, validations: lines of metrics.jsonl.
+        marks: names of `MARKS` with their steps.
+        steps_per_epoch: or all steps, where there is no whole epoch.
+    """
+
+    title: str
+    steps: list[MetricsLine]
+    validations: list[MetricsLine]
+    marks: list[tuple[str, int]]
+    steps_per_epoch: int
+
+    @property
+    def window(self) -> int:
+        """How many steps a smoothed loss is a mean of.
+
+        An epoch, as its order is the same each time; a quarter of what is shorter than two.
+        """
+        num_steps = len(self.steps)
+        is_long = num_steps >= 2 * self.steps_per_epoch
+        return self.steps_per_epoch if is_long else max(1, num_steps // 4)
+
+    def smooth_losses(self) -> tuple[np.ndarray, np.ndarray]:
+        """Means of the training loss over `window` steps in a row, each at the middle of them."""
+        finite = [(line.step, line.loss) for line in self.steps if not math.isnan(line.loss)]
+        sums = np.cumsum([(0, 0), *finite], axis=0, dtype=np.float64)
+        at, means = ((sums[self.window :] - sums[: -self.window]) / self.window).T
+        return at, means
+
+
+def read_history(run_dir: Path) -> History:
+    """Reads run.json, metrics.jsonl and control.jsonl.
+
+    Raises:
+        UserError: a directory holds no run, or its control.jsonl is damaged.
+    """
+    record, lines = read_run_record(run_dir), read_metrics(run_dir)
+    steps = [line for line in lines if line.kind == "step"]
+    changes = {request.step: request.changes for request in read_log(run_dir) if request.changes}
+    marks = [("resumed", line.step) for line in lines if line.kind == "resume"]
+    marks += [("change by hand", line.step) for line in steps if line.step in changes]
+    for before, after in itertools.pairwise(steps):
+        is_by_hand = "learning_rate" in changes.get(after.step, {})
+        if after.learning_rate != before.learning_rate and not is_by_hand:
+            way = "drop" if after.learning_rate < before.learning_rate else "rise"
+            marks.append((f"scheduled rate {way}", after.step))
+    return History(
+        f"{record.recipe_record['name']}, {record.num_classes} classes",
+        steps,
+        [line for line in lines if line.kind == "val"],
+        marks,
+        max(Counter(line.epoch for line in steps).values(), default=1),
+    )
 
 
 def draw_run(run_dir: Path, out_dir: Path) -> list[Path]:
@@ -21,97 +91,110 @@ def draw_run(run_dir: Path, out_dir: Path) -> list[Path]:
     _, checkpoint, _ = last_whole_checkpoint(run_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     curve, kernels = out_dir / "loss.png", out_dir / "conv1.png"
+    run_figure(run_dir).savefig(curve, dpi=110)
     recipe = checkpoint.recipe
-    title = f"{recipe.name}, {checkpoint.num_classes} classes"
-    metrics, pyplot = read_metrics(run_dir), _pyplot()
-    steps = [line for line in metrics if line.kind == "step"]
-    validations = [line for line in metrics if line.kind == "val"]
-    figure, (losses, errors) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    losses.plot(
-        [line.step for line in steps],
-        [line.loss for line in steps],
-        color="#aaaaff",
-        linewidth=0.8,
-        label="training batch",
-    )
-    at = [line.step for line in validations]
-    losses.plot(at, [line.loss for line in validations], color="#aa2222", label="validation")
-    losses.set(xlabel="step", ylabel="loss (nats)", title=title)
-    losses.legend()
-    for name, label, style in (("top1_error", "top-1", "-"), ("top5_error", "top-5", "--")):
-        values = [100 * getattr(line, name) for line in validations]
-        errors.plot(at, values, style, color="#aa2222", label=f"validation {label}")
-    errors.set(xlabel="step", ylabel="error (%)", ylim=(0, 100), title="central crop")
-    errors.legend()
-    for before, after in itertools.pairwise(steps):
-        if after.learning_rate < before.learning_rate:
-            for axes in (losses, errors):
-                axes.axvline(before.step, color="#888888", linewidth=0.8, linestyle=":")
-    figure.savefig(curve, dpi=110)
-    pyplot.close(figure)
-    kernel_picture(checkpoint.model["conv1.weight"], towers=recipe.towers).save(kernels)
+    title = f"conv1 of {recipe.name} after step {checkpoint.step}, {run_dir}"
+    weights = checkpoint.model["conv1.weight"]
+    kernel_picture(weights, towers=recipe.towers, title=title).save(kernels)
     return [curve, kernels]
 
 
-def draw_curves(run_dirs: list[Path], picture: Path) -> None:
-    """Draws several runs into one picture: training loss, validation loss, top-1 error.
+def run_figure(run_dir: Path) -> Any:
+    """The figure of one run: losses of training and validation, errors of validation."""
+    history = read_history(run_dir)
+    figure, (losses, errors) = _figure([history], 2)
+    figure.suptitle(f"{run_dir}: {history.title}")
+    steps = [line.step for line in history.steps]
+    raw = [line.loss for line in history.steps]
+    losses.plot(steps, raw, color="#c6dbef", linewidth=0.7, label="training batch")
+    label = f"training, mean of {history.window} steps"
+    losses.plot(*history.smooth_losses(), color="C0", label=label)
+    at = [line.step for line in history.validations]
+    values = [line.loss for line in history.validations]
+    losses.plot(at, values, color="C3", marker=".", label="validation")
+    losses.set(ylabel="loss (nats)")
+    for name, label, style in (("top1_error", "top-1", "-"), ("top5_error", "top-5", "--")):
+        values = [100 * getattr(line, name) for line in history.validations]
+        label = f"validation {label}"
+        errors.plot(at, values, style, color="C3", marker=".", label=label)
+    errors.set(ylabel="error, center crop (%)", ylim=(0, 100))
+    _draw_marks(history, (losses, errors), color=MARK_COLOR)
+    _draw_legend(figure)
+    return figure
 
-    Training losses are means over `STEPS_SMOOTHED` steps; a dotted line marks a change of the
-    learning rate, a triangle where a run was resumed.
+
+def draw_curves(run_dirs: list[Path], picture: Path) -> None:
+    """Draws several runs into one picture.
 
     Raises:
         UserError: a directory holds no run, or the picture cannot be written there.
     """
     if not picture.parent.is_dir():
         raise UserError(f"--picture {picture}: expected a file in a directory that exists")
-    runs, names = [], [run_dir.name for run_dir in run_dirs]
-    for run_dir, name in zip(run_dirs, names, strict=True):
-        recipe = read_run_record(run_dir).recipe_record["name"]
-        shown = name if names.count(name) == 1 else str(run_dir)
-        runs.append((f"{shown} ({recipe})", read_metrics(run_dir)))
-    pyplot = _pyplot()
-    figure, panels = pyplot.subplots(1, 3, figsize=(15, 4), layout="constrained")
+    curves_figure(run_dirs).savefig(picture, dpi=110)
+
+
+def curves_figure(run_dirs: list[Path]) -> Any:
+    """The figure of several runs: smoothed training loss, validation loss, top-1 error."""
+    names = [run_dir.name for run_dir in run_dirs]
+    histories = [read_history(run_dir) for run_dir in run_dirs]
+    figure, panels = _figure(histories, 3)
     titles = ("training loss (nats)", "validation loss (nats)", "validation top-1 error (%)")
     for axes, title in zip(panels, titles, strict=True):
-        axes.set(xlabel="step", title=title)
-    for number, (name, lines) in enumerate(runs):
+        axes.set(ylabel=title)
+    for number, (run_dir, history) in enumerate(zip(run_dirs, histories, strict=True)):
         color = f"C{number}"
-        steps = [line for line in lines if line.kind == "step" and not math.isnan(line.loss)]
-        validations = [line for line in lines if line.kind == "val"]
-        losses = [line.loss for line in steps]
-        window = max(1, min(STEPS_SMOOTHED, len(losses) // 4))
-        smooth = np.convolve(losses, np.ones(window) / window, "valid") if losses else np.empty(0)
-        at = [line.step for line in steps][window - 1 :]
-        panels[0].plot(at, smooth, color=color, linewidth=1, label=name)
-        at = [line.step for line in validations]
-        panels[1].plot(at, [line.loss for line in validations], color=color, marker=".")
-        errors = [100 * line.top1_error for line in validations]
-        panels[2].plot(at, errors, color=color, marker=".")
-        for before, after in itertools.pairwise(steps):
-            if after.learning_rate != before.learning_rate:
-                for axes in panels:
-                    axes.axvline(before.step, color=color, linewidth=0.8, linestyle=":")
-        for line in lines:
-            if line.kind == "resume" and len(smooth):
-                panels[0].plot(line.step, min(smooth), color=color, marker="^", markersize=5)
-    panels[0].legend()
-    figure.savefig(picture, dpi=110)
-    pyplot.close(figure)
+        name = run_dir.name if names.count(run_dir.name) == 1 else str(run_dir)
+        label = f"{name} ({history.title}; training: mean of {history.window} steps)"
+        panels[0].plot(*history.smooth_losses(), color=color, label=label)
+        at = [line.step for line in history.validations]
+        values = [line.loss for line in history.validations]
+        panels[1].plot(at, values, color=color, marker=".")
+        values = [100 * line.top1_error for line in history.validations]
+        panels[2].plot(at, values, color=color, marker=".")
+        _draw_marks(history, panels, color=color)
+    _draw_legend(figure)
+    return figure
 
 
-def _pyplot() -> Any:
-    """matplotlib, drawing into files.
+def _figure(histories: list[History], num_panels: int) -> Any:
+    """A figure and its panels over steps, and over epochs where all have some of one length.
 
     Raises:
-        UserError: it is not installed.
+        UserError: matplotlib is not installed.
     """
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError:
         raise UserError(
             "the curves need matplotlib: `pip install 'replica-alexnet[figures]'`"
         ) from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    figure = Figure(figsize=(5.5 * num_panels, 4.5), layout="constrained")
+    panels = figure.subplots(1, num_panels)
+    length = histories[0].steps_per_epoch
+    scales = (lambda step: step / length, lambda epoch: epoch * length)
+    has_epochs = all(h.steps_per_epoch == length < len(h.steps) for h in histories)
+    for axes in panels:
+        axes.set(xlabel="step")
+        if has_epochs:
+            axes.secondary_xaxis("top", functions=scales).set_xlabel("epochs")
+    return figure, panels
 
-    return pyplot
+
+def _draw_marks(history: History, panels: Any, *, color: str) -> None:
+    for axes, (name, step) in itertools.product(panels, history.marks):
+        across = {"transform": axes.get_xaxis_transform(), "markevery": [0], "linewidth": 1}
+        axes.plot([step, step], [0.03, 1], color=color, label=name, **across, **MARKS[name])
+
+
+def _draw_legend(figure: Any) -> None:
+    """Names each line and each mark once, below the panels."""
+    named: dict[str, Any] = {}
+    for axes in figure.axes:
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, line)
+    named = {label: named[label] for label in sorted(named, key=MARKS.__contains__)}
+    legend = figure.legend(named.values(), named, loc="outside lower center", ncols=4)
+    for handle, label in zip(legend.legend_handles, named, strict=True):
+        if label in MARKS:
+            handle.set_color(MARK_COLOR)  # that of no run

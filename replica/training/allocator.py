@@ -14,14 +14,7 @@ SETTINGS = ("keep", "stock")
 
 
 def keep_large_blocks() -> str:
-    """Keeps the memory of large CPU tensors in this process, unless REPLICA_MALLOC=stock.
-
-    Returns:
-        What was done, in a few words.
-
-    Raises:
-        UserError: REPLICA_MALLOC or REPLICA_EXT has an unknown value.
-    """
+    """Keeps large CPU tensors' memory, unless REPLICA_MALLOC=stock; says briefly what was done."""
     wanted = os.environ.get(SWITCH, SETTINGS[0])
     if wanted not in SETTINGS:
         raise UserError(f"{SWITCH}: expected {' or '.join(SETTINGS)}, got {wanted!r}")

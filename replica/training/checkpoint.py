@@ -84,10 +84,8 @@ def sha256_beside(path: Path) -> str | None:
 def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, *, keep: int = NUM_KEPT) -> Path:
     """Writes a checkpoint, then removes all but the last `keep` and the best.
 
-    The digest is there before the file has its name, so a crash at any moment leaves whole pairs.
-
-    Raises:
-        UserError: the disk refuses; the earlier checkpoints stay.
+    The digest is there before the file has its name, so a crash at any moment leaves whole pairs;
+    where the disk refuses, the earlier checkpoints stay.
     """
     path = checkpoint_path(run_dir, checkpoint.step)
     content = {**vars(checkpoint), "recipe": to_record(checkpoint.recipe)}
@@ -95,8 +93,7 @@ def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, *, keep: int = NUM_KE
     torch.save({"format": FORMAT_NAME, "version": FORMAT_VERSION, **content}, buffer)
     data = buffer.getvalue()
     digest = hashlib.sha256(data).hexdigest()
-    if path.exists():
-        path.unlink()  # A step that was reached again after its digest or file was damaged.
+    path.unlink(missing_ok=True)  # a step reached again after its digest or file was damaged
     write_whole(_digest_path(path), f"{digest}  {path.name}\n".encode())
     write_whole(path, data)
     best = checkpoint_path(run_dir, checkpoint.best_step) if checkpoint.best_step else None
@@ -111,8 +108,6 @@ def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, *, keep: int = NUM_KE
 
 def _point_to(link: Path, name: str) -> None:
     """Makes a link to a file beside it, or makes it point there at once."""
-    if link.is_symlink() and link.readlink() == Path(name):
-        return
     temporary = link.with_name(link.name + ".part")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(name)
@@ -120,11 +115,7 @@ def _point_to(link: Path, name: str) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Opens a checkpoint of this project; checks that it is whole and consistent with its recipe.
-
-    Raises:
-        UserError: it is not; every mismatch is named.
-    """
+    """Opens a whole checkpoint of this project that fits its recipe, or names every mismatch."""
     if not path.is_file():
         raise UserError(f"{path}: expected a checkpoint, found no file")
     digest = _digest_path(path.resolve())  # that of a link stands beside the file
@@ -173,11 +164,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def last_whole_checkpoint(run_dir: Path) -> tuple[Path, Checkpoint, list[str]]:
-    """The newest whole checkpoint of a run: its path, itself, and a line for each passed over.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The newest whole checkpoint of a run: its path, itself, and a line for each passed over."""
     passed_over: list[str] = []
     for path in reversed(checkpoints_of(run_dir)):
         try:
@@ -189,11 +176,7 @@ def last_whole_checkpoint(run_dir: Path) -> tuple[Path, Checkpoint, list[str]]:
 
 
 def check_fits_recipe(path: Path, began_with: Recipe, recipe: Recipe) -> None:
-    """Refuses to go on with another recipe; only the number of epochs may differ.
-
-    Raises:
-        UserError: the differing fields, all of them.
-    """
+    """Refuses to go on with another recipe; only the number of epochs may differ."""
     differing = [x for x in differing_fields(began_with, recipe) if not x.startswith("epochs:")]
     if differing:
         raise UserError(
@@ -203,22 +186,15 @@ def check_fits_recipe(path: Path, began_with: Recipe, recipe: Recipe) -> None:
 
 
 def check_fits_classes(path: Path, trained_on: list[str], wnids: list[str], place: Path) -> None:
-    """Refuses data whose classes are not those that the checkpoint was trained on.
-
-    Raises:
-        UserError: the number, or the first class that differs.
-    """
+    """Refuses data whose classes are not those that the checkpoint was trained on."""
+    way_out = "give the data that it was trained on with --data"
     if len(trained_on) != len(wnids):
-        raise UserError(
-            f"{path}: has {len(trained_on)} classes, {place} has {len(wnids)}: give the data that "
-            "it was trained on with --data"
-        )
+        have = f"has {len(trained_on)} classes, {place} has {len(wnids)}"
+        raise UserError(f"{path}: {have}: {way_out}")
     for label, (one, other) in enumerate(zip(trained_on, wnids, strict=True)):
         if one != other:
-            raise UserError(
-                f"{path}: class {label} is {one}, in {place} it is {other}: give the data that it "
-                "was trained on with --data"
-            )
+            have = f"class {label} is {one}, in {place} it is {other}"
+            raise UserError(f"{path}: {have}: {way_out}")
 
 
 def check_fits_network(
@@ -229,15 +205,9 @@ def check_fits_network(
     num_classes: int,
     new: tuple[str, ...],
 ) -> list[str]:
-    """Refuses a checkpoint whose weights a network cannot take over (`--init`).
+    """Refuses a checkpoint whose weights a network cannot take over, but for its `new` layers.
 
-    The layers `new` are drawn anew, and so need not fit.
-
-    Returns:
-        The layers of the checkpoint that the network does not have.
-
-    Raises:
-        UserError: every tensor that is lacking or has another shape.
+    Returns the layers of the checkpoint that the network does not have.
     """
     shapes = whole_shapes(recipe, num_classes=num_classes, statistics=True)
     layers = {layer_of(name) for name in shapes}

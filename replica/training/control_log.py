@@ -54,6 +54,12 @@ class Request:
         return ", ".join([*changes, *self.actions])
 
 
+def _problems(changes: dict[str, float], recipe: Recipe) -> list[str]:
+    """Why targets cannot be set to these values."""
+    problems = [target_problem(recipe, target, value) for target, value in changes.items()]
+    return [problem for problem in problems if problem]
+
+
 # --- Whoever asks
 
 
@@ -71,10 +77,8 @@ def send_request(
         UserError: it asks for nothing or for what the recipe does not have, no run is alive there,
             or the run does not read it in time; then nothing is left behind.
     """
-    recipe = read_run_record(run_dir).recipe
-    problems = [target_problem(recipe, target, value) for target, value in changes.items()]
-    if any(problems):
-        raise UserError("; ".join(problem for problem in problems if problem))
+    if problems := _problems(changes, read_run_record(run_dir).recipe):
+        raise UserError("; ".join(problems))
     if not changes and not actions:
         raise UserError(
             "expected something to change: --lr, --bias-lr, --rate, --freeze, --color-noise, "
@@ -118,18 +122,14 @@ def pending_requests(run_dir: Path, recipe: Recipe) -> list[Request]:
     for path in sorted((run_dir / REQUESTS_DIR).glob("*.json")):
         try:
             content = json.loads(path.read_bytes())
-            request = Request(
-                path.name,
-                {str(target): float(value) for target, value in content["changes"].items()},
-                [action for action in content["actions"] if action in ACTIONS],
-                str(content["reason"]),
-            )
-            problems = [target_problem(recipe, *change) for change in request.changes.items()]
-            problem = next((p for p in problems if p), None)
+            changes = {str(target): float(value) for target, value in content["changes"].items()}
+            actions = [action for action in content["actions"] if action in ACTIONS]
+            request = Request(path.name, changes, actions, str(content["reason"]))
+            problems = _problems(changes, recipe)
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            problem = f"expected a request of replica.control ({type(error).__name__})"
-        if problem:
-            print(f"passed over {path}: {problem}", file=sys.stderr)
+            problems = [f"expected a request of replica.control ({type(error).__name__})"]
+        if problems:
+            print(f"passed over {path}: {problems[0]}", file=sys.stderr)
             path.unlink(missing_ok=True)
         else:
             requests.append(request)
@@ -143,12 +143,8 @@ def log_requests(run_dir: Path, requests: list[Request], *, step: int, epoch: in
     """
     lines = read_log(run_dir)
     known = {line.name for line in lines}
-    lines += [
-        replace(request, step=step, epoch=epoch)
-        for request in requests
-        if request.name not in known
-    ]
-    _write_log(run_dir, lines)
+    new = [request for request in requests if request.name not in known]
+    _write_log(run_dir, lines + [replace(request, step=step, epoch=epoch) for request in new])
     for request in requests:
         (run_dir / REQUESTS_DIR / request.name).unlink(missing_ok=True)
 
@@ -163,11 +159,7 @@ def _write_log(run_dir: Path, lines: list[Request]) -> None:
 
 
 def read_log(run_dir: Path) -> list[Request]:
-    """The lines of a run's log; an empty list where nothing was changed by hand.
-
-    Raises:
-        UserError: a line is not a request.
-    """
+    """The lines of a run's log; an empty list where nothing was changed by hand."""
     path = run_dir / LOG_FILE
     if not path.exists():
         return []
@@ -187,19 +179,12 @@ def read_log(run_dir: Path) -> list[Request]:
 
 
 def hand_changes(run_dir: Path, recipe: Recipe) -> list[HandChange]:
-    """What was set by hand in a run.
-
-    Raises:
-        UserError: the log is damaged, or names what the recipe does not have.
-    """
-    changes = []
-    for line in read_log(run_dir):
-        for target, value in line.changes.items():
-            problem = target_problem(recipe, target, value)
-            if problem:
-                raise UserError(f"{run_dir / LOG_FILE}: step {line.step}: {problem}")
-            changes.append(HandChange(line.step, target, value))
-    return changes
+    """What was set by hand in a run; refuses what the recipe does not have."""
+    lines = read_log(run_dir)
+    for line in lines:
+        for problem in _problems(line.changes, recipe):
+            raise UserError(f"{run_dir / LOG_FILE}: step {line.step}: {problem}")
+    return [HandChange(line.step, *change) for line in lines for change in line.changes.items()]
 
 
 def copy_log(source: Path, run_dir: Path, recipe: Recipe) -> None:
@@ -208,9 +193,5 @@ def copy_log(source: Path, run_dir: Path, recipe: Recipe) -> None:
     Actions are not repeated: they change no result.
     """
     hand_changes(source, recipe)
-    lines = [
-        replace(line, actions=[], replayed_from=str(source))
-        for line in read_log(source)
-        if line.changes
-    ]
-    _write_log(run_dir, lines)
+    lines = [line for line in read_log(source) if line.changes]
+    _write_log(run_dir, [replace(x, actions=[], replayed_from=str(source)) for x in lines])

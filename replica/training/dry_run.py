@@ -10,11 +10,11 @@ import time
 import torch
 
 from data_prep.shards import open_data_set
+from replica.distributed.costs import exchanged_values, training_memory
 from replica.distributed.devices import Devices
 from replica.distributed.mesh import Rank
 from replica.feed.feed import TrainFeed
 from replica.network.alexnet import whole_shapes
-from replica.network.costs import exchanged_values, training_memory
 from replica.training.loop import train_step_
 from replica.training.numerics import set_numerics
 from replica.training.run import Run
@@ -41,12 +41,12 @@ def dry_run(run: Run) -> str:
         towers_here=recipe.towers // devices.split,
         precision=run.numerics.precision,
     )
+    halves = f", {parameters // 2:,} in each of two towers" if devices.split == 2 else ""
     lines = [
         f"recipe {recipe.name}: {recipe.claim}",
         f"data: {len(data.train):,} images to train on, {len(data.part(data.held_out)):,} to "
         f"validate on, {run.num_classes:,} classes",
-        f"parameters: {parameters:,}"
-        + (f", {parameters // 2:,} in each of two towers" if devices.split == 2 else ""),
+        f"parameters: {parameters:,}{halves}",
         f"processes: {devices.num_processes} on {devices.kind}, each with {images} images of the "
         f"{recipe.batch_size} of a batch",
         f"memory per process: {_megabytes(memory.total)} = weights {_megabytes(memory.weights)} + "
@@ -58,20 +58,16 @@ def dry_run(run: Run) -> str:
     if devices.split == 2:
         sent = exchanged_values(recipe, num_classes=run.num_classes, images=images, tower=1)
         value_bytes = {"float64": 8, "bf16": 2}.get(run.numerics.precision, 4)
-        lines.append(
-            f"exchange: a tower sends {_megabytes(value_bytes * sum(sent.values()))} per step"
-        )
+        size = _megabytes(value_bytes * sum(sent.values()))
+        lines.append(f"exchange: a tower sends {size} per step")
     step_seconds = _step_seconds(run, images)
     lines.append(
         f"time: {duration(step_seconds * steps)} without validation, from {STEPS_TRIED} steps of "
         f"{step_seconds:.2f} s ({images / step_seconds:.0f} images/s) tried in one process"
-        + (
-            f"; {devices.num_processes} processes share the work and the cores, and exchange: not "
-            "tried"
-            if devices.num_processes > 1
-            else ""
-        )
     )
+    if devices.num_processes > 1:
+        many = f"{devices.num_processes} processes share the work and the cores"
+        lines[-1] += f"; {many}, and exchange: not tried"
     return "\n".join(lines)
 
 

@@ -18,10 +18,8 @@ TOP_K = 5
 class Counts:
     """Sums over images; error rates come from them, never from means of means.
 
-    Attributes:
-        num_images: how many were counted.
-        top1_correct, top5_correct: a tie counts by the share of its orders that is right.
-        loss: sum of -log(probability of the label).
+    A tie counts by the share of its orders that is right; `loss` sums -log(probability of the
+    label).
     """
 
     num_images: int = 0
@@ -48,11 +46,7 @@ class Counts:
         return self.loss / self.num_images
 
     def check(self, num_images: int) -> None:
-        """Refuses error rates over another number of images than the part has.
-
-        Raises:
-            RuntimeError: images are missing or were counted twice.
-        """
+        """Refuses error rates for which images are missing or were counted twice."""
         if self.num_images != num_images:
             raise RuntimeError(
                 f"error rates need all {num_images} images; the data gave {self.num_images}"

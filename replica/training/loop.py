@@ -19,7 +19,6 @@ from replica.distributed.mesh import Rank
 from replica.distributed.worker import StopRequest
 from replica.feed.augment import center_crop
 from replica.feed.feed import Batch
-from replica.network.dropout_masks import DropoutKeys
 from replica.training.allocator import keep_large_blocks
 from replica.training.checkpoint import checkpoints_of, save_checkpoint
 from replica.training.control_log import Request, log_requests, pending_requests
@@ -36,17 +35,13 @@ NAMES_SHOWN = 5
 
 
 def train_step_(state: RunState, batch: Batch, *, settings: Settings) -> Counts:
-    """One step of stochastic gradient descent (paper 5), in place.
-
-    Returns:
-        The counts of this rank's part of the batch.
-    """
+    """One step of stochastic gradient descent (paper 5), in place; counts this rank's images."""
     run, recipe = state.run, state.run.recipe
     device, dtype = state.rank.device, parameter_dtype(run.numerics.precision)
     images = batch.images.to(device, dtype, non_blocking=True)
     images = images.contiguous(memory_format=run.numerics.torch_memory_format)
     labels = batch.labels.to(device, non_blocking=True)
-    masks = state.model.dropout_masks(DropoutKeys(run.seed, batch.step, batch.rows))
+    masks = state.model.dropout_masks(batch.rows, seed=run.seed, step=batch.step)
     # A frozen tensor has no gradient: neither it nor its velocity moves.
     trained = {name: w for name, w in state.weights.items() if settings.rates[name]}
     names, weights = list(trained), list(trained.values())
@@ -139,11 +134,7 @@ def _train(state: RunState, log: RunLog | None, stop: StopRequest) -> bool:
 
 
 def _stop_at_lost_loss(state: RunState, batch: Batch, settings: Settings) -> NoReturn:
-    """Ends a run whose loss is not a number, naming the images of the batch.
-
-    Raises:
-        RuntimeError: always, in every rank.
-    """
+    """Ends a run whose loss is not a number, in every rank, naming the images of the batch."""
     run, train = state.run, state.data.train
     assert state.losses is not None
     finite = torch.isfinite(state.losses).tolist()
@@ -173,11 +164,7 @@ def _stop_at_lost_loss(state: RunState, batch: Batch, settings: Settings) -> NoR
 
 
 def apply_requests(state: RunState, requests: list[Request]) -> list[str]:
-    """Takes over, from the next step on, what rank 0 has read; every rank must call it.
-
-    Returns:
-        The actions asked for.
-    """
+    """Takes over from the next step on what rank 0 has read, in every rank; returns the actions."""
     step, epoch = state.step + 1, state.epoch
     if state.rank.index == 0:
         log_requests(state.run.run_dir, requests, step=step, epoch=epoch)
@@ -228,11 +215,7 @@ def _save(state: RunState, log: RunLog | None) -> Path | None:
 def add_up(
     counts: Counts, *, state: RunState, flags: tuple[bool, ...] = ()
 ) -> tuple[Counts, list[bool]]:
-    """Adds counts over the copies; every rank must call it.
-
-    Returns:
-        The sums, and of each flag whether any rank set it.
-    """
+    """Sums over the copies, and of each flag whether any rank set it; every rank must call it."""
     # Both towers of a copy have the same counts: one of them counts.
     counted = 1.0 if state.rank.tower == 0 else 0.0
     numbers = [*(counted * x for x in vars(counts).values()), *map(float, flags)]
@@ -244,8 +227,7 @@ def add_up(
 def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
     """Counts the errors on the held-out part, on the center crop; every rank must call it.
 
-    Returns:
-        The counts, and whether a stop request cut them short.
+    Also returns whether a stop request cut it short.
     """
     run, recipe, data = state.run, state.run.recipe, state.data
     device, dtype = state.rank.device, parameter_dtype(run.numerics.precision)
@@ -261,12 +243,9 @@ def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
             logits: torch.Tensor = state.model(crops)
         return logits.to(dtype)
 
+    is_shown = state.rank.index == 0 and sys.stderr.isatty()
     progress = tqdm(
-        total=len(rows),
-        desc="validation",
-        unit=" images",
-        leave=False,
-        disable=state.rank.index != 0 or not sys.stderr.isatty(),
+        total=len(rows), desc="validation", unit=" images", leave=False, disable=not is_shown
     )
     # All copies go through the same number of batches, for the question before each.
     most_rows = math.ceil(len(images) / num_copies)

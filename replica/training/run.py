@@ -48,8 +48,7 @@ class Run:
     Attributes:
         steps: stop after this many, counted from the beginning of the run.
         checkpoint_steps: save after so many steps each, too.
-        resume_from: the checkpoint to go on from.
-        is_resumed: also where there was no checkpoint yet.
+        resume_from: the checkpoint to go on from; None also where there was none yet.
         keep: newest checkpoints, besides the best.
     """
 
@@ -72,11 +71,7 @@ class Run:
 
 
 def prepare_run(options: TrainOptions, torchrun: Torchrun | None, *, say: Say) -> Run:
-    """Makes a run of its options, after everything that can be checked before a process starts.
-
-    Raises:
-        UserError: the options contradict each other, the data, the machine, or the run to resume.
-    """
+    """Makes a run of its options, after everything that can be checked before a process starts."""
     keep_large_blocks()  # before the first tensor is read
     if torchrun is not None and options.out is None and not options.dry_run:
         raise UserError("torchrun: expected --out DIR, the same for all processes, got none")
@@ -158,11 +153,7 @@ def _with_rates(recipe: Recipe, options: TrainOptions) -> Recipe:
 
 
 def check_fits_images(recipe: Recipe, data: DataSet) -> None:
-    """Refuses crops that are larger than the images.
-
-    Raises:
-        UserError: they are; both sizes are named.
-    """
+    """Refuses crops that are larger than the images."""
     if recipe.crop_size > data.image_size:
         raise UserError(
             f"{data.directory}: has images of {data.image_size} pixels, but recipe {recipe.name} "
@@ -345,11 +336,7 @@ def _numerics(options: TrainOptions, began: Numerics, *, began_in: Path | None =
 
 
 def say_what_computes(say: Say) -> None:
-    """Says so where the operators run in plain PyTorch, and how memory is kept.
-
-    Raises:
-        UserError: REPLICA_EXT or REPLICA_MALLOC has an unknown value.
-    """
+    """Says so where the operators run in plain PyTorch, and how memory is kept."""
     try:
         state = cuda_ext.compiled_state()
     except ValueError as error:

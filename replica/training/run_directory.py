@@ -17,11 +17,7 @@ LOCK_FILE = "run.lock"
 
 
 def newest_run(*, purpose: str) -> Path:
-    """The run below `runs/` that was begun last.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The run below `runs/` that was begun last."""
     runs = sorted(path.parent for path in RUNS_DIR.glob(f"*/{RUN_FILE}"))
     if not runs:
         raise UserError(
@@ -45,8 +41,7 @@ def new_run_dir() -> Path:
 def locked_run(run_dir: Path, *, resume: bool) -> AbstractContextManager[None]:
     """Holds a run's directory for this process alone; the lock ends with the process.
 
-    Raises:
-        UserError: the directory is in use, or holds files although this is a new run.
+    A directory that is in use, or holds files although this is a new run, is refused.
     """
     if not resume and run_dir.exists() and any(run_dir.iterdir()):
         raise UserError(
@@ -94,8 +89,6 @@ class MetricsLine(Measures):
 
 def read_metrics(run_dir: Path) -> list[MetricsLine]:
     """All lines of metrics.jsonl, but for a last one that is still being written."""
-    contents = map(json.loads, (run_dir / METRICS_FILE).read_text().split("\n")[:-1])
-    return [
-        read_fields(MetricsLine, {k: v for k, v in content.items() if v is not None})
-        for content in contents
-    ]
+    lines = (run_dir / METRICS_FILE).read_text().split("\n")[:-1]
+    known = [{k: v for k, v in json.loads(line).items() if v is not None} for line in lines]
+    return [read_fields(MetricsLine, content) for content in known]

@@ -23,6 +23,10 @@ from replica.training.state import RunState
 STEPS_IN_MEAN = 50
 # A log file gets a line every so many seconds, a terminal two per second.
 LOG_SECONDS = 30
+# Of a run, an event file gets at most so many steps and states of the weights, besides changes.
+STEPS_SHOWN, WEIGHTS_SHOWN = 10_000, 100
+# TensorBoard draws a histogram with 30.
+HISTOGRAM_BINS = 64
 
 
 class RunLog:
@@ -35,15 +39,11 @@ class RunLog:
         self._state, run = state, state.run
         write_run_record(run.run_dir, record)
         metrics = run.run_dir / METRICS_FILE
-        if run.is_resumed:
-            _cut_back(metrics, state.step)
+        self._is_validated = run.is_resumed and _cut_back(metrics, state.step)
         self._metrics = metrics.open("a")
-        self._board = None
+        self._events = None
         if run.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # What an interrupted session wrote of later steps is hidden.
-            self._board = SummaryWriter(str(run.run_dir), purge_step=state.step + 1)
+            self._events = EventFile(run.run_dir, step=state.step, last_step=state.last_step)
         if run.is_resumed:
             self._write("resume", state.epoch, Measures())
         self.progress = Progress(state)
@@ -54,9 +54,6 @@ class RunLog:
         line = {"kind": kind, "step": step, "epoch": epoch, **values}
         self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
         self._metrics.flush()
-        if self._board is not None and kind != "resume":
-            for name, value in vars(measures).items():
-                self._board.add_scalar(f"{'train' if kind == 'step' else kind}/{name}", value, step)
 
     def step(
         self, epoch: int, counts: Counts, settings: Settings, *, seconds: float, feeding: float
@@ -64,14 +61,19 @@ class RunLog:
         """One more step, with what of its seconds feeding took."""
         measures = _measures(counts, rate=settings.learning_rate, seconds=seconds)
         self._write("step", epoch, measures)
+        self._is_validated = False
         self.progress.step(epoch, measures, (seconds, counts.num_images, feeding))
-        if self._board is not None:
-            for name, rate in settings.rates.items():
-                self._board.add_scalar(f"rate/{name}", rate, self._state.step)
+        if self._events is not None:
+            self._events.step(self._state.step, measures, settings.rates)
 
     def validation(self, epoch: int, counts: Counts, *, rate: float, seconds: float) -> None:
         """The errors on the held-out part after a step."""
-        self._write("val", epoch, _measures(counts, rate=rate, seconds=seconds))
+        # An interrupted session may have written it, and not the checkpoint that follows.
+        if not self._is_validated:
+            measures = _measures(counts, rate=rate, seconds=seconds)
+            self._write("val", epoch, measures)
+            if self._events is not None:
+                self._events.validation(self._state.step, measures)
         tqdm.write(
             f"epoch {epoch}, step {self._state.step}: validation loss {counts.mean_loss:.3f}, "
             f"top-1 error {counts.top1_error:.2%}, top-5 error {counts.top5_error:.2%} "
@@ -80,37 +82,95 @@ class RunLog:
         )
 
     def weights(self, saved: Checkpoint) -> None:
-        """The kernels of conv1 as a picture, and a histogram of each weight and velocity."""
-        if self._board is None:
-            return
-        picture = kernel_picture(saved.model["conv1.weight"], towers=saved.recipe.towers)
-        self._board.add_image("conv1", np.asarray(picture), saved.step, dataformats="HWC")
-        for kind, tensors in (("model", saved.model), ("velocities", saved.velocities)):
-            for name, tensor in tensors.items():
-                # Of millions of values a sample says as much, and takes no time.
-                values = tensor.flatten()
-                stride = max(1, values.numel() // 100_000)
-                self._board.add_histogram(f"{kind}/{name}", values[::stride], saved.step)
-        self._board.flush()
+        """The weights that were saved, for the event file."""
+        if self._events is not None:
+            self._events.weights(saved)
 
     def close(self) -> None:
         """Ends the files."""
         self._metrics.close()
-        if self._board is not None:
-            self._board.close()
+        if self._events is not None:
+            self._events.close()
 
 
-def _cut_back(metrics: Path, step: int) -> None:
-    """Drops what an interrupted run wrote after the checkpoint: those steps come again."""
-    kept = []
+class EventFile:
+    """TensorBoard's event file of a session: curves, conv1's kernels, histograms.
+
+    It has every validation; every k-th step, k the smallest with which `STEPS_SHOWN` are enough for
+    the planned steps, those where a rate changes, a session's first and the run's last; and of the
+    weights that are saved, those at least a `WEIGHTS_SHOWN`-th of the run after the ones before,
+    and the last. So the paper's 900,900 steps stay below 50 MB; metrics.jsonl has every step.
+
+    Args:
+        run_dir: where the file is.
+        step: how many steps are done; what an interrupted session wrote of later ones is hidden.
+        last_step: how many are planned.
+    """
+
+    def __init__(self, run_dir: Path, *, step: int, last_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(run_dir), purge_step=step + 1)
+        self._interval = math.ceil(last_step / STEPS_SHOWN)
+        self._weights_interval = math.ceil(last_step / WEIGHTS_SHOWN)
+        self._last_step, self._weights_at = last_step, step
+        self._rates: dict[str, float] = {}
+
+    def step(self, step: int, measures: Measures, rates: dict[str, float]) -> None:
+        """One more step, and the rate of each tensor at it."""
+        is_change, self._rates = rates != self._rates, rates
+        if is_change or step % self._interval == 0 or step == self._last_step:
+            self._scalars("train", vars(measures), step)
+            self._scalars("rate", rates, step)
+
+    def validation(self, step: int, measures: Measures) -> None:
+        """The errors on the held-out part."""
+        self._scalars("val", vars(measures), step)
+        self._writer.flush()
+
+    def weights(self, saved: Checkpoint) -> None:
+        """The kernels of conv1 as a picture, and a histogram of each weight and velocity."""
+        since = saved.step - self._weights_at
+        if since >= self._weights_interval or (since and saved.step == self._last_step):
+            self._weights_at = saved.step
+            recipe, kernels = saved.recipe, saved.model["conv1.weight"]
+            title = f"conv1 of {recipe.name} after step {saved.step}"
+            picture = kernel_picture(kernels, towers=recipe.towers, title=title)
+            self._writer.add_image("conv1", np.asarray(picture), saved.step, dataformats="HWC")
+            for kind, tensors in (("model", saved.model), ("velocities", saved.velocities)):
+                for name, tensor in tensors.items():
+                    # Of millions of values a sample says as much, and takes no time.
+                    values = tensor.flatten()[:: max(1, tensor.numel() // 100_000)]
+                    tag = f"{kind}/{name}"
+                    self._writer.add_histogram(tag, values, saved.step, bins=HISTOGRAM_BINS)
+        self._writer.flush()
+
+    def _scalars(self, kind: str, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._writer.close()
+
+
+def _cut_back(metrics: Path, step: int) -> bool:
+    """Drops what an interrupted run wrote after the checkpoint: those steps come again.
+
+    Returns:
+        Whether the step's validation stays.
+    """
+    kept, is_validated = [], False
     for line in metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else []:
         try:
-            is_kept = json.loads(line)["step"] <= step
+            content = json.loads(line)
         except ValueError:
             break  # The last line, cut short by a crash.
-        if is_kept and line.endswith(b"\n"):
+        if content["step"] <= step and line.endswith(b"\n"):
             kept.append(line)
+            is_validated |= content["step"] == step and content["kind"] == "val"
     write_whole(metrics, b"".join(kept))
+    return is_validated
 
 
 def _measures(counts: Counts, *, rate: float, seconds: float) -> Measures:

@@ -97,11 +97,7 @@ class RunRecord:
 
     @property
     def recipe(self) -> Recipe:
-        """What was trained.
-
-        Raises:
-            UserError: another version of the project wrote it.
-        """
+        """What was trained; a record of another version of the project may be refused."""
         return from_record(dict(self.recipe_record))
 
 
@@ -112,11 +108,7 @@ def read_fields(kind: type[_Record], content: Mapping[str, Any]) -> _Record:
 
 
 def read_run_record(run_dir: Path) -> RunRecord:
-    """Reads run.json.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Reads run.json."""
     path = run_dir / RUN_FILE
     if not path.is_file():
         raise UserError(f"{run_dir}: expected the {RUN_FILE} of a run there, found none")
@@ -159,11 +151,10 @@ def write_run_record(run_dir: Path, record: RunRecord) -> None:
 
 def describe_machine(kind: str) -> dict[str, Any]:
     """Versions and hardware, for the record of a run."""
-    cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    num_gpus = torch.cuda.device_count() if kind == "cuda" else 0
     return {
         "versions": {
             "replica": __version__,
@@ -172,12 +163,10 @@ def describe_machine(kind: str) -> dict[str, Any]:
         },
         "git_revision": git_revision(),
         "hardware": {
-            "cpu": cpu,
+            "cpu": names[0] if names else platform.processor() or platform.machine(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "cores": os.cpu_count(),
-            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-            if kind == "cuda"
-            else [],
+            "gpus": [torch.cuda.get_device_name(i) for i in range(num_gpus)],
         },
         "operators": cuda_ext.implementations(),
     }

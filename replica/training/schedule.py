@@ -15,12 +15,7 @@ from replica.recipes.recipe import layer_of
 
 @dataclass(frozen=True)
 class HandChange:
-    """A value that was set by hand.
-
-    Attributes:
-        step: the first step on which it acts, counted from 1 as in metrics.jsonl.
-        target, value: as in `EpochChange`.
-    """
+    """An `EpochChange` that was set by hand, and acts first on a step, counted from 1."""
 
     step: int
     target: str
@@ -45,16 +40,11 @@ class Settings:
 
 
 def num_drops(recipe: Recipe, *, epoch: int, val_errors: list[float]) -> int:
-    """How many times the rate has been reduced before the first step of an epoch.
+    """How many times the rate has been reduced before the first step of an epoch, from 1.
 
-    Args:
-        recipe: gives the rule.
-        epoch: counted from 1.
-        val_errors: top-1 error on the validation part after epochs 1, 2, ..., epoch - 1; only the
-            rule "plateau" reads it.
-
-    A plateau is `plateau_patience` epochs in a row without an error that is lower than the best one
-    so far by `plateau_improvement`; after a drop the count begins anew.
+    A plateau is `plateau_patience` epochs in a row without a top-1 error (`val_errors`, after each
+    epoch) that is lower than the best one so far by `plateau_improvement`; after a drop the count
+    begins anew.
     """
     if recipe.drop_rule == "epochs":
         return sum(drop_epoch <= epoch for drop_epoch in recipe.drop_epochs)
@@ -71,10 +61,7 @@ def num_drops(recipe: Recipe, *, epoch: int, val_errors: list[float]) -> int:
 
 @dataclass
 class _Rate:
-    """A rate that was set when there had been `drops` drops, and has dropped with the others since.
-
-    One that stands apart from the drops (the biases' own) has `drops` None.
-    """
+    """A rate, and how many drops there had been when it was set; None: drops do not change it."""
 
     value: float
     drops: int | None
@@ -110,17 +97,11 @@ def settings_at(
     val_errors: list[float],
     by_hand: Iterable[HandChange] = (),
 ) -> Settings:
-    """What is in force at a step.
+    """What is in force at a step, counted from 1, for tensors of names such as `conv1.weight`.
 
     A drop multiplies every rate but the biases' own, which the source changed by hand. A change of
-    `learning_rate` leaves frozen layers frozen; naming a layer is what thaws it.
-
-    Args:
-        recipe: the beginning, the rule of the drops, the changes by epoch.
-        names: of the tensors, such as `conv1.weight`.
-        step: counted from 1.
-        steps_per_epoch, val_errors: of the run; the errors as in `num_drops`.
-        by_hand: in the order in which it was set.
+    `learning_rate` leaves frozen layers frozen; naming a layer is what thaws it. Changes `by_hand`
+    come in the order in which they were made, and `val_errors` are as in `num_drops`.
     """
     names = list(names)
     biases = {name for name in names if name.endswith(".bias")}

@@ -158,11 +158,7 @@ def _restore_(state: RunState, saved: Checkpoint) -> None:
 
 
 def whole_checkpoint(state: RunState) -> Checkpoint | None:
-    """The state of the whole network in rank 0, None elsewhere; every rank must call it.
-
-    Raises:
-        RuntimeError: a weight is not finite.
-    """
+    """The state of the whole network in rank 0, None elsewhere; every rank must call it."""
     beat("gathering the network's halves")
     model = _whole_tensors(state, state.model.state_dict())
     velocities = _whole_tensors(state, state.velocities)
@@ -195,9 +191,8 @@ def whole_checkpoint(state: RunState) -> Checkpoint | None:
 
 def _whole_tensors(state: RunState, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors of both towers in rank 0, to which the second tower of its copy sends its halves."""
-    rank = state.rank
+    rank, run = state.rank, state.run
     is_cut_here = rank.devices.split == 2 and rank.copy == 0
-    run = state.run
     shapes = whole_shapes(run.recipe, num_classes=run.num_classes, statistics=True)
     whole = {}
     for name, tensor in tensors.items():
@@ -226,16 +221,15 @@ def describe(state: RunState, numerics: NumericsInForce) -> RunRecord:
         threads=torch.get_num_threads(),
         memory=keep_large_blocks(),
     )
-    resumed = run.resume_from
+    path = run.resume_from
+    resumed = {"checkpoint": path.name, "sha256": sha256_beside(path)} if path else None
     return RunRecord(
         recipe_record=to_record(run.recipe),
         num_classes=run.num_classes,
         seed=run.seed,
         command=run.command,
         started_at_step=state.step,
-        resumed_from={"checkpoint": resumed.name, "sha256": sha256_beside(resumed)}
-        if resumed
-        else None,
+        resumed_from=resumed,
         initialized_from=run.init,
         steps=run.steps,
         checkpoint_steps=run.checkpoint_steps,

@@ -3,13 +3,14 @@
 `tests/test_costs.py` compares both with what is counted in real steps.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
+from replica.distributed.exchange import TwoDevices
 from replica.network.alexnet import AlexNet
-from replica.network.placement import OneDevice, Placement, one_copy, tower_slice
+from replica.network.placement import Placement, tower_slice
 from replica.recipes import Recipe
 from replica.recipes.geometry import geometry
 
@@ -29,58 +30,28 @@ class Memory:
         return self.weights + self.velocities + self.gradients + self.activations
 
 
-class _OneOfTwo:
-    """One tower whose other one sends tensors of the right shape."""
+class _AloneOfTwo(TwoDevices):
+    """One tower whose other one sends tensors of the right shape at once."""
 
-    towers_here = 1
-
-    def __init__(self) -> None:
-        self.add_over_copies = one_copy
-
-    def own(self, width: int) -> slice:
-        return tower_slice(width, tower=0, towers=2)
-
-    def read_both(self, x: torch.Tensor, *, layer: str) -> torch.Tensor:
-        return torch.cat((x, torch.empty_like(x)), dim=1)
-
-    def convolve_both(
-        self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        *,
-        stride: int,
-        padding: int,
-        layer: str,
-    ) -> torch.Tensor:
-        own, others = weight.chunk(2, dim=1)
-        y = F.conv2d(x, own, bias, stride, padding)
-        return y + F.conv2d(torch.empty_like(x), others, None, stride, padding)
-
-    def join_logits(self, x: torch.Tensor, *, num_classes: int) -> torch.Tensor:
-        return torch.cat((x, x.new_empty(len(x), num_classes - x.shape[1])), dim=1)
+    def begin_swap(
+        self, mine: torch.Tensor, *, layer: str, direction: str, num_logits: int | None = None
+    ) -> Callable[[], torch.Tensor]:
+        return lambda: mine.new_empty(len(mine), num_logits or mine.shape[1], *mine.shape[2:])
 
 
 def training_memory(
     recipe: Recipe, *, num_classes: int, images: int, towers_here: int, precision: str
 ) -> Memory:
-    """What a process with these towers needs for a step with so many images.
+    """What a process with these towers, 1 of 2 or all, needs for a step with so many images.
 
-    Activations are what autograd keeps of a forward pass: the pass is made with tensors that have
-    shapes and no memory.
-
-    Args:
-        recipe: of the network.
-        num_classes: of the run.
-        images: of the batch that this process has.
-        towers_here: 1 of 2, or all that there are.
-        precision: of `--precision`; in bf16 weights stay in float32, and copies of them are kept.
+    Activations are what autograd keeps of a forward pass, made with tensors that have shapes and no
+    memory. In bf16 weights stay in float32, and copies of them are kept.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode  # 1 s to import, for a dry run alone
 
     dtype = torch.float64 if precision == "float64" else torch.float32
     is_whole = towers_here == recipe.towers
-    placement: Placement = OneDevice(recipe.towers) if is_whole else _OneOfTwo()
+    placement = Placement(recipe.towers) if is_whole else _AloneOfTwo(tower=0, peer=1)
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -91,15 +62,9 @@ def training_memory(
     with FakeTensorMode():
         model = AlexNet(recipe, num_classes=num_classes, placement=placement)
         parameters = {name: weight.to(dtype) for name, weight in model.named_parameters()}
-        masks = {
-            layer.name: torch.empty(
-                images, model.get_parameter(f"{layer.name}.bias").numel()
-            ).bool()
-            for layer in recipe.fully_connected
-            if layer.dropout
-        }
-        x = torch.empty(images, 3, recipe.crop_size, recipe.crop_size, dtype=dtype)
-        x = x.contiguous(memory_format=torch.channels_last)
+        masks = model.dropout_masks(torch.arange(images), seed=0, step=0)
+        shape = (images, 3, recipe.crop_size, recipe.crop_size)
+        x = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
         with (
             torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
@@ -119,15 +84,13 @@ def exchanged_values(
 ) -> dict[tuple[str, str], int]:
     """How many values a tower sends to the other one in a training step (paper, Figure 2).
 
-    Returns:
-        By (layer, "forward" or "backward"): its half of what each layer reads that reads both
-        towers, the gradient of the other's half, and its logits, whose gradient both compute.
+    By (layer, "forward" or "backward"): its half of what each layer reads that reads both towers,
+    the gradient of the other's half, and its logits, whose gradient both compute.
     """
-    values: dict[tuple[str, str], int] = {}
+    logits = tower_slice(num_classes, tower=tower, towers=2)
+    values = {("loss", "forward"): images * (logits.stop - logits.start)}
     for layer in geometry(recipe, num_classes=num_classes):
         if layer.reads == "both towers":
             half = images * layer.num_inputs // 2
             values[layer.name, "forward"] = values[layer.name, "backward"] = half
-    logits = tower_slice(num_classes, tower=tower, towers=2)
-    values["loss", "forward"] = images * (logits.stop - logits.start)
     return values
