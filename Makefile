@@ -72,11 +72,11 @@ format: setup ## let ruff and clang-format write the code
 	$(BIN)/clang-format -i --style=file:cuda_ext/.clang-format $(CPP)
 
 docs: setup ## the site: guides and API reference in build/docs; a broken link fails
-	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
+	$(BIN)/python -m sphinx -E -W --keep-going -q docs build/docs
 	@echo "built: open build/docs/index.html"
 
 docs-links: setup ## follow the external links of the documents (needs network)
-	$(BIN)/python -m sphinx -W --keep-going -q -b linkcheck docs build/docs-links
+	$(BIN)/python -m sphinx -E -W --keep-going -q -b linkcheck docs build/docs-links
 
 lock: setup ## write requirements.lock anew from requirements.in (needs network)
 	$(BIN)/python -m pip install --quiet uv
