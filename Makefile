@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-slow test-all test-gpu bench-gpu fuzz mutants mutants-sample mutants-map
-.PHONY: lint format demo lock clean
+.PHONY: lint format docs docs-links demo lock clean
 CPP := cuda_ext/csrc/* benchmarks/*.cpp tests/*.cpp tests/*.h
 
 help: ## list the targets
@@ -70,6 +70,13 @@ format: setup ## let ruff and clang-format write the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i --style=file:cuda_ext/.clang-format $(CPP)
+
+docs: setup ## the site: guides and API reference in build/docs; a broken link fails
+	$(BIN)/python -m sphinx -E -W --keep-going -q docs build/docs
+	@echo "built: open build/docs/index.html"
+
+docs-links: setup ## follow the external links of the documents (needs network)
+	$(BIN)/python -m sphinx -E -W --keep-going -q -b linkcheck docs build/docs-links
 
 lock: setup ## write requirements.lock anew from requirements.in (needs network)
 	$(BIN)/python -m pip install --quiet uv

@@ -1,7 +1,7 @@
 """How badly a linear classifier on raw pixels does.
 
 Ridge regression to one-hot labels, on every S-th pixel of the 256 x 256 images, for several S and
-penalties; the best of all, chosen on the validation images themselves, is a bound in its favour.
+penalties; the best of all, chosen on the validation images themselves, is a bound in its favor.
 """
 
 import argparse

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"one or more; default: {' and '.join(SHAPES)}",
     )
     parser.add_argument("--rounds", type=int, default=21, help="default: %(default)s")
-    parser.add_argument("--threads", type=int, help="default: one a core")
+    parser.add_argument("--threads", type=int, help="default: one per core")
     parser.add_argument("--no-peers", action="store_true", help="leave the other libraries out")
 
 

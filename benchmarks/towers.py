@@ -113,7 +113,7 @@ def _rank(rank: Rank, options: tuple[Any, ...], stop: StopRequest) -> None:
 
 
 def draw(ranks: list[dict[str, Any]], picture: Path) -> None:
-    """The last step's spans: a row a process, forward and backward side by side.
+    """The last step's spans: a row per process, forward and backward side by side.
 
     A process whose peer is late waits for it, exchange or not.
     """

@@ -1,7 +1,7 @@
 """Whole training steps of `paper` on the CPU: against PyTorch's own, against no normalization.
 
 Each candidate is a process of its own, so that each has its allocator setting and its own peak of
-memory; they take turns, and a figure is the median over all steps but each process's first.
+memory; they are interleaved, and a figure is the median over all steps but each process's first.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", choices=RECIPES, default="paper", help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=3, help="a process; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=3, help="per process; default: %(default)s")
     parser.add_argument("--only", metavar="TEXT", help="candidates whose name has this in it")
     parser.add_argument("--candidate", help=argparse.SUPPRESS)
 
@@ -98,7 +98,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     }
     rows = []
     for name, speed in speeds.items():
-        spread = f"{min(seconds[name]):.2f} to {max(seconds[name]):.2f} s a step"
+        spread = f"{min(seconds[name]):.2f} to {max(seconds[name]):.2f} s per step"
         rows.append(Row(name, speed, "images/s", note=spread))
         for baseline in BASELINES.get(name, []):
             if baseline in speeds:
@@ -109,7 +109,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
 
 def _product_rows(arguments: argparse.Namespace) -> list[Row]:
     """For comparison, the processor's speed in PyTorch's large matrix products."""
-    # Backward computes two products a layer, but for the gradient of the images.
+    # Backward computes two products per layer, except for the gradient of the images.
     table = geometry(RECIPES[arguments.recipe])
     operations = 2 * (3 * sum(layer.macs for layer in table) - table[0].macs)
     rows = []
@@ -118,7 +118,7 @@ def _product_rows(arguments: argparse.Namespace) -> list[Row]:
         seconds = interleaved({"product": partial(torch.mm, a, b)}, rounds=15, seconds=20.0)
         speed = 2 * MATRIX_SIDE**3 / seconds["product"]
         name = f"matrix products: {str(dtype).removeprefix('torch.')}"
-        note = f"{speed / operations:.0f} images/s at {operations / 1e9:.2f} GFLOP an image"
+        note = f"{speed / operations:.0f} images/s at {operations / 1e9:.2f} GFLOP per image"
         rows.append(Row(name, speed / 1e9, "GFLOP/s", note=note))
     return rows
 

@@ -56,7 +56,7 @@ def run() -> int:
     """The exit status of the report; what is wrong with a setting is one line."""
     try:
         main()
-        sys.stdout.flush()  # here, where a closed pipe is still ours to catch
+        sys.stdout.flush()  # here, where a closed pipe can still be caught
     except ValueError as error:
         print(f"cuda_ext: {error}", file=sys.stderr)
         return 2

@@ -99,7 +99,7 @@ def _load(name: str) -> CompiledState:
         torch.ops.load_library(str(path))
         describe = ctypes.CDLL(str(path)).replica_built_for
     except AttributeError:
-        return CompiledState(False, f"{name} is not one of ours: {REBUILD}")
+        return CompiledState(False, f"{name} is of another project: {REBUILD}")
     except (OSError, RuntimeError) as error:
         first_line = str(error).splitlines()[0]
         return CompiledState(False, f"{name} cannot be loaded ({first_line}): {REBUILD}")

@@ -84,7 +84,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     which = parser.add_argument_group("which pictures")
     which.add_argument(
-        "--classes", type=Path, metavar="FILE", help="only these: a wnid or a name a line"
+        "--classes", type=Path, metavar="FILE", help="only these: a wnid or a name per line"
     )
     which.add_argument(
         "--per-class",
@@ -141,11 +141,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         metavar="N",
         default=DEFAULT_IMAGES_PER_SHARD,
-        help="pictures a shard file (default: %(default)s, 201 MB)",
+        help="images per shard file (default: %(default)s, 201 MB)",
     )
     how = parser.add_argument_group("how")
     how.add_argument(
-        "--workers", type=int, metavar="N", help="decoding processes (default: one a core)"
+        "--workers", type=int, metavar="N", help="decoding processes (default: one per core)"
     )
     how.add_argument(
         "--shard",
@@ -226,7 +226,7 @@ def find_pictures(arguments: argparse.Namespace, *, num_workers: int) -> Picture
         print(note)
     if arguments.classes is not None:
         wanted = Folder(arguments.classes.parent)
-        lines = text_lines(wanted, arguments.classes.name, "a wnid or a name of a class a line")
+        lines = text_lines(wanted, arguments.classes.name, "a wnid or a name of a class per line")
         found = found.with_classes(line.strip() for _, line in lines)
     if arguments.per_class is not None:
         found = found.cut_from_train(arguments.per_class)
@@ -325,7 +325,7 @@ def run(arguments: argparse.Namespace) -> None:
         finish(output)
         return
     if arguments.workers is None:
-        print(f"workers: {num_workers}, one a core (no --workers given)")
+        print(f"workers: {num_workers}, one per core (no --workers given)")
     decoder_name(arguments.decoder)
     if arguments.dry_run:
         pictures = find_pictures(arguments, num_workers=num_workers)

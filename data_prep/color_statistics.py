@@ -126,7 +126,7 @@ def color_statistics(sums: PixelSums) -> ColorStatistics:
 def comparison_with_published(statistics: ColorStatistics) -> list[str]:
     """Lines that set statistics beside those that others measured on ImageNet."""
     published = np.array(PUBLISHED_EIGENVECTORS)
-    # An eigenvector has no sign: the published ones are turned to look the way of ours.
+    # An eigenvector has no sign: the published ones get the sign of the computed ones.
     published = published * np.sign((published * statistics.eigenvectors).sum(axis=0))
 
     def row(title: str, ours: np.ndarray, theirs: np.ndarray, form: str) -> str:

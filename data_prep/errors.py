@@ -52,7 +52,7 @@ def run_command(
         except SystemExit:  # argparse has printed its help
             sys.stdout.flush()
             raise
-        sys.stdout.flush()  # here, where a closed pipe is still ours to catch
+        sys.stdout.flush()  # here, where a closed pipe can still be caught
         return status
     except BrokenPipeError:
         # The interpreter flushes once more when it ends.

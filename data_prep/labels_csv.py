@@ -1,4 +1,4 @@
-"""`labels.csv`: one line an image, for people and spreadsheets."""
+"""`labels.csv`: one line per image, for people and spreadsheets."""
 
 import csv
 import io

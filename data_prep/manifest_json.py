@@ -147,7 +147,7 @@ def _plan_problems(manifest: Any) -> Iterator[str]:
     elif len(set(wnids)) != len(wnids):
         yield "expected wnids that all differ"
     elif not _is_texts(names) or len(names) != len(wnids):
-        yield "expected class_names, one a wnid"
+        yield "expected class_names, one per wnid"
     size = manifest.get("image_size")
     if not _is_count(size, 1) or size > MAX_IMAGE_SIZE:
         yield f"expected an image_size of 1 to {MAX_IMAGE_SIZE}, got {str(size)[:20]}"

@@ -25,7 +25,7 @@ FILTERS = ("bilinear", "bicubic", "lanczos", "hamming", "box", "nearest")
 FITS = ("crop", "pad")
 DECODERS = ("pillow", "fast")
 ORIENTATION_TAG = 0x0112
-# A gray level of 16 bits is cut to its upper 8: 257 of its levels are one of ours.
+# A gray level of 16 bits is cut to its upper 8: 257 of its levels become one.
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L")
 
 
@@ -211,7 +211,7 @@ def _padded(image: np.ndarray, side: int) -> np.ndarray:
 def _fast(data: bytes, picture_format: PictureFormat) -> np.ndarray | None:
     """Decodes a JPEG with other libraries; None where they cannot, so that Pillow says why.
 
-    libjpeg-turbo's faster transforms, its exact halving of large pictures, and two taps a pixel
+    libjpeg-turbo's faster transforms, its exact halving of large pictures, and two taps per pixel
     instead of an antialiased filter.
     """
     import cv2

@@ -246,12 +246,12 @@ class DataSet:
 
     @property
     def wnids(self) -> list[str]:
-        """One identifier a class."""
+        """One identifier per class."""
         return list(self.manifest.plan.wnids)
 
     @property
     def class_names(self) -> list[str]:
-        """One readable name a class."""
+        """One readable name per class."""
         return list(self.manifest.plan.class_names)
 
     @property
@@ -271,7 +271,7 @@ class DataSet:
 
     @property
     def held_out(self) -> str:
-        """The part that tells how training goes: val, or test in a set without val."""
+        """The part that measures how training goes: val, or test in a set without val."""
         return "val" if len(self.val) else "test"
 
     def part(self, name: str) -> Part:

@@ -194,7 +194,7 @@ def describe_parts(data: DataSet) -> list[str]:
             filled = counts[counts > 0]
             lines.append(
                 f"{part}: {len(labels)} images in {len(data.part(part).shards)} shards, "
-                f"{len(filled)} of {len(data.wnids)} classes, {filled.min()} to {filled.max()} a "
+                f"{len(filled)} of {len(data.wnids)} classes, {filled.min()} to {filled.max()} per "
                 "class"
             )
     return lines

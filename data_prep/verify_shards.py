@@ -39,7 +39,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="look at sizes, labels and the form of the files only, not at the pixels",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="default: one a core")
+    parser.add_argument("--workers", type=int, metavar="N", help="default: one per core")
     parser.add_argument(
         "--contact-sheet",
         type=Path,

@@ -52,13 +52,13 @@ class Workers:
         """Gives the results as they come; calls `on_wait` several times a second meanwhile.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C came; the workers have been told to give up their work.
+            KeyboardInterrupt: Ctrl-C came; the workers have been asked to stop.
         """
         waiting = iter(items)
         running: set[Future[Result]] = set()
         try:
             while True:
-                # Two tasks a worker, so that none waits, and not all tasks are pickled at once.
+                # Two tasks per worker, so that none waits, and not all tasks are pickled at once.
                 for item in itertools.islice(waiting, 2 * self._num_workers - len(running)):
                     running.add(self._pool.submit(work, item))
                 if not running:

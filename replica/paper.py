@@ -1,6 +1,6 @@
 """Every number that the paper states, with its section: Krizhevsky, Sutskever, Hinton, NIPS 2012.
 
-Nothing here is a choice of ours. What the network does is in `replica/recipes`, which takes its
+This project chooses nothing here. What the network does is in `replica/recipes`, which takes its
 values from here wherever the paper states one.
 """
 

@@ -10,19 +10,19 @@ from scipy.io import savemat
 
 
 def picture(color, size=(20, 16), format_name="JPEG"):
-    """A small picture of one colour, as a file's bytes."""
+    """A small picture of one color, as a file's bytes."""
     buffer = io.BytesIO()
     Image.new("RGB", size, color).save(buffer, format_name)
     return buffer.getvalue()
 
 
 def color_of(number):
-    """A colour that tells a number up to 4095 after JPEG: 16 levels a channel."""
+    """A color that encodes a number up to 4095, also after JPEG: 16 levels per channel."""
     return tuple(16 * (number >> shift & 15) + 8 for shift in (8, 4, 0))
 
 
 def number_of(pixel):
-    """The number that a colour tells."""
+    """The number that a color encodes."""
     red, green, blue = (int(value) // 16 for value in pixel)
     return red << 8 | green << 4 | blue
 
@@ -81,9 +81,9 @@ def ilsvrc_ids(num_classes=1000):
 
 
 def write_ilsvrc(directory, *, year=2012, num_val=40, ids=None, train_wnids=None):
-    """The official tars and devkit of a year, with one training picture a class.
+    """The official tars and devkit of a year, with one training picture per class.
 
-    The colour of a training picture tells the place of its wnid in sorted order; that of a
+    The color of a training picture tells the place of its wnid in sorted order; that of a
     validation or test picture the place of the wnid that its id belongs to.
     """
     ids = ids or ilsvrc_ids()

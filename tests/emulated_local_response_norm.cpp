@@ -1,4 +1,4 @@
-// The GPU kernels of local response normalisation as a library for a CPU: for ctypes.
+// The GPU kernels of local response normalization as a library for a CPU: for ctypes.
 #include "cuda_emulation.h"
 //
 #include KERNELS  // cuda_ext/csrc/local_response_norm.cuh, or a copy with an error in it

@@ -1,4 +1,4 @@
-"""What today's version computes, kept in `goldens/`: a change of the house may not move a bit.
+"""What today's version computes, kept in `goldens/`: a refactoring may not change a bit.
 
 `python tests/golden_values.py` writes the old shards, the old run and the values anew; only a
 commit that changes results on purpose does that, and says why. The widths of the old run are its

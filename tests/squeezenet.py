@@ -14,7 +14,7 @@ MEAN_BGR = np.array([104, 117, 123], np.float32)
 
 
 def prepare(image: np.ndarray) -> np.ndarray:
-    """Red-green-blue bytes to what Caffe's network expects: blue first, minus the mean colour."""
+    """Red-green-blue bytes to what Caffe's network expects: blue first, minus the mean color."""
     return np.ascontiguousarray(image[:, :, ::-1].astype(np.float32) - MEAN_BGR)
 
 

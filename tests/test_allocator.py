@@ -69,7 +69,7 @@ for thread in threads: thread.start()
 for thread in threads: thread.join()
 print(json.dumps([damaged, failed]))
 """
-NEIGHBOURS = """
+NEIGHBORS = """
 quarters = [torch.empty(2**26, dtype=torch.uint8) for _ in range(4)]
 first = quarters[0].data_ptr()
 touching = all(q.data_ptr() == first + i * 2**26 for i, q in enumerate(quarters))
@@ -125,8 +125,8 @@ def test_tensors_of_several_threads_do_not_touch_each_other():
 
 
 @needs_library
-def test_neighbours_that_were_freed_are_one_hole():
-    assert result_of(START + NEIGHBOURS) == [True, True, 0]
+def test_neighbors_that_were_freed_are_one_hole():
+    assert result_of(START + NEIGHBORS) == [True, True, 0]
 
 
 @needs_library

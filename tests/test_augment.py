@@ -131,7 +131,7 @@ def test_every_image_is_used_once_an_epoch_in_the_same_order(data):
     assert sorted(labels) == sorted(data.train.labels)
     for one, other in zip(first, second, strict=True):
         assert np.array_equal(one.labels, other.labels)
-        assert not np.array_equal(one.images, other.images)  # new crops and colours
+        assert not np.array_equal(one.images, other.images)  # new crops and colors
 
 
 @pytest.mark.parametrize("shares", [2, 3, 40])

@@ -163,7 +163,11 @@ def test_a_binary_that_is_not_ours_is_reported_and_the_reference_serves(package,
     state = report(package)
     reason = state["libraries"]["cpu"]["reason"]
     assert reason.startswith("_cpu.abi3.so ")
-    said = {"text": "cannot be loaded", "truncated": "is cut off", "foreign": "is not one of ours"}
+    said = {
+        "text": "cannot be loaded",
+        "truncated": "is cut off",
+        "foreign": "is of another project",
+    }
     assert said[kind] in reason
     assert reason.endswith("run `make clean setup`")
     assert "\n" not in reason

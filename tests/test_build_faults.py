@@ -435,7 +435,7 @@ def test_the_summary_tells_images_modes_bad_files_and_size(pictures, whole, tmp_
 
 
 def test_memory_stays_below_400_mb_a_worker(pictures, tmp_path):
-    """Peak memory of the largest process of the build, at 1024 images a shard."""
+    """Peak memory of the largest process of the build, at 1024 images per shard."""
     many = tmp_path / "many"
     source = next((pictures / "ILSVRC/Data/CLS-LOC/train" / toy.WNIDS[1]).iterdir())
     for part, number in (("train", 1100), ("val", 2)):

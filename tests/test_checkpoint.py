@@ -224,9 +224,9 @@ def test_a_recipe_survives_its_record():
 
 
 def test_a_record_of_another_version_is_refused():
-    record = {**to_record(MINI), "colour": 1}
+    record = {**to_record(MINI), "color": 1}
     del record["momentum"]
-    with pytest.raises(UserError, match=r"missing fields \['momentum'\], unknown .*\['colour'\]"):
+    with pytest.raises(UserError, match=r"missing fields \['momentum'\], unknown .*\['color'\]"):
         from_record(record)
 
 

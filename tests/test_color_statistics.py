@@ -86,9 +86,9 @@ def test_color_statistics_are_those_of_all_pixels():
     np.testing.assert_allclose(statistics.standard_deviations, along.std(axis=0), rtol=1e-9)
 
 
-def test_grey_pictures_have_no_negative_eigenvalue():
-    grey = np.random.default_rng(3).integers(0, 256, (4, 8, 8, 1), np.uint8).repeat(3, axis=-1)
-    statistics = color_statistics(sums_of(grey))
+def test_gray_pictures_have_no_negative_eigenvalue():
+    gray = np.random.default_rng(3).integers(0, 256, (4, 8, 8, 1), np.uint8).repeat(3, axis=-1)
+    statistics = color_statistics(sums_of(gray))
     assert (statistics.eigenvalues >= 0).all()
     assert np.isfinite(statistics.standard_deviations).all()
 

@@ -45,7 +45,7 @@ FIELDS = {
 
 @pytest.fixture(scope="module")
 def two_towers(shards_dir, tmp_path_factory):
-    """A run of six steps, one and a half epochs, with a tower a process."""
+    """A run of six steps, one and a half epochs, with one tower per process."""
     out = tmp_path_factory.mktemp("runs of two") / "run"
     result = train(shards_dir, out, "--gpus", "2", "--steps", "6")
     assert result.returncode == 0, result.stderr
@@ -80,7 +80,7 @@ def test_each_default_is_printed_in_one_line(two_towers, shards_dir, tmp_path):
     assert "classes: 10, as the data has (recipe mini: 10)" not in result.stdout
 
 
-def test_metrics_have_one_step_line_a_step_and_every_field(two_towers):
+def test_metrics_have_one_line_per_step_and_every_field(two_towers):
     lines = (two_towers[0] / "metrics.jsonl").read_text().splitlines()
     assert all(set(json.loads(line)) == FIELDS for line in lines)
     steps = lines_of(two_towers[0], "step")

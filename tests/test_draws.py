@@ -45,8 +45,8 @@ def test_initial_numbers_are_standard_normal():
     assert abs(numbers.mean()) < 0.005
     assert abs(numbers.std() - 1) < 0.005
     assert abs((numbers**4).mean() - 3) < 0.05
-    neighbours = np.corrcoef(numbers[:-1], numbers[1:])[0, 1]
-    assert abs(neighbours) < 0.005
+    neighbors = np.corrcoef(numbers[:-1], numbers[1:])[0, 1]
+    assert abs(neighbors) < 0.005
 
 
 def test_parameters_and_seeds_draw_differently():

@@ -116,7 +116,7 @@ def test_conv1_reads_three_zero_pixels_on_the_right_and_at_the_bottom(monkeypatc
     np.testing.assert_allclose(conv1[0, :, -11:, -11:].numpy(), expected, rtol=1e-12, atol=1e-12)
 
 
-# --- Initialisation (paper 5)
+# --- Initialization (paper 5)
 
 
 def test_the_papers_weights_have_deviation_001_and_its_biases_are_0_or_1():
@@ -134,7 +134,7 @@ def test_the_papers_weights_have_deviation_001_and_its_biases_are_0_or_1():
             assert abs(parameter.std().item() / 0.01 - 1) < 5 / math.sqrt(2 * n), name
 
 
-def test_each_tower_draws_its_half_of_the_whole_initialisation():
+def test_each_tower_draws_its_half_of_the_whole_initialization():
     whole = dict(network(num_classes=7).named_parameters())
     for tower in (0, 1):
         placement = TwoDevices(tower=tower, peer=1 - tower)

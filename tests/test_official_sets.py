@@ -48,7 +48,7 @@ BUILD = "data_prep/build_shards.py"
 
 
 def told_labels(pictures):
-    """What the colour of each picture says of its class."""
+    """What the color of each picture says of its class."""
     reader = Reader()
     numbers = []
     for item in pictures:
@@ -352,7 +352,7 @@ def test_classes_and_per_class_cut_any_set(tmp_path):
     for part, count in (("train", 3), ("val", 1), ("test", 2)):
         images = data.part(part)
         assert images.labels.tolist() == [0] * count + [1] * count
-        # The colours are those of the whole set's classes 1 and 3.
+        # The colors are those of the whole set's classes 1 and 3.
         assert [number_of(images.image(row)[4, 4]) for row in range(len(images))] == (
             [1] * count + [3] * count
         )
@@ -552,8 +552,8 @@ def test_a_named_source_that_is_not_there_says_what_is_missing(tmp_path):
         "ilsvrc2012": "expected the development kit",
         "ilsvrc2010": "expected the development kit",
         "class-tars": "expected tars named nXXXXXXXX.tar, found none",
-        "tiny-imagenet": "wnids.txt: expected one wnid a line, found no file",
-        "tiny-image10": "wnids.txt: expected one wnid a line, found no file",
+        "tiny-imagenet": "wnids.txt: expected one wnid per line, found no file",
+        "tiny-image10": "wnids.txt: expected one wnid per line, found no file",
         "cifar10": "expected the folders train/<class>/",
         "folder": "expected the folders train/<class>/",
     }

@@ -175,7 +175,7 @@ def test_torchs_function_of_the_same_name_divides_alpha_by_n():
 
 
 def torchs_float32(tensors, *, beta, towers):
-    """PyTorch's own normalisation of each tower by itself, or its gradient, in float32."""
+    """PyTorch's own normalization of each tower by itself, or its gradient, in float32."""
     x = tensors[-1].float().clone().requires_grad_()
     parts = [
         F.local_response_norm(part, 5, alpha=5e-4, beta=beta, k=2.0)
@@ -188,7 +188,7 @@ def torchs_float32(tensors, *, beta, towers):
 
 
 def half_unit(values, dtype):
-    """Half the distance between neighbours of `dtype` around each value; float64."""
+    """Half the distance between neighbors of `dtype` around each value; float64."""
     information = torch.finfo(dtype)
     exponents = np.floor(np.log2(np.maximum(np.abs(values), information.tiny)))
     return 0.5 * information.eps * 2.0**exponents
@@ -319,11 +319,11 @@ def test_gradients_are_those_of_the_function():
     gradient = activations((2, 6, 2, 3), seed=1) / 80
     for towers in (1, 2):
 
-        def normalise(x, towers=towers):
+        def normalize(x, towers=towers):
             return local_response_norm(x, n=3, k=1.0, alpha=0.5, beta=0.75, towers=towers)
 
-        assert torch.autograd.gradcheck(normalise, (x,))
-        assert torch.autograd.gradgradcheck(normalise, (x,), (gradient.requires_grad_(),))
+        assert torch.autograd.gradcheck(normalize, (x,))
+        assert torch.autograd.gradgradcheck(normalize, (x,), (gradient.requires_grad_(),))
 
 
 def test_an_expanded_gradient_is_read_right():
@@ -444,16 +444,16 @@ def test_it_works_under_autocast_without_a_cast():
 
 
 def test_it_can_be_exported():
-    class Normalise(torch.nn.Module):
+    class Normalize(torch.nn.Module):
         def forward(self, x):
             return local_response_norm(x, **PAPER, towers=2)
 
     batch = torch.export.Dim("batch", min=1)
     x = activations((3, 8, 5, 5), torch.float32)
-    exported = torch.export.export(Normalise(), (x,), dynamic_shapes=({0: batch},))
+    exported = torch.export.export(Normalize(), (x,), dynamic_shapes=({0: batch},))
     assert "replica.local_response_norm" in str(exported.graph)
     larger = activations((7, 8, 5, 5), torch.float32)
-    assert torch.equal(exported.module()(larger), Normalise()(larger))
+    assert torch.equal(exported.module()(larger), Normalize()(larger))
 
 
 @pytest.mark.parametrize(

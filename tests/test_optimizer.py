@@ -240,7 +240,7 @@ def test_later_errors_do_not_change_the_rate_of_an_earlier_epoch():
 # --- Rates of layers, and changes by hand
 
 NAMES = ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias")
-# The run of the source, configuration 145: 10 steps an epoch here.
+# The run of the source, configuration 145: 10 steps per epoch here.
 SOURCE = dataclasses.replace(
     EPOCHS,
     bias_learning_rate=0.02,

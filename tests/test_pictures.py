@@ -33,7 +33,7 @@ def plain(color, size=(300, 280)):
 
 
 @pytest.mark.parametrize(("width", "height"), [(512, 300), (300, 512), (100, 700), (256, 256)])
-def test_the_shorter_side_becomes_256_and_the_centre_is_kept(width, height):
+def test_the_shorter_side_becomes_256_and_the_center_is_kept(width, height):
     square = decode_picture(encoded(gradient(width, height))).image
     assert square.shape == (256, 256, 3)
     shorter = min(width, height)
@@ -100,10 +100,10 @@ def test_the_filter_is_the_one_that_was_asked_for():
     "size", [(1, 1), (1, 300), (600, 2), (40, 1600), (1600, 40), (1, 255), (255, 1)]
 )
 def test_narrow_and_wide_pictures_come_out_right(size):
-    """40:1 and one pixel wide: the colour of the middle, over the whole square."""
+    """40:1 and one pixel wide: the color of the middle, over the whole square."""
     width, height = size
     picture = plain((10, 20, 30), size)
-    # The ends are another colour: they lie outside of the central square.
+    # The ends are another color: they lie outside of the central square.
     if max(size) > 4 * min(size):
         ends = (0, 0, width // 4, height) if width > height else (0, 0, width, height // 4)
         picture.paste((250, 250, 250), ends)
@@ -133,10 +133,10 @@ def cmyk_file(inks, *, has_adobe):
 
 MODES = {
     "RGB": (encoded(plain((200, 100, 50))), (200, 100, 50)),
-    "grey": (encoded(Image.new("L", (300, 280), 77)), (77, 77, 77)),
-    "grey JPEG": (encoded(Image.new("L", (300, 280), 77), "JPEG"), (77, 77, 77)),
+    "gray": (encoded(Image.new("L", (300, 280), 77)), (77, 77, 77)),
+    "gray JPEG": (encoded(Image.new("L", (300, 280), 77), "JPEG"), (77, 77, 77)),
     "RGBA": (encoded(Image.new("RGBA", (300, 280), (200, 100, 50, 3))), (200, 100, 50)),
-    "grey with alpha": (encoded(Image.new("LA", (300, 280), (77, 3))), (77, 77, 77)),
+    "gray with alpha": (encoded(Image.new("LA", (300, 280), (77, 3))), (77, 77, 77)),
     "palette": (
         encoded(plain((200, 100, 50)).convert("P", palette=Image.Palette.ADAPTIVE)),
         (200, 100, 50),

@@ -112,7 +112,7 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(shards_dir, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "parameters: 407,018, 203,509 in each of two towers" in result.stdout
     assert "steps: 12 (3 epochs of 4)" in result.stdout
-    assert "memory a process:" in result.stdout
+    assert "memory per process:" in result.stdout
     assert "exchange: a tower sends" in result.stdout
     assert "images/s) tried in one process" in result.stdout
     assert not (tmp_path / "run").exists()

@@ -42,7 +42,7 @@ def signed(path, change):
 def test_a_whole_data_set_is_verified_and_described(shards_dir):
     result = run_here(VERIFY, str(shards_dir))
     assert result.returncode == 0, result.stderr
-    assert "train: 60 images in 2 shards, 10 of 10 classes, 6 to 6 a class" in result.stdout
+    assert "train: 60 images in 2 shards, 10 of 10 classes, 6 to 6 per class" in result.stdout
     assert "no two images have the same pixels" in result.stdout
     assert "is in every byte that its manifest says" in result.stdout
     quick = run_here(VERIFY, str(shards_dir), "--quick")

@@ -25,7 +25,7 @@ COMPRESSIONS = {"gz": gzip.GzipFile, "bz2": bz2.BZ2File, "xz": lzma.LZMAFile}
 
 
 def file_kind(path: Path) -> str | None:
-    """`zip`, `tar`, `gz`, `bz2`, `xz`, or None: told by the first bytes, not by the name."""
+    """`zip`, `tar`, `gz`, `bz2`, `xz`, or None: by the first bytes, not by the name."""
     try:
         with path.open("rb") as file:
             head = file.read(512)

@@ -159,4 +159,4 @@ def _read_binary(tree: Tree, path: str) -> Batch:
 def _names_of_text(tree: Tree) -> tuple[str, ...]:
     if not tree.is_file("batches.meta.txt"):
         return CLASSES
-    return tuple(read_text(tree, "batches.meta.txt", "the ten names, one a line").split())
+    return tuple(read_text(tree, "batches.meta.txt", "the ten names, one per line").split())

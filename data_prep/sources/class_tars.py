@@ -1,4 +1,4 @@
-"""One tar a class, as ImageNet of Fall 2009 and Fall 2011 come: n*.tar, up to 21,843 of them.
+"""One tar per class, as ImageNet of Fall 2009 and Fall 2011 come: n*.tar, up to 21,843 of them.
 
 The tars lie in a directory, or in one large tar. Nothing is cut into parts there, so this source
 cuts each class in half by a seeded rule: one half train, the other test (paper 6, on Fall 2009).
@@ -13,7 +13,7 @@ from data_prep.sources.picture_set import WNID, Picture, PictureSet, halves
 from data_prep.sources.text import read_class_names
 from data_prep.sources.trees import Tree, visible_names
 
-LAYOUT = "nXXXXXXXX.tar: one tar a class, as ImageNet of Fall 2009 and 2011"
+LAYOUT = "nXXXXXXXX.tar: one tar per class, as ImageNet of Fall 2009 and 2011"
 NAMES_FILE = "words.txt"
 HALVES_SEED = 2012
 

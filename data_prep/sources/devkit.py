@@ -39,9 +39,9 @@ class Devkit:
     directory: str
 
     def labels(self, tree: Tree, path: str) -> list[int]:
-        """The labels of the pictures 1, 2, ... from a file with one id a line."""
+        """The labels of the pictures 1, 2, ... from a file with one id per line."""
         labels = []
-        for number, line in text_lines(tree, path, "one class id a line"):
+        for number, line in text_lines(tree, path, "one class id per line"):
             word = line.strip()
             if not word.isascii() or not word.isdigit() or int(word) not in self.label_of_id:
                 raise UserError(
@@ -122,7 +122,7 @@ def _read_meta(
 
 def classes_of_meta(data: bytes, year: int) -> dict[str, tuple[int, str]] | str:
     """In a process of its own: wnid -> (id, words) of the classes, or what is wrong."""
-    # What a damaged file makes of the process is told by its end, not by its last words.
+    # What a damaged file makes of the process shows in its exit status, not in its output.
     faulthandler.disable()
     try:
         synsets = loadmat(io.BytesIO(data), variable_names=["synsets"])["synsets"].ravel()

@@ -1,7 +1,7 @@
 """ImageNet as Kaggle packs it (CLS-LOC): the classes are the lines of LOC_synset_mapping.txt.
 
 In the directory or zip file: `ILSVRC/Data/CLS-LOC/{train/<wnid>/*,val/*}`,
-`ILSVRC/Annotations/CLS-LOC/val` (one XML a picture), and beside `ILSVRC` or in it the files
+`ILSVRC/Annotations/CLS-LOC/val` (one XML per picture), and beside `ILSVRC` or in it the files
 `LOC_synset_mapping.txt` and `LOC_val_solution.csv`. A label is the line of the mapping file,
 counted from 0; that is the position of the wnid in sorted order, which is not the ILSVRC2012_ID of
 the devkit.
@@ -94,10 +94,10 @@ def _beside(tree: Tree, base: str, name: str) -> str | None:
 
 def read_mapping(tree: Tree, path: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Reads `LOC_synset_mapping.txt`: wnids and names, in the order of the lines."""
-    what, pattern = "a wnid and its names a line", rf"\s*({WNID.pattern}) (.*\S)\s*"
+    what, pattern = "a wnid and its names per line", rf"\s*({WNID.pattern}) (.*\S)\s*"
     names = read_table(tree, path, what, form="nXXXXXXXX name", pattern=pattern)
     if not names:
-        raise UserError(f"{tree.title}/{path}: expected one class a line, got an empty file")
+        raise UserError(f"{tree.title}/{path}: expected one class per line, got an empty file")
     return tuple(names), tuple(names.values())
 
 

@@ -69,7 +69,7 @@ class PictureSet:
         if problems or not chosen:
             raise UserError(
                 f"--classes: expected wnids or names of the {len(self.wnids)} classes of "
-                f"{self.title}, one a line; got: {'; '.join(problems[:5]) or 'none'}"
+                f"{self.title}, one per line; got: {'; '.join(problems[:5]) or 'none'}"
             )
         chosen.sort()
         new_label = {label: i for i, label in enumerate(chosen)}

@@ -1,6 +1,6 @@
 """Where the bytes of a file are: on disk, in an archive, in memory; and reading them there.
 
-A worker that is told the place needs neither the archive's index nor its neighbors.
+A worker that knows the place needs neither the archive's index nor its neighbors.
 """
 
 import os

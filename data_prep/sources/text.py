@@ -67,7 +67,7 @@ def read_table(tree: Tree, path: str, what: str, *, form: str, pattern: str) -> 
 def read_class_names(tree: Tree, path: str) -> dict[str, str]:
     """Reads a file of `wnid<tab>names` lines, such as WordNet's `words.txt`."""
     names: dict[str, str] = {}
-    for number, line in text_lines(tree, path, "a wnid, a tab and its names a line"):
+    for number, line in text_lines(tree, path, "a wnid, a tab and its names per line"):
         wnid, tab, name = line.partition("\t")
         if not tab:
             raise UserError(

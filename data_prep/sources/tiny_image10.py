@@ -1,4 +1,4 @@
-"""Tiny Image10: ten named classes of Tiny ImageNet, 400/50/50 pictures a class.
+"""Tiny Image10: ten named classes of Tiny ImageNet, 400/50/50 pictures per class.
 
 All three parts are cut from the training pictures, as the earlier project did whose results are
 compared with it. `--classes FILE --per-class 400,50,50` does the same for other classes.
@@ -10,7 +10,7 @@ from data_prep.sources import tiny_imagenet
 from data_prep.sources.picture_set import PictureSet
 from data_prep.sources.trees import Tree
 
-LAYOUT = "ten classes of Tiny ImageNet, 400/50/50 a class; only by name"
+LAYOUT = "ten classes of Tiny ImageNet, 400/50/50 per class; only by name"
 PER_CLASS = (400, 50, 50)
 CLASSES = {
     "n01443537": "goldfish",

@@ -1,6 +1,6 @@
 """Tiny ImageNet: 64 x 64 pictures of up to 200 ImageNet classes, in its own layout.
 
-In the directory, zip or tar: `wnids.txt` (one class a line), `words.txt` (wnid, tab, names),
+In the directory, zip or tar: `wnids.txt` (one class per line), `words.txt` (wnid, tab, names),
 `train/<wnid>/images/*.JPEG`, and all validation pictures in one folder, `val/images`, with their
 classes in `val/val_annotations.txt` (name, wnid and a box, between tabs). A label is the position
 of the wnid in sorted order. The test pictures have no labels and are left out.
@@ -72,7 +72,7 @@ def _train_pictures(tree: Tree, labels: dict[str, int]) -> Pictures:
 
 def read_classes(tree: Tree, path: str) -> tuple[str, ...]:
     """Reads `wnids.txt`: the wnids, sorted."""
-    what, pattern = "one wnid a line", rf"\s*({WNID.pattern})()\s*"
+    what, pattern = "one wnid per line", rf"\s*({WNID.pattern})()\s*"
     wnids = read_table(tree, path, what, form="nXXXXXXXX", pattern=pattern)
     if not wnids:
         raise UserError(f"{tree.title}/{path}: expected {what}, got an empty file")

@@ -3,7 +3,7 @@
 Ten classes in Kaggle's layout: JPEG files of varied sizes, shapes and modes, validation XML,
 `LOC_synset_mapping.txt` and `LOC_val_solution.csv`. `kaggle.py` reads it as it reads ImageNet. Each
 picture shows one object at a random place, of a random size, on a random background; classes differ
-in orientation, texture, color or shape, so no single pixel tells anything and a linear classifier
+in orientation, texture, color or shape, so no single pixel says anything and a linear classifier
 on raw pixels does badly.
 """
 

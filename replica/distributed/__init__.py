@@ -1,1 +1,1 @@
-"""Which process holds which part of the network, and what the processes tell each other."""
+"""Which process holds which part of the network, and how the processes communicate."""

@@ -38,7 +38,7 @@ def choose_devices(
         gpus, split, device: options, None (`auto`) where they were not given.
         num_gpus_present: CUDA devices that this machine has.
         towers: of the recipe.
-        say: told the defaults taken, and what stands in for what, one line each.
+        say: called with a line for each default taken and each substitution.
     """
     if device == "cuda" and num_gpus_present == 0:
         raise UserError(

@@ -45,7 +45,7 @@ def find_hung(seen: dict[int, _Pulse], *, now: float, timeout: float) -> int | N
 
     That is the one with the lowest count, once it has not changed for `timeout` seconds. The
     others stand still only because they wait for it, so their counts are higher by what they did
-    before; of equal counts nobody can tell, and the first is named.
+    before; between equal counts there is no difference, and the first is named.
     """
     rank = min(seen, key=lambda r: (seen[r].count, r))
     return rank if now - seen[rank].since > timeout else None

@@ -78,7 +78,7 @@ class Mesh:
         return tensors
 
     def add_over_copies(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum of a tensor over the copies, whose gradient is the sum of theirs."""
+        """The sum of a tensor over the copies, whose gradient is the sum of the copies'."""
         if self.copies is None:
             return x
         heartbeat.beat("sum of statistics over the copies")

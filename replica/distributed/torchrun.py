@@ -1,4 +1,4 @@
-"""Ranks that `torchrun` starts, on one machine or several, and restarts where it is told to."""
+"""Ranks that `torchrun` starts, on one machine or several, and restarts with --max-restarts."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ from replica.distributed.worker import (
 
 @dataclass(frozen=True)
 class Torchrun:
-    """What `torchrun` tells a process: of the run over all machines, its machine, and restarts."""
+    """What `torchrun` passes a process: of the run over all machines, its machine, and restarts."""
 
     rank: int
     num_processes: int

@@ -64,7 +64,7 @@ def in_group(
     """Joins the group of ranks, lets this one work, and leaves the group.
 
     `open_store` makes a new connection to the key-value store that all ranks reach; `on_hung` is
-    told in one line which rank has given no sign of life for `timeout` seconds.
+    called with a line that names the rank that has given no sign of life for `timeout` seconds.
 
     Raises:
         UserError, OSError: as the work raised them.

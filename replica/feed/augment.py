@@ -97,7 +97,7 @@ def cut(
 
     Args:
         images: uint8 (H, W, C) each.
-        crops: one place an image.
+        crops: one place per image.
         mean_image: float32 (H, W, C).
         crop_size: in pixels.
         out: where to write the result; new memory by default.

@@ -7,7 +7,7 @@ that of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 A counter has four 32-bit words. What they mean is fixed for each purpose:
 
     purpose          counter words
-    initialisation   parameter number, entry // 4 (high, low), 0
+    initialization   parameter number, entry // 4 (high, low), 0
     crop             epoch, 0, image (high, low)
     color_noise      epoch, 0, image (high, low)
     dropout          step, layer number, row in the global batch, unit of the whole layer // 4
@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
-PURPOSES: Final = {"initialisation": 1, "crop": 2, "color_noise": 3, "dropout": 4, "cycle": 5}
+PURPOSES: Final = {"initialization": 1, "crop": 2, "color_noise": 3, "dropout": 4, "cycle": 5}
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
@@ -84,7 +84,7 @@ def normal_entries(*, seed: int, parameter: int, first: int, count: int) -> np.n
 
     A process that holds half of a tensor draws just its half, and gets the same numbers.
     """
-    key = key_of(seed, "initialisation")
+    key = key_of(seed, "initialization")
     result = np.empty(count, np.float32)
     block_entries = 1 << 18  # 2 MB a word: what ten rounds touch stays in the cache
     for start in range(first - first % 4, first + count, block_entries):

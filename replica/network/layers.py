@@ -111,7 +111,7 @@ class LocalResponseNorm(_ResponseNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C here, H, W), the same shape back."""
-        # ONNX knows no operator of ours; it gets the formula in PyTorch's.
+        # ONNX does not know this operator; it gets the formula in PyTorch's.
         normalize = (
             reference.local_response_norm if torch.onnx.is_in_onnx_export() else local_response_norm
         )

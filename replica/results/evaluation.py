@@ -86,7 +86,7 @@ def test_network(
         ten_crop: whether ten views of an image are averaged, or the central one counts.
         device: `auto`, `cpu` or `cuda`.
         precision: of `PRECISIONS`.
-        say: told each default that is taken.
+        say: called with a line for each default that is taken.
 
     Raises:
         UserError: there is no such checkpoint, data or part, or they do not fit each other.

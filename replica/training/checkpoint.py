@@ -115,7 +115,7 @@ def _point_to(link: Path, name: str) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Opens a checkpoint that is whole, ours, and fits its own recipe, or names every mismatch."""
+    """Opens a whole checkpoint of this project that fits its recipe, or names every mismatch."""
     if not path.is_file():
         raise UserError(f"{path}: expected a checkpoint, found no file")
     digest = _digest_path(path.resolve())  # that of a link stands beside the file
@@ -130,7 +130,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         f"{path}: expected a checkpoint that `python -m replica.train` wrote, got a file that "
         "PyTorch cannot open as tensors"
     )
-    # Older formats of torch.save are bare pickles: nothing of ours, and not looked into.
+    # Older formats of torch.save are bare pickles: not of this project, and not opened.
     if not zipfile.is_zipfile(path):
         raise foreign
     try:

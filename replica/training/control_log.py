@@ -1,7 +1,7 @@
 """Changes by hand: requests to a live run, and the log of what was asked of it.
 
 A request is a file in the run's directory `requests/`; the run reads it at its next step, logs it
-in `control.jsonl` with the first step that it acts on, and tells all of its ranks. The log is what
+in `control.jsonl` with the first step that it acts on, and sends it to all ranks. The log is what
 a resumed run and `--replay` read.
 """
 

@@ -1,4 +1,4 @@
-"""What a run would be, before it is: parameters, memory, steps, and a time that a few steps tell.
+"""What a run would be, before it is: parameters, memory, steps, and a time from a few steps.
 
 The steps are tried in this process on the first batches, with the whole network; several processes
 are not started, so for them the time is that of one process with the share that each would have.
@@ -49,7 +49,7 @@ def dry_run(run: Run) -> str:
         f"parameters: {parameters:,}{halves}",
         f"processes: {devices.num_processes} on {devices.kind}, each with {images} images of the "
         f"{recipe.batch_size} of a batch",
-        f"memory a process: {_megabytes(memory.total)} = weights {_megabytes(memory.weights)} + "
+        f"memory per process: {_megabytes(memory.total)} = weights {_megabytes(memory.weights)} + "
         f"velocities {_megabytes(memory.velocities)} + gradients {_megabytes(memory.gradients)} + "
         f"activations {_megabytes(memory.activations)}; buffers of the libraries come on top",
         f"checkpoint: {_megabytes(8 * parameters)} each, the newest {run.keep} and the best stay",
@@ -59,11 +59,11 @@ def dry_run(run: Run) -> str:
         sent = exchanged_values(recipe, num_classes=run.num_classes, images=images, tower=1)
         value_bytes = {"float64": 8, "bf16": 2}.get(run.numerics.precision, 4)
         size = _megabytes(value_bytes * sum(sent.values()))
-        lines.append(f"exchange: a tower sends {size} a step")
-    a_step = _seconds_a_step(run, images)
+        lines.append(f"exchange: a tower sends {size} per step")
+    step_seconds = _step_seconds(run, images)
     lines.append(
-        f"time: {duration(a_step * steps)} without validation, from {STEPS_TRIED} steps of "
-        f"{a_step:.2f} s ({images / a_step:.0f} images/s) tried in one process"
+        f"time: {duration(step_seconds * steps)} without validation, from {STEPS_TRIED} steps of "
+        f"{step_seconds:.2f} s ({images / step_seconds:.0f} images/s) tried in one process"
     )
     if devices.num_processes > 1:
         many = f"{devices.num_processes} processes share the work and the cores"
@@ -75,7 +75,7 @@ def _megabytes(count: float) -> str:
     return f"{count / 1e6:,.0f} MB"
 
 
-def _seconds_a_step(run: Run, images: int) -> float:
+def _step_seconds(run: Run, images: int) -> float:
     """Seconds of a training step with the whole network, the first one left out."""
     set_numerics(run.numerics)
     alone = dataclasses.replace(

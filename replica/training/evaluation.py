@@ -109,7 +109,7 @@ def evaluate(
         predict: float32 (N, C, h, w), channels last in memory, to logits (N, K), float32 or
             float64.
         images_per_batch: how many images go through the network at a time, each with all its views.
-        on_progress: told the number of images after each batch.
+        on_progress: called with the number of images after each batch.
     """
     counts = Counts()
     for first in range(0, len(rows), images_per_batch):

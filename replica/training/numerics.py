@@ -86,7 +86,7 @@ def compiler_problem(torch_file: str) -> str | None:
 
 def set_numerics(numerics: Numerics) -> NumericsInForce:
     """Sets PyTorch's switches, and returns what was set for the run's record."""
-    # cuDNN's convolutions use TF32 unless told otherwise; the paper's numbers are float32.
+    # cuDNN's convolutions use TF32 by default; the paper's numbers are float32.
     allow_tf32 = numerics.precision == "tf32"
     torch.backends.cudnn.allow_tf32 = allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = allow_tf32
@@ -95,7 +95,7 @@ def set_numerics(numerics: Numerics) -> NumericsInForce:
     # Read by cuBLAS when it is first used; without it deterministic sums are refused.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if numerics.compile == "off":
-        # The same switch as below, which would import the compiler to tell it, too.
+        # The same switch as below, which would import the compiler to set it there, too.
         torch.set_deterministic_debug_mode("error" if numerics.deterministic else "default")
     else:
         torch.use_deterministic_algorithms(numerics.deterministic)

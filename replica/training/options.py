@@ -11,7 +11,7 @@ DEFAULT_RECIPE = "paper"
 DEFAULT_SEED = 2012
 DEFAULT_TIMEOUT_SECONDS = 600.0
 
-# Tells the user a line: a default that was taken, or what was found.
+# Prints a line for the user: a default that was taken, or what was found.
 Say = Callable[[str], None]
 
 

@@ -43,7 +43,7 @@ from replica.training.run_record import RUN_FILE, Initialization, RunRecord, rea
 
 @dataclass(frozen=True)
 class Run:
-    """What every rank of a run is told.
+    """What every rank of a run is given.
 
     Attributes:
         steps: stop after this many, counted from the beginning of the run.

@@ -21,7 +21,7 @@ from replica.training.state import RunState
 
 # The rates that are shown are means over so many steps: long enough to be steady.
 STEPS_IN_MEAN = 50
-# A log file gets a line each so many seconds, a terminal two a second.
+# A log file gets a line every so many seconds, a terminal two per second.
 LOG_SECONDS = 30
 # Of a run, an event file gets at most so many steps and states of the weights, besides changes.
 STEPS_SHOWN, WEIGHTS_SHOWN = 10_000, 100

@@ -1,4 +1,4 @@
-"""run.json: what a run was told, on what data and machine, and by which processes.
+"""run.json: what a run was given, on what data and machine, and by which processes.
 
 A record is written when a session of a run begins; those of earlier sessions are kept in it. Keys
 are format and stay. A field that an older version did not write has its old meaning.
@@ -115,7 +115,7 @@ def read_run_record(run_dir: Path) -> RunRecord:
     content = json.loads(path.read_bytes())
     ranks = [read_fields(RankRecord, rank) for rank in content["ranks"]]
     initialized = content.get("initialised_from")
-    # Before devices were recorded, their ranks tell.
+    # Before devices were recorded, the ranks say which.
     split = 1 if ranks[0].tower is None else 2
     devices = {"kind": ranks[0].device.split(":")[0], "num_processes": len(ranks), "split": split}
     records = {
