@@ -325,6 +325,10 @@ def test_resuming_with_another_recipe_seed_precision_or_data_is_refused(
     out = two_towers[0]
     result = train(shards_dir, out, "--resume", "--momentum", "0.5")
     assert_user_error(result, "of another recipe", "momentum: 0.9 against 0.5")
+    # Also before data that is not there.
+    for more in ((), ("--resume",)):
+        result = run_here("-m", "replica.train", "--recipe", "alex", *more, cwd=tmp_path)
+        assert_user_error(result, "--recipe alex: expected one of mini, paper, paper-conv6")
     assert_user_error(train(shards_dir, out, "--resume", "--seed", "1"), "--seed 1", "seed 2012")
     result = train(shards_dir, out, "--resume", "--precision", "float64")
     assert_user_error(result, "--precision float64", "float32")

@@ -78,6 +78,8 @@ def prepare_run(options: TrainOptions, torchrun: Torchrun | None, *, say: Say) -
         UserError: the options contradict each other, the data, the machine, or the run to resume.
     """
     keep_large_blocks()  # before the first tensor is read
+    if options.recipe is not None:
+        find_recipe(options.recipe)  # a wrong name is said before the data is looked for
     if torchrun is not None and options.out is None and not options.dry_run:
         raise UserError("torchrun: expected --out DIR, the same for all processes, got none")
     if torchrun is not None and torchrun.restarts and options.out is not None:
