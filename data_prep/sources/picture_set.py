@@ -68,8 +68,10 @@ class PictureSet:
             parts[part] = tuple(kept)
         return replace(self, parts=parts)
 
-    def with_classes(self, wanted: Iterable[str]) -> "PictureSet":
+    def with_classes(self, wanted: Iterable[str], *, by: str = "--classes") -> "PictureSet":
         """Only the pictures of some classes, given by wnid or name; the labels are counted anew.
+
+        `by` is the option that asked for them, for messages.
 
         Raises:
             UserError: a class is unknown, ambiguous or given twice; all of them are named.
@@ -86,7 +88,7 @@ class PictureSet:
                 chosen.append(found[0])
         if problems or not chosen:
             raise UserError(
-                f"--classes: expected wnids or names of the {len(self.wnids)} classes of "
+                f"{by}: expected wnids or names of the {len(self.wnids)} classes of "
                 f"{self.title}, one a line; got: {'; '.join(problems[:5]) or 'none'}"
             )
         chosen.sort()
@@ -102,11 +104,14 @@ class PictureSet:
             parts=parts,
         )
 
-    def cut_from_train(self, per_class: tuple[int, int, int]) -> "PictureSet":
+    def cut_from_train(
+        self, per_class: tuple[int, int, int], *, by: str = "--per-class"
+    ) -> "PictureSet":
         """New parts, all cut from the training pictures of each class, in their order.
 
         Args:
             per_class: how many pictures of a class become train, val and test.
+            by: the option that asked for it, for messages.
 
         Raises:
             UserError: a class has too few training pictures.
@@ -117,7 +122,7 @@ class PictureSet:
         few = [self.wnids[i] for i, pictures in of_class.items() if len(pictures) < sum(per_class)]
         if few:
             raise UserError(
-                f"--per-class {','.join(map(str, per_class))}: expected {sum(per_class)} training "
+                f"{by} {','.join(map(str, per_class))}: expected {sum(per_class)} training "
                 f"pictures of each class, but {len(few)} classes have fewer (such as {few[0]})"
             )
         parts, first = {}, 0

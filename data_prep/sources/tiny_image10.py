@@ -12,6 +12,7 @@ from data_prep.sources.trees import Tree
 
 LAYOUT = "ten classes of Tiny ImageNet, 400/50/50 a class; only by name"
 PER_CLASS = (400, 50, 50)
+NAMED_BY = "--source tiny-image10"
 CLASSES = {
     "n01443537": "goldfish",
     "n01629819": "European fire salamander",
@@ -27,8 +28,8 @@ CLASSES = {
 
 
 def is_here(tree: Tree) -> bool:
-    """Never: a directory of Tiny ImageNet is taken whole unless this source is named."""
-    return False
+    """Whether Tiny ImageNet is here, which is taken whole unless this source is named."""
+    return tiny_imagenet.is_here(tree)
 
 
 def find(tree: Tree) -> PictureSet:
@@ -38,4 +39,5 @@ def find(tree: Tree) -> PictureSet:
         UserError: as `tiny_imagenet.find`, or a class or pictures of it are missing.
     """
     whole = tiny_imagenet.find(tree)
-    return replace(whole.with_classes(CLASSES).cut_from_train(PER_CLASS), source="tiny-image10")
+    ten = whole.with_classes(CLASSES, by=NAMED_BY).cut_from_train(PER_CLASS, by=NAMED_BY)
+    return replace(ten, source="tiny-image10")
