@@ -38,7 +38,8 @@ class Checkpoint:
         step: how many steps were done.
         epoch: that of the next step, counted from 1.
         val_errors: top-1 error after each epoch.
-        best_step: after how many steps it was lowest; None before the end of the first epoch.
+        best_step: after how many steps it was lowest, that of a session's end in mid-epoch
+            counted; None before the first validation.
         recipe, num_classes, seed: of the run; the recipe's record in the file.
         wnids, class_names: of the data, in the order of the labels.
         mean_image: float32 (H, W, 3), of the training images.
@@ -102,8 +103,9 @@ def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, *, keep: int = NUM_KE
     best = checkpoint_path(run_dir, checkpoint.best_step) if checkpoint.best_step else None
     if best and best.exists():
         _point_to(run_dir / BEST, best.name)
+    pointed_to = (run_dir / BEST).resolve()  # also where a resumed run knows no best step yet
     for old in checkpoints_of(run_dir)[:-keep]:
-        if old != best:
+        if old.resolve() != pointed_to:
             old.unlink()
             _digest_path(old).unlink(missing_ok=True)
     return path

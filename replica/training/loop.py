@@ -207,6 +207,8 @@ def _validate_and_record(state: RunState, log: RunLog | None, stop: StopRequest)
         state.val_errors.append(counts.top1_error)
         if state.step < state.last_step:
             _save(state, log)
+    else:
+        state.end_error = counts.top1_error
     return False
 
 

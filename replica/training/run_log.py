@@ -36,7 +36,8 @@ class RunLog:
         write_run_record(run.run_dir, record)
         metrics = run.run_dir / METRICS_FILE
         if run.is_resumed:
-            _cut_back(metrics, state.step)
+            is_validated = len(state.val_errors) == state.epochs_done
+            _cut_back(metrics, state.step, is_validated=is_validated)
         self._metrics = metrics.open("a")
         self._board = None
         if run.tensorboard:
@@ -100,12 +101,16 @@ class RunLog:
             self._board.close()
 
 
-def _cut_back(metrics: Path, step: int) -> None:
-    """Drops what an interrupted run wrote after the checkpoint: those steps come again."""
+def _cut_back(metrics: Path, step: int, *, is_validated: bool) -> None:
+    """Drops what an interrupted run wrote after the checkpoint: those steps come again.
+
+    So does the validation after its last step, where the checkpoint does not know of it.
+    """
     kept = []
     for line in metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else []:
         try:
-            is_kept = json.loads(line)["step"] <= step
+            of = json.loads(line)
+            is_kept = of["step"] <= step - (of["kind"] == "val" and not is_validated)
         except ValueError:
             break  # The last line, cut short by a crash.
         if is_kept and line.endswith(b"\n"):
