@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
-DEPENDENCIES = ("numpy", "PIL", "h5py", "scipy", "tqdm")
+DEPENDENCIES = ("numpy", "PIL", "h5py", "scipy")
 # Set for the Python of .venv, so that one without our dependencies does not start itself for ever.
 ALREADY_TRIED = "REPLICA_ENVIRONMENT_TRIED"
 

@@ -8,18 +8,13 @@ if __name__ == "__main__":  # before the imports that it is about
 import argparse
 import json
 import sys
-import threading
 from dataclasses import asdict
 from pathlib import Path
 
-from tqdm import tqdm
-
-from data_prep.errors import OneLineParser, run_command
+from data_prep.errors import OneLineParser, command_for, run_command
 from data_prep.manifest import PARTS
 from replica.results.evaluation import test_network
 from replica.training.numerics import PRECISIONS
-
-tqdm.set_lock(threading.RLock())
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -9,8 +9,11 @@ import multiprocessing
 import os
 import random
 
-import fuzzer
 import pytest
+
+pytest.importorskip("hypothesis", reason="hypothesis is not installed")
+
+import fuzzer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -11,9 +11,10 @@ from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
+from data_prep.errors import command_for
 from data_prep.files import write_whole
+from data_prep.progress import progress_bar, write_line
 from replica.distributed.heartbeat import beat
 from replica.distributed.mesh import Rank
 from replica.distributed.worker import StopRequest
@@ -186,7 +187,7 @@ def apply_requests(state: RunState, requests: list[Request]) -> list[str]:
         state.by_hand += [HandChange(step, *change) for change in request.changes.items()]
         if state.rank.index == 0:
             why = f" ({request.reason})" if request.reason else ""
-            tqdm.write(f"by hand, from step {step}: {request}{why}", file=sys.stderr)
+            write_line(f"by hand, from step {step}: {request}{why}")
     return [action for request in requests for action in request.actions]
 
 
@@ -263,10 +264,10 @@ def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
             logits: torch.Tensor = state.model(crops)
         return logits.to(dtype)
 
-    progress = tqdm(
-        total=len(rows),
+    progress = progress_bar(
+        len(rows),
+        " images",
         desc="validation",
-        unit=" images",
         leave=False,
         disable=state.rank.index != 0 or not sys.stderr.isatty(),
     )
