@@ -1,4 +1,4 @@
-"""What a user did wrong becomes one line and exit status 2."""
+"""How commands are called, and how what a user did wrong becomes one line and exit status 2."""
 
 import argparse
 import difflib
@@ -19,6 +19,20 @@ class UserError(ValueError):
 
     The commands print it as one line and end with exit status 2.
     """
+
+
+def command_for(module: str) -> str:
+    """How a command is typed where the user is, such as `python -m replica.train`.
+
+    Who has started one of the installed scripts has the others; else a script of the checkout is
+    called as README.md calls it, from there, and every other module by -m.
+    """
+    package, _, name = module.partition(".")
+    if Path(sys.argv[0]).name.startswith("replica-"):
+        return f"replica-{name.replace('_', '-')}"
+    script = Path(package, f"{name}.py")
+    is_script = package == "data_prep" and script.is_file()
+    return f"python {script}" if is_script else f"python -m {module}"
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -20,7 +20,7 @@ from replica.training.numerics import PRECISIONS
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = OneLineParser(
-        prog="python -m replica.test",
+        prog=command_for("replica.test"),
         description="Top-1 and top-5 error of a checkpoint on the held-out part of its data.",
     )
     add = parser.add_argument

@@ -39,7 +39,7 @@ PROGRAM = "replica.train"
 def _parser() -> OneLineParser:
     """The options, and what `--help` says of them."""
     parser = OneLineParser(
-        prog="python -m replica.train",
+        prog=command_for(PROGRAM),
         description="Trains a network on shards; writes a run directory. Ctrl-C and SIGTERM save "
         "a checkpoint after the step and end with status 130 and 143.",
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from data_prep.errors import UserError
+from data_prep.errors import UserError, command_for
 from data_prep.files import sha256_of_file, write_whole
 from replica.network.alexnet import whole_shapes
 from replica.recipes import Recipe, from_record, to_record
@@ -138,8 +138,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 "another checkpoint of the run, or train again"
             )
     foreign = UserError(
-        f"{path}: expected a checkpoint that `python -m replica.train` wrote, got a file that "
-        "PyTorch cannot open as tensors"
+        f"{path}: expected a checkpoint that `{command_for('replica.train')}` wrote, got a "
+        "file that PyTorch cannot open as tensors"
     )
     # Older formats of torch.save are bare pickles: nothing of ours, and not looked into.
     if not zipfile.is_zipfile(path):

@@ -95,8 +95,8 @@ def run_rank(rank: Rank, run: Run, stop: StopRequest) -> None:
         log.close()
         print(f"saved {path}")
         if stopped:
-            words = ("python", "-m", "replica.train", "--resume", "--out", str(run.run_dir))
-            print(f"stopped at step {state.step}; continue with `{shlex.join(words)}`")
+            again = f"{command_for('replica.train')} --resume --out {shlex.quote(str(run.run_dir))}"
+            print(f"stopped at step {state.step}; continue with `{again}`")
 
 
 def _train(state: RunState, log: RunLog | None, stop: StopRequest) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import cuda_ext
-from data_prep.errors import UserError
+from data_prep.errors import UserError, command_for
 from data_prep.files import sha256_of_file
 from data_prep.shards import DataSet, open_data_set
 from replica.distributed.devices import Devices, choose_devices
@@ -285,7 +285,7 @@ def _recipe_to_continue(options: TrainOptions, began_with: Recipe, place: Path) 
     elif options.freeze or options.rate:
         raise UserError(
             "--freeze and --rate: expected a new run, got --resume: change a live run with "
-            "`python -m replica.control`"
+            f"`{command_for('replica.control')}`"
         )
     check_fits_recipe(place, began_with, changed)
     return changed
