@@ -196,6 +196,24 @@ def test_every_make_target_of_the_documents_exists():
         assert set(named) - {"sure"} <= targets, document
 
 
+def test_pre_commit_runs_the_tools_of_make_lint():
+    lint = (PROJECT_DIR / "Makefile").read_text().split("\nlint:")[1].split("\n\n")[0]
+    tools = re.findall(r"\$\(BIN\)/(\S+(?: check| format)?)", lint)
+    hooks = (PROJECT_DIR / ".pre-commit-config.yaml").read_text()
+    assert re.findall(r"entry: \.venv/bin/(\S+(?: check| format)?)", hooks) == tools
+
+
+def test_the_workflow_runs_every_python_of_the_lock_and_what_ci_runs():
+    workflow = (PROJECT_DIR / ".github" / "workflows" / "ci.yml").read_text()
+    assert 'python: ["3.11", "3.12", "3.13"]' in workflow
+    assert "- run: make setup PYTHON=python\n" in workflow
+    here = (PROJECT_DIR / ".ci" / "run").read_text()
+    commands = re.findall(r"^make .*", here, re.MULTILINE)
+    assert re.findall(r"run: (make (?!setup).*)", workflow) == commands
+    cached = re.search(r"cache-dependency-path: \|\n((?: {12}\S+\n)+)", workflow)
+    assert cached.group(1).split() == ["requirements.lock", "Makefile"]
+
+
 def test_files_that_the_documents_link_exist():
     for document in (*DOCUMENTS, "CHANGELOG.md"):
         links = re.findall(r"\]\(([^)#:]+)\)", (PROJECT_DIR / document).read_text())
