@@ -17,7 +17,7 @@ SIX = {"torch", "numpy", "PIL", "scipy", "h5py", "pytest"}
 BENEATH = {
     *("filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "setuptools", "sympy"),
     *("typing_extensions", "iniconfig", "packaging", "pluggy", "py", "pygments"),
-    *("nvidia", "torchgen", "triton", "functorch", "cuda", "distutils"),
+    *("nvidia", "torchgen", "triton", "functorch", "cuda"),
 }
 # Hides every other installed package, from Python and from importlib.util.find_spec.
 SITECUSTOMIZE = """
@@ -29,9 +29,9 @@ class Six(PathFinder):
     def find_spec(cls, name, path=None, target=None):
         spec = super().find_spec(name, path, target)
         top = name.partition(".")[0]
-        # Names with an underscore are parts of a package, or of Python.
-        is_there = top in {there!r} or top.startswith("_")
-        is_installed = spec is not None and "site-packages" in repr(spec)
+        # Names with an underscore are parts of a package, or of Python; setuptools brings others.
+        is_there = top in {there!r} or top.startswith("_") or "/setuptools/" in repr(spec)
+        is_installed = "/site-packages/" in repr(spec)
         return spec if is_there or not is_installed else None
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Six
