@@ -105,8 +105,8 @@ def _cut_back(metrics: Path, step: int, *, is_validated: bool) -> None:
     kept = []
     for line in metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else []:
         try:
-            of = json.loads(line)
-            is_kept = of["step"] <= step - (of["kind"] == "val" and not is_validated)
+            written = json.loads(line)
+            is_kept = written["step"] <= step - (written["kind"] == "val" and not is_validated)
         except ValueError:
             break  # The last line, cut short by a crash.
         if is_kept and line.endswith(b"\n"):
