@@ -21,7 +21,9 @@ from cuda_ext.library import (
 
 def main() -> None:
     """Prints the report, as text or with --json as one object."""
-    parser = argparse.ArgumentParser(prog="python -m cuda_ext", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m cuda_ext", description=main.__doc__, allow_abbrev=False
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     libraries = {

@@ -14,7 +14,8 @@ from cuda_ext import toolchain
 CPU_LIBRARY = "_cpu.abi3.so"
 CUDA_LIBRARY = "_cuda.abi3.so"
 MEMORY_LIBRARY = "_memory.abi3.so"
-REBUILD = "run `make clean setup`"
+IS_CHECKOUT = (Path(__file__).parent.parent / "Makefile").is_file()
+REBUILD = "run `make clean setup`" if IS_CHECKOUT else "build and install the project anew"
 INSTRUCTION_SETS = ("any processor", "AVX2", "AVX-512", "AVX-512 with bfloat16")
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
-DEPENDENCIES = ("numpy", "PIL", "h5py", "scipy", "tqdm")
+DEPENDENCIES = ("numpy", "PIL", "h5py", "scipy")
 # Set for the Python of .venv, so that one without our dependencies does not start itself for ever.
 ALREADY_TRIED = "REPLICA_ENVIRONMENT_TRIED"
 
@@ -33,6 +33,9 @@ def require_environment(name: str, *modules: str) -> None:
     lack = f"lacks {', '.join(missing)}" if missing else "is older than Python 3.11"
     environment_python = PROJECT_DIR / ".venv" / "bin" / "python"
     way_out = "run `make setup`, then `source .venv/bin/activate`"
+    if not (PROJECT_DIR / "Makefile").is_file():  # installed from a wheel
+        packages = " ".join(missing).replace("PIL", "pillow")
+        way_out = f"run `{sys.executable} -m pip install {packages}`" if missing else "use another"
     if name != "__main__":
         raise ImportError(f"{have} {lack}: {way_out}")
     if environment_python.exists() and ALREADY_TRIED not in os.environ:

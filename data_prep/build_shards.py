@@ -17,7 +17,7 @@ require_environment(__name__)
 
 from data_prep.builder import build, complete, is_complete, start_manifest
 from data_prep.color_statistics import comparison_with_published
-from data_prep.errors import OneLineParser, UserError, run_command
+from data_prep.errors import OneLineParser, UserError, command_for, run_command
 from data_prep.files import locked
 from data_prep.job_array import join, share_file, share_of
 from data_prep.jpeg import QUALITY, SUBSAMPLING
@@ -56,7 +56,7 @@ SAMPLE_SIZE = 64  # pictures that --dry-run decodes
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = OneLineParser(
-        prog="python data_prep/build_shards.py",
+        prog=command_for("data_prep.build_shards"),
         description="Pictures -> HDF5 shards of 256 x 256 RGB images, restartable.",
         epilog="sources, in the order in which they are recognized:\n"
         + "\n".join(f"  {name:<15}{module.LAYOUT}" for name, module in SOURCES.items())

@@ -16,6 +16,7 @@ from data_prep.labels_csv import label_rows, write_labels
 from data_prep.manifest import LABELS_FILE, MANIFEST_FILE, PARTS, STATISTICS_FILE, Manifest, Plan
 from data_prep.manifest_json import read_manifest, write_manifest
 from data_prep.plan import check_room
+from data_prep.progress import progress_bar
 from data_prep.shard_builder import (
     BAD_PICTURES,
     DISK_BYTES,
@@ -26,7 +27,7 @@ from data_prep.shard_builder import (
 )
 from data_prep.shard_writer import write_statistics
 from data_prep.shards import shards_of
-from data_prep.workers import StoppedError, progress_bar, worker_pool
+from data_prep.workers import StoppedError, worker_pool
 
 
 def start_manifest(output: Path, plan: Plan, num_shards: dict[str, int], name: str) -> Manifest:

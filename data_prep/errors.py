@@ -1,11 +1,14 @@
-"""What a user did wrong becomes one line and exit status 2."""
+"""How commands are called, and how what a user did wrong becomes one line and exit status 2."""
 
 import argparse
+import difflib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
 EXIT_INTERRUPTED, EXIT_CLOSED_PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE
@@ -18,11 +21,38 @@ class UserError(ValueError):
     """
 
 
+def command_for(module: str) -> str:
+    """How a command is typed where the user is, such as `python -m replica.train`.
+
+    Who has started one of the installed scripts has the others; else a script of the checkout is
+    called as README.md calls it, from there, and every other module by -m.
+    """
+    package, _, name = module.partition(".")
+    if Path(sys.argv[0]).name.startswith("replica-"):
+        return f"replica-{name.replace('_', '-')}"
+    script = Path(package, f"{name}.py")
+    is_script = package == "data_prep" and script.is_file()
+    return f"python {script}" if is_script else f"python -m {module}"
+
+
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one line; `--help` shows the rest."""
+    """Says what is wrong with the arguments in one line; `--help` shows the rest.
+
+    Options are given in full: what an abbreviation means would change with the next option.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Ends the program with exit status 2."""
+        """Ends the program with exit status 2, and names the option that was meant."""
+        unknown = re.match(r"unrecognized arguments: .*?(--[\w-]+)", message)
+        if unknown:
+            names = [name for name in self._option_string_actions if name.startswith("--")]
+            longer = [name for name in names if name.startswith(unknown[1])]
+            meant = longer or difflib.get_close_matches(unknown[1], names, n=1, cutoff=0.75)
+            if meant:
+                message += f": did you mean {' or '.join(meant)}?"
         self.exit(2, f"{self.prog.removeprefix('python -m ')}: {message}: see --help\n")
 
 

@@ -14,7 +14,7 @@ PARTS = ("train", "val", "test")
 MANIFEST_FILE = "manifest.json"
 STATISTICS_FILE = "statistics.h5"
 LABELS_FILE = "labels.csv"
-BUILD_COMMAND = "python data_prep/build_shards.py"
+BUILDER = "data_prep.build_shards"
 MAX_IMAGE_SIZE = 4096
 
 

@@ -7,10 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import UserError
+from data_prep.errors import UserError, command_for
 from data_prep.files import write_whole
 from data_prep.manifest import (
-    BUILD_COMMAND,
+    BUILDER,
     FORMAT_NAME,
     FORMAT_VERSION,
     LABELS_FILE,
@@ -51,7 +51,7 @@ def read_manifest(directory: Path, name: str = MANIFEST_FILE) -> Manifest:
     if not path.is_file():
         raise UserError(
             f"no data at {directory}: expected {name} there; build the shards with "
-            f"`{BUILD_COMMAND} --output {directory}`, or give their place with --data"
+            f"`{command_for(BUILDER)} --output {directory}`, or give their place with --data"
         )
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise UserError(f"{path}: expected at most {MAX_MANIFEST_BYTES >> 20} MiB")

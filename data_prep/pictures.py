@@ -68,7 +68,7 @@ def decoder_name(decoder: str) -> str:
     if missing:
         raise UserError(
             f"--decoder fast: expected {' and '.join(missing)}, not installed here: "
-            "`pip install simplejpeg opencv-python-headless`, or leave the option out"
+            "`pip install 'replica-alexnet[fast]'`, or leave the option out"
         )
     # Under other distributions of OpenCV the name differs; the version is the module's own.
     import cv2

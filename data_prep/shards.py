@@ -15,11 +15,11 @@ import h5py
 import numpy as np
 
 from data_prep.color_statistics import ColorStatistics, PixelSums
-from data_prep.errors import UserError
+from data_prep.errors import UserError, command_for
 from data_prep.files import sha256_of_file
 from data_prep.jpeg import decode_jpeg
 from data_prep.manifest import (
-    BUILD_COMMAND,
+    BUILDER,
     FORMAT_NAME,
     FORMAT_VERSION,
     MANIFEST_FILE,
@@ -63,7 +63,7 @@ def _open_dataset(
     if problem:
         raise UserError(
             f"{file.filename}: {name} {problem}: build this shard again (remove the file, then run "
-            f"`{BUILD_COMMAND}` as before)"
+            f"`{command_for(BUILDER)}` as before)"
         )
     return file[name]
 
@@ -302,14 +302,14 @@ class DataSet:
 def open_data_set(directory: Path) -> DataSet:
     """Opens a data set and checks that every file is there, whole, and of this format.
 
-    Contents are not read: `python data_prep/verify_shards.py` compares every SHA-256.
+    Contents are not read: `verify_shards.py` compares every SHA-256.
 
     Raises:
         UserError: anything is missing, truncated, unfinished or of another version; all the
             damaged files are named at once.
     """
     manifest = read_manifest(directory)
-    again = f"run `{BUILD_COMMAND}` as before; it makes what is missing"
+    again = f"run `{command_for(BUILDER)}` as before; it makes what is missing"
     if not manifest.complete:
         raise UserError(f"{directory}: the build has not finished: {again}")
     assert manifest.statistics is not None

@@ -13,8 +13,9 @@ from data_prep.errors import UserError
 from data_prep.files import sha256_of_file
 from data_prep.labels_csv import csv_blocks, label_rows
 from data_prep.manifest import LABELS_FILE, PARTS, STATISTICS_FILE
+from data_prep.progress import progress_bar
 from data_prep.shards import DataSet, Shard
-from data_prep.workers import check_wanted, count, progress_bar, worker_pool
+from data_prep.workers import check_wanted, count, worker_pool
 
 IMAGES = 0  # the counter that the progress line shows
 DIGEST_BYTES = 16

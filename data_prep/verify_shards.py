@@ -14,7 +14,7 @@ from data_prep import require_environment
 require_environment(__name__)
 
 from data_prep import contact_sheet, verification
-from data_prep.errors import OneLineParser, UserError, run_command
+from data_prep.errors import OneLineParser, UserError, command_for, run_command
 from data_prep.shards import open_data_set
 from data_prep.workers import num_cores
 
@@ -22,7 +22,7 @@ from data_prep.workers import num_cores
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = OneLineParser(
-        prog="python data_prep/verify_shards.py",
+        prog=command_for("data_prep.verify_shards"),
         description="Reads a data set again, compares all of it with its manifest, and finds "
         "images that are there twice; or draws some of its pictures.",
     )

@@ -4,7 +4,6 @@ import itertools
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -13,8 +12,6 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.synchronize import Event
 from typing import Any, TypeVar
-
-from tqdm import tqdm
 
 from data_prep.parent import end_with_parent
 
@@ -162,13 +159,6 @@ def _start_worker(shared: Shared) -> None:
     _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
-
-
-def progress_bar(total: int, unit: str, *, seconds: float) -> tqdm:
-    """A line with the rate and the time left: on a terminal always new, else once in a while."""
-    interval = 0.5 if sys.stderr.isatty() else seconds
-    # A smoothed rate would swing, as workers finish pictures of different sizes.
-    return tqdm(total=total, unit=unit, mininterval=interval, smoothing=0.05)
 
 
 def num_cores() -> int:

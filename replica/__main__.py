@@ -2,27 +2,31 @@
 
 import sys
 
-from data_prep.errors import run_command
+from data_prep.errors import command_for, run_command
 
 COMMANDS = {
-    "python data_prep/build_shards.py": "pictures -> shards (without arguments: the toy set)",
-    "python data_prep/verify_shards.py": "compares every file of a data set with its SHA-256",
-    "python -m replica.train": "trains a network, on one device or one tower per device",
-    "python -m replica.control": "changes a live run by hand: rates, frozen layers, color noise",
-    "python -m replica.test": "top-1 and top-5 error, ten-crop or central crop",
-    "python -m replica.info": "the layer table of a recipe beside the paper's own figures",
-    "python -m replica.figures": "pictures of runs: loss curves and conv1's kernels",
-    "python -m replica.demo": "the whole path on the embedded data set (`make demo`)",
-    "python -m cuda_ext": "what is built of the operators, and what is live",
+    "data_prep.build_shards": "pictures -> shards (without arguments: the toy set)",
+    "data_prep.verify_shards": "compares every file of a data set with its SHA-256",
+    "replica.train": "trains a network, on one device or one tower per device",
+    "replica.control": "changes a live run by hand: rates, frozen layers, color noise",
+    "replica.test": "top-1 and top-5 error, ten-crop or central crop",
+    "replica.info": "the layer table of a recipe beside the paper's own figures",
+    "replica.figures": "pictures of runs: loss curves and conv1's kernels",
+    "replica.demo": "the whole path on the embedded data set",
+    "cuda_ext": "what is built of the operators, and what is live",
 }
 
 
 def show() -> None:
     """Prints one line per command."""
-    width = max(map(len, COMMANDS))
-    for command, purpose in COMMANDS.items():
+    commands = {command_for(module): purpose for module, purpose in COMMANDS.items()}
+    width = max(map(len, commands))
+    for command, purpose in commands.items():
         print(f"{command:{width}}  {purpose}")
-    print("\nEach of them takes --help. README.md shows where to begin.")
+    print(
+        "\nEach of them takes --help. Installed, all but the last are also scripts, such as "
+        "replica-train."
+    )
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from data_prep.errors import OneLineParser, UserError, run_command
+from data_prep.errors import OneLineParser, UserError, command_for, run_command
 from replica.training.control_log import ACTIONS, send_request
 from replica.training.options import layers_in, rates_in
 
@@ -20,7 +20,7 @@ DEFAULT_WAIT_SECONDS = 120.0
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = OneLineParser(
-        prog="python -m replica.control",
+        prog=command_for("replica.control"),
         description="Changes a live run: the request acts on its next step, on all processes, and "
         "is logged in control.jsonl with the step and the reason.",
     )

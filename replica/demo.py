@@ -12,6 +12,7 @@ if __name__ == "__main__":  # before the imports that it is about
 
 import argparse
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,10 +20,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import EXIT_FAILURE, EXIT_USER_ERROR, OneLineParser, run_command
+from data_prep.errors import (
+    EXIT_FAILURE,
+    EXIT_USER_ERROR,
+    OneLineParser,
+    UserError,
+    command_for,
+    run_command,
+)
 from replica.results.plots import draw_run
 
-PROJECT_DIR = Path(__file__).resolve().parent.parent
 DEFAULT_OUT = Path("demo")
 CHANCE_TOP1_ERROR = 0.9  # ten classes
 CHANCE_TOP5_ERROR = 0.5
@@ -31,13 +38,14 @@ CHANCE_TOP5_ERROR = 0.5
 EXPECTED_TOP1_ERROR = (0.0, 0.15)
 
 
-def run_shown(command: list[str]) -> str:
+def run_shown(module: str, *arguments: str) -> str:
     """Runs one of the commands, shows it, and returns its standard output.
 
     Raises:
         subprocess.CalledProcessError: it failed; its own message has been shown.
     """
-    print(f"$ {' '.join(['python', *command[1:]])}", flush=True)
+    print(f"$ {command_for(module)} {shlex.join(arguments)}", flush=True)
+    command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
@@ -57,16 +65,18 @@ def run_demo(out: Path, train_arguments: list[str]) -> dict[str, Any]:
     began = time.time()
     shards, run_dir = out / "shards", out / "run"
     shutil.rmtree(run_dir, ignore_errors=True)
-    builder = str(PROJECT_DIR / "data_prep" / "build_shards.py")
-    build = [sys.executable, builder, "--source", "toy", "--input", str(out / "toy")]
-    print(run_shown([*build, "--output", str(shards)]))
-    train = [sys.executable, "-m", "replica.train", "--gpus", "2", "--device", "cpu"]
-    train += ["--data", str(shards), "--out", str(run_dir), *train_arguments]
-    print(run_shown(train))
-    test = [sys.executable, "-m", "replica.test", "--ten-crop", "--json", "--device", "cpu"]
+    build = ["--source", "toy", "--input", str(out / "toy"), "--output", str(shards)]
+    print(run_shown("data_prep.build_shards", *build))
+    train = ["--gpus", "2", "--device", "cpu", "--data", str(shards), "--out", str(run_dir)]
+    print(run_shown("replica.train", *train, *train_arguments))
     checkpoint = sorted(run_dir.glob("checkpoint-*.pt"))[-1]
-    tested = json.loads(run_shown([*test, "--checkpoint", str(checkpoint)]))
-    figures = draw_run(run_dir, out)
+    test = ["--ten-crop", "--json", "--device", "cpu", "--checkpoint", str(checkpoint)]
+    tested = json.loads(run_shown("replica.test", *test))
+    try:
+        figures = draw_run(run_dir, out)
+    except UserError as error:  # matplotlib is not installed
+        print(f"no pictures: {error}")
+        figures = []
     is_inside, sentence = judge(tested["top1_error"])
     return {
         **tested,
@@ -83,7 +93,7 @@ def run_demo(out: Path, train_arguments: list[str]) -> dict[str, Any]:
 def parse_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     """Reads the command line: the demo's own options, and those of `replica.train`."""
     parser = OneLineParser(
-        prog="python -m replica.demo",
+        prog=command_for("replica.demo"),
         description="Draws, builds, trains on two CPU processes, tests with ten crops, and judges.",
         epilog="Further options go to replica.train, such as --seed 1 or --lr 0.",
     )
@@ -109,7 +119,7 @@ def demo(arguments: argparse.Namespace, train_arguments: list[str]) -> int:
             f"{low:.1%} to {high:.1%}; chance {result[f'chance_{name}_error']:.0%})"
         )
     print(result["verdict"])
-    print(f"wrote {path} and {', '.join(result['figures'])} in {result['seconds']} s")
+    print(f"wrote {', '.join([str(path), *result['figures']])} in {result['seconds']} s")
     return 0 if result["is_as_expected"] else EXIT_FAILURE
 
 

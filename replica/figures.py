@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.errors import OneLineParser, run_command
+from data_prep.errors import OneLineParser, command_for, run_command
 from replica.results.plots import draw_curves, draw_run
 from replica.training.run_directory import newest_run
 
@@ -17,7 +17,7 @@ from replica.training.run_directory import newest_run
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = OneLineParser(
-        prog="python -m replica.figures",
+        prog=command_for("replica.figures"),
         description="Draws a run's loss curve and the kernels of conv1; `curves RUN [RUN...]` "
         "draws several runs into one picture.",
     )

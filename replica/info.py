@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 
-from data_prep.errors import OneLineParser, run_command
+from data_prep.errors import OneLineParser, command_for, run_command
 from replica import paper
 from replica.recipes import PAPER, Recipe, find_recipe, with_changes
 from replica.recipes.geometry import LayerGeometry, geometry
@@ -105,7 +105,7 @@ def as_json(recipe: Recipe, layers: list[LayerGeometry]) -> str:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = OneLineParser(
-        prog="python -m replica.info",
+        prog=command_for("replica.info"),
         description="The layers of a recipe's network: shapes, parameters, neurons, multiply-adds.",
     )
     parser.add_argument("--recipe", metavar="NAME", default="paper", help="default: %(default)s")

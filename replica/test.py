@@ -8,24 +8,19 @@ if __name__ == "__main__":  # before the imports that it is about
 import argparse
 import json
 import sys
-import threading
 from dataclasses import asdict
 from pathlib import Path
 
-from tqdm import tqdm
-
-from data_prep.errors import OneLineParser, run_command
+from data_prep.errors import OneLineParser, command_for, run_command
 from data_prep.manifest import PARTS
 from replica.results.evaluation import test_network
 from replica.training.numerics import PRECISIONS
-
-tqdm.set_lock(threading.RLock())
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = OneLineParser(
-        prog="python -m replica.test",
+        prog=command_for("replica.test"),
         description="Top-1 and top-5 error of a checkpoint on the held-out part of its data.",
     )
     add = parser.add_argument

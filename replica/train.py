@@ -6,14 +6,11 @@ if __name__ == "__main__":  # before the imports that it is about
     require_environment(__name__, "torch")
 
 import sys
-import threading
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
-from data_prep.errors import EXIT_USER_ERROR, OneLineParser, UserError, run_command
+from data_prep.errors import EXIT_USER_ERROR, OneLineParser, UserError, command_for, run_command
 from replica.distributed.launch import run_processes
 from replica.distributed.mesh import Rank
 from replica.distributed.torchrun import run_under_torchrun, torchrun_here
@@ -38,14 +35,11 @@ from replica.training.run_directory import locked_run
 
 PROGRAM = "replica.train"
 
-# A lock within one process is all that our bars need; tqdm's own is a semaphore of the system.
-tqdm.set_lock(threading.RLock())
-
 
 def _parser() -> OneLineParser:
     """The options, and what `--help` says of them."""
     parser = OneLineParser(
-        prog="python -m replica.train",
+        prog=command_for(PROGRAM),
         description="Trains a network on shards; writes a run directory. Ctrl-C and SIGTERM save "
         "a checkpoint after the step and end with status 130 and 143.",
     )

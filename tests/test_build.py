@@ -129,6 +129,7 @@ def package(tmp_path):
     shutil.copytree(
         PROJECT_DIR / "cuda_ext", tmp_path / "cuda_ext", ignore=shutil.ignore_patterns("*.so")
     )
+    shutil.copy(PROJECT_DIR / "Makefile", tmp_path)
     return tmp_path
 
 

@@ -75,6 +75,10 @@ def test_the_best_checkpoint_stays_and_a_link_points_to_it(tmp_path):
         assert checkpoints_of(tmp_path) == [checkpoint_path(tmp_path, x) for x in left]
         if best_step:
             assert load_checkpoint(tmp_path / "best.pt").step == best_step
+    # A run that goes on after its end in mid-epoch has no best step until its epoch ends.
+    save_checkpoint(tmp_path, checkpoint(step=7), keep=1)
+    save_checkpoint(tmp_path, checkpoint(step=8), keep=1)
+    assert load_checkpoint(tmp_path / "best.pt").step == 5
     # The digest of the file that the link points to is compared.
     path = checkpoint_path(tmp_path, 5)
     path.write_bytes(path.read_bytes()[:-9])

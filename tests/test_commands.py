@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,9 +28,10 @@ from runs import (
 
 from replica import demo
 from replica.distributed import launch
-from replica.training.checkpoint import checkpoints_of
+from replica.training.checkpoint import checkpoints_of, load_checkpoint
 from replica.training.run_directory import locked_run
 from replica.training.run_record import read_run_record
+from replica.training.state import RunState
 
 FIELDS = {
     "kind",
@@ -131,6 +133,52 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(shards_dir, tmp_path
     assert [line["step"] for line in lines_of(tmp_path / "cut", "step")] == list(range(1, 13))
     assert [line["step"] for line in lines_of(tmp_path / "cut", "resume")] == [3, 8]
     assert len(read_run_record(tmp_path / "cut").earlier_sessions) == 2
+
+
+def best_step(out):
+    return load_checkpoint(out / "best.pt").step
+
+
+def test_best_is_the_lowest_validation_also_of_an_end_in_mid_epoch(two_towers):
+    errors = {line["step"]: line["top1_error"] for line in lines_of(two_towers[0], "val")}
+    assert best_step(two_towers[0]) == min(errors, key=errors.get)
+
+
+def test_a_run_that_ends_in_its_first_epoch_has_a_best_until_it_goes_on(shards_dir, tmp_path):
+    for more, best in (((), 2), (("--resume", "--checkpoint-steps", "1"), 4)):
+        steps = ("--keep", "1", "--steps", str(best))
+        assert train(shards_dir, tmp_path / "run", *steps, *more).returncode == 0
+        assert best_step(tmp_path / "run") == best
+    assert [line["step"] for line in lines_of(tmp_path / "run", "val")] == [2, 4]
+    assert last_checkpoint(tmp_path / "run")["val_errors"] == [
+        lines_of(tmp_path / "run", "val")[-1]["top1_error"]
+    ]
+
+
+@pytest.mark.parametrize("error", [0.0, 1.0])
+def test_an_end_in_mid_epoch_is_best_only_if_its_error_is_lower(error, two_towers, shards_dir):
+    """The state of `two_towers` before its last checkpoint, with another error of its epoch."""
+    record = read_run_record(two_towers[0])
+    run = SimpleNamespace(recipe=record.recipe, steps=6)
+    feed = SimpleNamespace(steps_per_epoch=4)
+    state = RunState(run, None, None, None, feed, None, {}, 6, [error], end_error=0.5)
+    assert state.best_step == (4 if error < 0.5 else 6)
+
+
+def test_a_validation_that_no_checkpoint_knows_is_written_once(two_towers, shards_dir, tmp_path):
+    """As after a crash between the line of the validation and the checkpoint with its error."""
+    out = shutil.copytree(two_towers[0], tmp_path / "run")
+    for step in (4, 6):
+        path = out / f"checkpoint-{step:08d}.pt"
+        content = {**torch.load(path, weights_only=True), "val_errors": [], "best_step": None}
+        for old in (path, path.with_name(f"{path.name}.sha256")):
+            old.unlink()
+        if step == 4:
+            torch.save(content, path)
+    result = train(shards_dir, out, "--gpus", "1", "--resume", "--steps", "5")
+    assert result.returncode == 0, result.stderr
+    assert [line["step"] for line in lines_of(out, "val")] == [4, 5]
+    assert [line["step"] for line in lines_of(out, "step")] == [1, 2, 3, 4, 5]
 
 
 def test_a_run_of_two_processes_is_continued_by_one_and_by_two_again(
@@ -277,6 +325,10 @@ def test_a_rank_that_ends_while_its_status_is_asked_for_is_not_lost():
 def test_unknown_recipes_and_fields_are_refused(shards_dir, tmp_path):
     base = ("-m", "replica.train", "--data", str(shards_dir), "--out", str(tmp_path / "run"))
     assert_user_error(run_here(*base, "--recipe", "alexnet"), "--recipe alexnet", "mini, paper")
+    # Also before data that is not there.
+    for more in ((), ("--resume",)):
+        result = run_here("-m", "replica.train", "--recipe", "alex", *more, cwd=tmp_path)
+        assert_user_error(result, "--recipe alex: expected one of mini, paper, paper-conv6")
     assert_user_error(run_here(*base, "--set", "depth=9"), "no field depth", "learning_rate")
     assert_user_error(
         run_here(*base, "--lr", "fast"), "expected a number for learning_rate, got 'fast'"

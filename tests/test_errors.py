@@ -65,6 +65,28 @@ def test_output_that_nobody_reads_ends_a_command_quietly():
         assert result.returncode == 128 + signal.SIGPIPE
 
 
+@pytest.mark.parametrize(
+    ("command", "meant"),
+    [
+        ("replica.train --epoch 3", ": did you mean --epochs?: see --help"),
+        ("replica.train --gpu 2", ": did you mean --gpus?: see --help"),
+        ("replica.train --recipe mini --new", ": did you mean --new-head or --new-layers?: see"),
+        ("replica.test --ten", ": did you mean --ten-crop?: see --help"),
+        ("replica.figures --rum=x", ": did you mean --run?: see --help"),
+        ("data_prep.build_shards --sorce toy", ": did you mean --source?: see --help"),
+        ("data_prep.verify_shards --colors", "unrecognized arguments: --colors: see --help"),
+    ],
+)
+def test_an_abbreviated_option_is_refused_and_the_whole_one_named(command, meant, capsys):
+    module, *arguments = command.split()
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(module).main(arguments)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "unrecognized arguments: --" in line
+    assert meant in line
+
+
 # Program -> module, and what it is asked to print.
 COMMANDS = {
     "build_shards": ("data_prep.build_shards", ["--help"]),

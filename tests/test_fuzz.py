@@ -10,8 +10,11 @@ import os
 import random
 import re
 
-import fuzzer
 import pytest
+
+pytest.importorskip("hypothesis", reason="hypothesis is not installed")
+
+import fuzzer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

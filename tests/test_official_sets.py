@@ -339,6 +339,18 @@ def test_tiny_image10_is_ten_classes_of_400_50_and_50(tmp_path):
     assert all(name.startswith("train/") for name in names)
 
 
+def test_tiny_image10_is_found_one_level_down_and_blames_no_option_that_was_not_given(tmp_path):
+    write_tiny(tmp_path / "download" / "tiny-imagenet-200", [*tiny_image10.CLASSES], per_class=499)
+    build = ("--input", str(tmp_path / "download"), "--output", str(tmp_path / "out"))
+    result = run_here(BUILD, "--source", "tiny-image10", *build)
+    assert_user_error(result, "--source tiny-image10 400,50,50: expected 500 training pictures")
+    (tmp_path / "download").rename(tmp_path / "ten")
+    write_tiny(tmp_path / "download" / "tiny-imagenet-200", [wnid_of(5)])
+    result = run_here(BUILD, "--source", "tiny-image10", *build)
+    assert_user_error(result, "build_shards: --source tiny-image10: expected wnids", "no class")
+    assert "--classes" not in result.stderr
+
+
 def test_classes_and_per_class_cut_any_set(tmp_path):
     tiny = write_tiny(tmp_path / "tiny", [wnid_of(i) for i in range(1, 6)])
     (tmp_path / "mine.txt").write_text("name of n00000004\n\nn00000002\n")

@@ -17,13 +17,14 @@ PACKAGES = ("cuda_ext", "data_prep", "replica")
 # What `replica` may import of data_prep: the file format, what is beside it, one picture's way.
 OF_DATA_PREP = (
     *("data_prep.errors", "data_prep.files", "data_prep.manifest", "data_prep.shards"),
-    *("data_prep.parent", "data_prep.pictures", "data_prep.require_environment"),
+    *("data_prep.parent", "data_prep.pictures", "data_prep.progress"),
+    "data_prep.require_environment",
 )
 # Of `replica`, the lowest first; commands are above all of them.
 LAYERS = ("paper", "recipes", "network", "feed", "distributed", "training", "results", "claims")
 # The same inside data_prep, and inside its sources, where what is not named is a data set.
 DATA_PREP_LAYERS = (
-    *("errors", "parent", "files", "workers", "pictures", "jpeg", "color_statistics"),
+    *("errors", "parent", "progress", "files", "workers", "pictures", "jpeg", "color_statistics"),
     *("manifest", "manifest_json", "shards", "labels_csv", "sources", "shard_writer"),
     *("shard_builder", "plan", "builder", "job_array", "verification", "contact_sheet"),
 )
@@ -204,6 +205,24 @@ def test_every_make_target_of_the_documents_exists():
         assert set(named) - {"sure"} <= targets, document
 
 
+def test_pre_commit_runs_the_tools_of_make_lint():
+    lint = (PROJECT_DIR / "Makefile").read_text().split("\nlint:")[1].split("\n\n")[0]
+    tools = re.findall(r"\$\(BIN\)/(\S+(?: check| format)?)", lint)
+    hooks = (PROJECT_DIR / ".pre-commit-config.yaml").read_text()
+    assert re.findall(r"entry: \.venv/bin/(\S+(?: check| format)?)", hooks) == tools
+
+
+def test_the_workflow_runs_every_python_of_the_lock_and_what_ci_runs():
+    workflow = (PROJECT_DIR / ".github" / "workflows" / "ci.yml").read_text()
+    assert 'python: ["3.11", "3.12", "3.13"]' in workflow
+    assert "- run: make setup PYTHON=python\n" in workflow
+    here = (PROJECT_DIR / ".ci" / "run").read_text()
+    commands = re.findall(r"^make .*", here, re.MULTILINE)
+    assert re.findall(r"run: (make (?!setup).*)", workflow) == commands
+    cached = re.search(r"cache-dependency-path: \|\n((?: {12}\S+\n)+)", workflow)
+    assert cached.group(1).split() == ["requirements.lock", "Makefile"]
+
+
 def anchors_of(document):
     """The anchors that GitHub and `make docs` give the headings of a document."""
     text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
@@ -278,7 +297,7 @@ def test_a_command_goes_on_with_the_environments_python_or_says_how_to_get_one(c
     for tried in ({}, {"REPLICA_ENVIRONMENT_TRIED": "1"}):
         result = run(*BARE, *command, PYTHONPATH=str(PROJECT_DIR), **tried)
         (line,) = result.stderr.strip().splitlines()
-        assert " lacks numpy, PIL, h5py, scipy, tqdm" in line
+        assert " lacks numpy, PIL, h5py, scipy" in line
         if (PROJECT_DIR / ".venv" / "bin" / "python").exists() and not tried:
             assert line.endswith(f"continuing with {PROJECT_DIR / '.venv' / 'bin' / 'python'}")
             assert result.returncode == 0
@@ -297,7 +316,7 @@ def test_an_import_never_starts_another_program(module, arguments):
     result = run(*BARE, "-c", program, *arguments, PYTHONPATH=str(PROJECT_DIR))
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith("raised ")
-    assert "lacks numpy, PIL, h5py, scipy, tqdm" in result.stdout
+    assert "lacks numpy, PIL, h5py, scipy" in result.stdout
     assert "run `make setup`" in result.stdout
 
 

@@ -54,8 +54,11 @@ class PictureSet:
             parts[part] = tuple(p for p in pictures if next(count_of[p.label]) < limit)
         return replace(self, parts=parts)
 
-    def with_classes(self, wanted: Iterable[str]) -> "PictureSet":
-        """Only the pictures of some classes, given by wnid or name; the labels are counted anew."""
+    def with_classes(self, wanted: Iterable[str], *, by: str = "--classes") -> "PictureSet":
+        """Only the pictures of some classes, given by wnid or name; the labels are counted anew.
+
+        `by` is the option that asked for them, for messages.
+        """
         chosen: list[int] = []
         problems = []
         for name in wanted:
@@ -68,7 +71,7 @@ class PictureSet:
                 chosen.append(found[0])
         if problems or not chosen:
             raise UserError(
-                f"--classes: expected wnids or names of the {len(self.wnids)} classes of "
+                f"{by}: expected wnids or names of the {len(self.wnids)} classes of "
                 f"{self.title}, one per line; got: {'; '.join(problems[:5]) or 'none'}"
             )
         chosen.sort()
@@ -84,15 +87,20 @@ class PictureSet:
             parts=parts,
         )
 
-    def cut_from_train(self, per_class: tuple[int, int, int]) -> "PictureSet":
-        """So many pictures of each class for train, val and test, all cut from train in order."""
+    def cut_from_train(
+        self, per_class: tuple[int, int, int], *, by: str = "--per-class"
+    ) -> "PictureSet":
+        """So many pictures of each class for train, val and test, all cut from train in order.
+
+        `by` is the option that asked for it, for messages.
+        """
         of_class: dict[int, list[Picture]] = {label: [] for label in range(len(self.wnids))}
         for picture in self.parts.get("train", ()):
             of_class[picture.label].append(picture)
         few = [self.wnids[i] for i, pictures in of_class.items() if len(pictures) < sum(per_class)]
         if few:
             raise UserError(
-                f"--per-class {','.join(map(str, per_class))}: expected {sum(per_class)} training "
+                f"{by} {','.join(map(str, per_class))}: expected {sum(per_class)} training "
                 f"pictures of each class, but {len(few)} classes have fewer (such as {few[0]})"
             )
         parts, first = {}, 0

@@ -12,6 +12,7 @@ from data_prep.sources.trees import Tree
 
 LAYOUT = "ten classes of Tiny ImageNet, 400/50/50 per class; only by name"
 PER_CLASS = (400, 50, 50)
+NAMED_BY = "--source tiny-image10"
 CLASSES = {
     "n01443537": "goldfish",
     "n01629819": "European fire salamander",
@@ -27,11 +28,12 @@ CLASSES = {
 
 
 def is_here(tree: Tree) -> bool:
-    """Never: a directory of Tiny ImageNet is taken whole unless this source is named."""
-    return False
+    """Whether Tiny ImageNet is here, which is taken whole unless this source is named."""
+    return tiny_imagenet.is_here(tree)
 
 
 def find(tree: Tree) -> PictureSet:
     """Lists 400 train, 50 val and 50 test pictures of each of the ten classes."""
     whole = tiny_imagenet.find(tree)
-    return replace(whole.with_classes(CLASSES).cut_from_train(PER_CLASS), source="tiny-image10")
+    ten = whole.with_classes(CLASSES, by=NAMED_BY).cut_from_train(PER_CLASS, by=NAMED_BY)
+    return replace(ten, source="tiny-image10")

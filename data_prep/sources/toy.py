@@ -20,10 +20,11 @@ from PIL import Image
 
 from data_prep.errors import UserError
 from data_prep.files import write_whole
+from data_prep.progress import progress_bar
 from data_prep.sources import kaggle
 from data_prep.sources.picture_set import PictureSet
 from data_prep.sources.trees import Folder
-from data_prep.workers import progress_bar, worker_pool
+from data_prep.workers import worker_pool
 
 RECIPE = "mini"
 DESCRIPTION_FILE = "toy.json"

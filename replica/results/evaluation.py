@@ -1,14 +1,13 @@
 """The error rates of a checkpoint, and how sure they are (paper 4.1, 6)."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from data_prep.errors import UserError
 from data_prep.manifest import PARTS
+from data_prep.progress import progress_bar
 from data_prep.shards import DataSet, Part, open_data_set
 from replica import paper
 from replica.distributed.devices import choose_devices
@@ -193,8 +192,7 @@ def count_errors(
         return logits.to(dtype)
 
     cut = ten_crops if ten_crop else center_crop
-    interval = 0.5 if sys.stderr.isatty() else 30
-    with tqdm(total=len(images), unit=" images", mininterval=interval) as progress:
+    with progress_bar(len(images), " images") as progress:
         counts = evaluate(
             images,
             range(len(images)),

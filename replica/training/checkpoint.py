@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from data_prep.errors import UserError
+from data_prep.errors import UserError, command_for
 from data_prep.files import sha256_of_file, write_whole
 from replica.network.alexnet import whole_shapes
 from replica.recipes import Recipe, from_record, to_record
@@ -38,7 +38,8 @@ class Checkpoint:
         step: how many steps were done.
         epoch: that of the next step, counted from 1.
         val_errors: top-1 error after each epoch.
-        best_step: after how many steps it was lowest; None before the end of the first epoch.
+        best_step: after how many steps it was lowest, that of a session's end in mid-epoch
+            counted; None before the first validation.
         recipe, num_classes, seed: of the run; the recipe's record in the file.
         wnids, class_names: of the data, in the order of the labels.
         mean_image: float32 (H, W, 3), of the training images.
@@ -99,8 +100,9 @@ def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, *, keep: int = NUM_KE
     best = checkpoint_path(run_dir, checkpoint.best_step) if checkpoint.best_step else None
     if best and best.exists():
         _point_to(run_dir / BEST, best.name)
+    pointed_to = (run_dir / BEST).resolve()  # also where a resumed run knows no best step yet
     for old in checkpoints_of(run_dir)[:-keep]:
-        if old != best:
+        if old.resolve() != pointed_to:
             old.unlink()
             _digest_path(old).unlink(missing_ok=True)
     return path
@@ -127,8 +129,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 "another checkpoint of the run, or train again"
             )
     foreign = UserError(
-        f"{path}: expected a checkpoint that `python -m replica.train` wrote, got a file that "
-        "PyTorch cannot open as tensors"
+        f"{path}: expected a checkpoint that `{command_for('replica.train')}` wrote, got a "
+        "file that PyTorch cannot open as tensors"
     )
     # Older formats of torch.save are bare pickles: not of this project, and not opened.
     if not zipfile.is_zipfile(path):

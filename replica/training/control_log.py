@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_prep.errors import UserError
+from data_prep.errors import UserError, command_for
 from data_prep.files import write_whole
 from replica.recipes import Recipe
 from replica.recipes.recipe import target_problem
@@ -86,8 +86,8 @@ def send_request(
         )
     if not is_live(run_dir):
         raise UserError(
-            f"{run_dir}: no run is alive there: start it with `python -m replica.train --resume "
-            f"--out {run_dir}`, or begin it with other values (--set)"
+            f"{run_dir}: no run is alive there: start it with `{command_for('replica.train')} "
+            f"--resume --out {run_dir}`, or begin it with other values (--set)"
         )
     path = run_dir / REQUESTS_DIR / f"{time.time_ns()}-{os.getpid()}.json"
     path.parent.mkdir(exist_ok=True)

@@ -9,6 +9,7 @@ import time
 
 import torch
 
+from data_prep.progress import duration
 from data_prep.shards import open_data_set
 from replica.distributed.costs import exchanged_values, training_memory
 from replica.distributed.devices import Devices
@@ -18,7 +19,6 @@ from replica.network.alexnet import whole_shapes
 from replica.training.loop import train_step_
 from replica.training.numerics import set_numerics
 from replica.training.run import Run
-from replica.training.run_log import duration
 from replica.training.state import begin
 
 STEPS_TRIED = 3

@@ -11,9 +11,10 @@ from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
+from data_prep.errors import command_for
 from data_prep.files import write_whole
+from data_prep.progress import progress_bar, write_line
 from replica.distributed.heartbeat import beat
 from replica.distributed.mesh import Rank
 from replica.distributed.worker import StopRequest
@@ -89,8 +90,8 @@ def run_rank(rank: Rank, run: Run, stop: StopRequest) -> None:
         log.close()
         print(f"saved {path}")
         if stopped:
-            words = ("python", "-m", "replica.train", "--resume", "--out", str(run.run_dir))
-            print(f"stopped at step {state.step}; continue with `{shlex.join(words)}`")
+            again = f"{command_for('replica.train')} --resume --out {shlex.quote(str(run.run_dir))}"
+            print(f"stopped at step {state.step}; continue with `{again}`")
 
 
 def _train(state: RunState, log: RunLog | None, stop: StopRequest) -> bool:
@@ -173,7 +174,7 @@ def apply_requests(state: RunState, requests: list[Request]) -> list[str]:
         state.by_hand += [HandChange(step, *change) for change in request.changes.items()]
         if state.rank.index == 0:
             why = f" ({request.reason})" if request.reason else ""
-            tqdm.write(f"by hand, from step {step}: {request}{why}", file=sys.stderr)
+            write_line(f"by hand, from step {step}: {request}{why}")
     return [action for request in requests for action in request.actions]
 
 
@@ -194,6 +195,8 @@ def _validate_and_record(state: RunState, log: RunLog | None, stop: StopRequest)
         state.val_errors.append(counts.top1_error)
         if state.step < state.last_step:
             _save(state, log)
+    else:
+        state.end_error = counts.top1_error
     return False
 
 
@@ -244,8 +247,8 @@ def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
         return logits.to(dtype)
 
     is_shown = state.rank.index == 0 and sys.stderr.isatty()
-    progress = tqdm(
-        total=len(rows), desc="validation", unit=" images", leave=False, disable=not is_shown
+    progress = progress_bar(
+        len(rows), " images", desc="validation", leave=False, disable=not is_shown
     )
     # All copies go through the same number of batches, for the question before each.
     most_rows = math.ceil(len(images) / num_copies)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import cuda_ext
-from data_prep.errors import UserError
+from data_prep.errors import UserError, command_for
 from data_prep.files import sha256_of_file
 from data_prep.shards import DataSet, open_data_set
 from replica.distributed.devices import Devices, choose_devices
@@ -73,6 +73,8 @@ class Run:
 def prepare_run(options: TrainOptions, torchrun: Torchrun | None, *, say: Say) -> Run:
     """Makes a run of its options, after everything that can be checked before a process starts."""
     keep_large_blocks()  # before the first tensor is read
+    if options.recipe is not None:
+        find_recipe(options.recipe)  # a wrong name is said before the data is looked for
     if torchrun is not None and options.out is None and not options.dry_run:
         raise UserError("torchrun: expected --out DIR, the same for all processes, got none")
     if torchrun is not None and torchrun.restarts and options.out is not None:
@@ -274,7 +276,7 @@ def _recipe_to_continue(options: TrainOptions, began_with: Recipe, place: Path) 
     elif options.freeze or options.rate:
         raise UserError(
             "--freeze and --rate: expected a new run, got --resume: change a live run with "
-            "`python -m replica.control`"
+            f"`{command_for('replica.control')}`"
         )
     check_fits_recipe(place, began_with, changed)
     return changed

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.errors import UserError
+from data_prep.errors import UserError, command_for
 from data_prep.files import locked
 from replica.training.run_record import RUN_FILE, read_fields
 
@@ -22,7 +22,7 @@ def newest_run(*, purpose: str) -> Path:
     if not runs:
         raise UserError(
             f"{RUNS_DIR}/: expected a run there to {purpose}, found none: train with "
-            "`python -m replica.train --gpus 2`, or name one"
+            f"`{command_for('replica.train')} --gpus 2`, or name one"
         )
     # What every version of the project has written.
     return max(runs, key=lambda run: float(json.loads((run / RUN_FILE).read_bytes())["begun"]))

@@ -2,15 +2,14 @@
 
 import json
 import math
-import sys
 import time
 from collections import deque
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data_prep.files import write_whole
+from data_prep.progress import duration, progress_bar, write_line
 from replica.network.kernels import kernel_picture
 from replica.training.checkpoint import Checkpoint
 from replica.training.evaluation import Counts
@@ -21,8 +20,6 @@ from replica.training.state import RunState
 
 # The rates that are shown are means over so many steps: long enough to be steady.
 STEPS_IN_MEAN = 50
-# A log file gets a line every so many seconds, a terminal two per second.
-LOG_SECONDS = 30
 # Of a run, an event file gets at most so many steps and states of the weights, besides changes.
 STEPS_SHOWN, WEIGHTS_SHOWN = 10_000, 100
 # TensorBoard draws a histogram with 30.
@@ -74,11 +71,10 @@ class RunLog:
             self._write("val", epoch, measures)
             if self._events is not None:
                 self._events.validation(self._state.step, measures)
-        tqdm.write(
+        write_line(
             f"epoch {epoch}, step {self._state.step}: validation loss {counts.mean_loss:.3f}, "
             f"top-1 error {counts.top1_error:.2%}, top-5 error {counts.top5_error:.2%} "
-            f"(center crop), learning rate {rate:g}",
-            file=sys.stderr,
+            f"(center crop), learning rate {rate:g}"
         )
 
     def weights(self, saved: Checkpoint) -> None:
@@ -191,12 +187,11 @@ class Progress:
         self._steps_per_epoch, self._epochs = state.feed.steps_per_epoch, state.run.recipe.epochs
         self._recent: deque[tuple[float, int, float]] = deque(maxlen=STEPS_IN_MEAN)
         self._began = time.monotonic()
-        self._bar = tqdm(
-            total=state.last_step,
+        self._bar = progress_bar(
+            state.last_step,
+            " steps",
             initial=state.step,
             desc=f"epoch {state.epoch}/{self._epochs}",
-            unit=" steps",
-            mininterval=0.5 if sys.stderr.isatty() else LOG_SECONDS,
             bar_format="{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt}{postfix}",
             dynamic_ncols=True,
         )
@@ -223,10 +218,3 @@ class Progress:
     def close(self) -> None:
         """Ends the line."""
         self._bar.close()
-
-
-def duration(seconds: float) -> str:
-    """Days, hours, minutes and seconds as `2d 03:04:05`, leading zeros left out."""
-    days, rest = divmod(int(seconds), 86400)
-    clock: str = tqdm.format_interval(rest)
-    return f"{days}d {clock}" if days else clock

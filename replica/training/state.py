@@ -38,6 +38,8 @@ class RunState:
         val_errors: top-1 error after each epoch, which the schedule reads.
         by_hand: what was set by hand, of steps to come too (in a resumed or replayed run).
         losses: of the images of the last step that this rank had, float (N,).
+        end_error: top-1 error where a session ends in mid-epoch. Not part of a checkpoint, so that
+            a run that goes on from there is the uninterrupted one.
     """
 
     run: Run
@@ -51,6 +53,7 @@ class RunState:
     val_errors: list[float]
     by_hand: list[HandChange] = field(default_factory=list)
     losses: torch.Tensor | None = None
+    end_error: float | None = None
 
     @cached_property
     def forward(self) -> Callable[..., torch.Tensor]:
@@ -87,11 +90,12 @@ class RunState:
 
     @property
     def best_step(self) -> int | None:
-        """After how many steps the validation error was lowest; None before the first epoch."""
-        if not self.val_errors:
-            return None
-        best = self.val_errors.index(min(self.val_errors))
-        return (best + 1) * self.feed.steps_per_epoch
+        """After how many steps the validation error was lowest; None before the first one."""
+        of_epochs = enumerate(self.val_errors, start=1)
+        errors = {epoch * self.feed.steps_per_epoch: error for epoch, error in of_epochs}
+        if self.end_error is not None:
+            errors[self.step] = self.end_error
+        return min(errors, key=errors.__getitem__) if errors else None
 
     def settings(self, step: int) -> Settings:
         """Learning rates and color noise at a step, counted from 1."""
