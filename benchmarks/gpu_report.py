@@ -43,7 +43,7 @@ from data_prep.errors import EXIT_FAILURE, OneLineParser, UserError, run_command
 from data_prep.files import locked, write_whole
 
 PROGRAM = "benchmarks.gpu_report"
-RECORD, LOG, LOCK = "report.json", "log.txt", ".lock"
+RECORD, LOG, LOCK, WORK = "report.json", "log.txt", ".lock", "work-"
 RECORD_FORMAT = 1
 DEFAULT_DIR, LIMIT_SECONDS = Path("gpu-report"), 480.0
 PASSED, FAILED, TIMED_OUT, NOT_MEASURED = "passed", "failed", "timed out", "not measured"
@@ -263,7 +263,7 @@ def run_part(part: Part, report: Report, *, limit: float) -> dict[str, Any]:
     began, start = utc_now(), time.monotonic()
     commands: list[list[str]] = []
     status, finding = FAILED, Finding("")
-    with tempfile.TemporaryDirectory(prefix="work-", dir=report.directory.resolve()) as work:
+    with tempfile.TemporaryDirectory(prefix=WORK, dir=report.directory.resolve()) as work:
         try:
             missing = lacking(part.modules)
             if missing:
@@ -364,6 +364,8 @@ def make_report(arguments: argparse.Namespace) -> int:
         ending_on_sigterm(),
     ):
         report = Report(directory, machine, environment)
+        for left in directory.glob(f"{WORK}*"):  # by a report that was killed
+            shutil.rmtree(left)
         parts = parts_for(arguments.device)
         status = run_parts(parts, report, limit=arguments.limit, named=arguments.part or ())
     print(f"{directory / RECORD} and {directory / LOG}")

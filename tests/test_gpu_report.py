@@ -56,6 +56,7 @@ def record_in(directory):
 def made(tmp_path_factory):
     """A report of one part, made as a user does."""
     out = tmp_path_factory.mktemp("a report")
+    (out / "work-of-one-that-was-killed").mkdir()
     return out, run(*COMMAND, "--device", "cpu", "--part", "bench-operator", "--out", str(out))
 
 
