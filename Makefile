@@ -5,8 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-all test-gpu bench-gpu fuzz mutants mutants-sample mutants-map
-.PHONY: lint format docs docs-links demo lock clean
+.PHONY: help setup test test-slow test-all test-gpu bench-gpu gpu-report fuzz mutants
+.PHONY: mutants-sample mutants-map lint format docs docs-links demo lock clean
 CPP := cuda_ext/csrc/* benchmarks/*.cpp tests/*.cpp tests/*.h
 
 help: ## list the targets
@@ -46,6 +46,10 @@ test-gpu: setup ## the tests that need a GPU; where there is none, they fail
 bench-gpu: setup ## speed on a GPU, operator and training; without one the rows say "not measured"
 	$(BIN)/python -m benchmarks local_response_norm_gpu
 	$(BIN)/python -m benchmarks training_gpu
+
+# With a Python that has its own PyTorch: no .venv, no pip, no network.
+gpu-report: ## all that needs a GPU, with PYTHON as it is, into gpu-report/; PART="build sanitizer" chooses
+	$(PYTHON) -m benchmarks.gpu_report $(if $(PART),--part $(PART))
 
 fuzz: setup ## damaged files of every kind for the readers, a minute each
 	FUZZ_SECONDS=60 $(BIN)/python -m pytest tests/test_fuzz.py

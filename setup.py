@@ -11,10 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
 
+import setuptools
 from setuptools import Extension, setup
 
 CSRC = Path("cuda_ext/csrc")
 ARCHITECTURES = "TORCH_CUDA_ARCH_LIST"
+OLDEST_SETUPTOOLS = 77  # as in pyproject.toml, whose license line older ones do not read
 HEADERS = sorted(str(path) for path in CSRC.glob("*") if path.suffix in (".h", ".inl", ".cuh"))
 
 
@@ -71,6 +73,11 @@ def cuda_library() -> Extension:
 
 def extensions() -> list[Extension]:
     """The libraries that can be built here; a line says which cannot, and why."""
+    if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
+        stop(
+            f"expected setuptools {OLDEST_SETUPTOOLS} or later, got {setuptools.__version__}: "
+            "upgrade setuptools"
+        )
     if torch.torch_version.TorchVersion(torch.__version__) < toolchain.OLDEST_TORCH:
         oldest = ".".join(map(str, toolchain.OLDEST_TORCH))
         stop(f"expected PyTorch {oldest} or later, got {torch.__version__}: upgrade torch")

@@ -45,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, action="append", help=f"one or more; default: {BATCH_SIZES}"
     )
+    parser.add_argument(
+        "--precision",
+        choices=GPU_PRECISIONS,
+        action="append",
+        help=f"one or more; default: {GPU_PRECISIONS}",
+    )
     parser.add_argument("--steps", type=int, default=30, help="timed; default: %(default)s")
     parser.add_argument("--data", type=Path, metavar="DIR", help="shards to feed from, too")
     parser.add_argument("--loader-threads", type=int, default=8, help="default: %(default)s")
@@ -57,12 +63,10 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     is_here = kind == "cpu" or torch.cuda.is_available()
     rows = []
     for batch_size in arguments.batch_size or BATCH_SIZES:
-        for precision in GPU_PRECISIONS:
-            if kind == "cpu" and precision == "tf32":
-                continue
+        for precision in arguments.precision or GPU_PRECISIONS:
             prefix = f"{precision}, batch {batch_size}: "
-            if not is_here:
-                why = "PyTorch sees no CUDA device"
+            if not is_here or (kind == "cpu" and precision == "tf32"):
+                why = "the CPU has no TF32" if is_here else "PyTorch sees no CUDA device"
                 names = [f"replica{how}" for how in COMPILED] + ["torchvision's AlexNet"]
                 rows += [Row(prefix + name, None, "images/s", note=why) for name in names]
                 continue

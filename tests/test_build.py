@@ -123,6 +123,18 @@ def test_without_a_compiler_the_build_says_so_and_goes_on():
     assert "setup.py: no C++ compiler found: the operators will run in plain" in result.stdout
 
 
+def test_setuptools_that_cannot_read_pyproject_gets_one_line():
+    older = (
+        "import runpy, setuptools; setuptools.__version__ = '70.3.0'; "
+        "runpy.run_path('setup.py', run_name='__main__')"
+    )
+    result = run("-c", older, PATH="/nowhere", CXX="")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        "setup.py: expected setuptools 77 or later, got 70.3.0: upgrade setuptools"
+    )
+
+
 @pytest.fixture
 def package(tmp_path):
     """A copy of cuda_ext in which nothing is built."""
