@@ -105,7 +105,7 @@ def test_wrong_arguments_are_one_line(arguments, line):
 def test_a_python_that_lacks_modules_is_told_which():
     """Even where .venv has them: the report is about the Python that was named."""
     result = run("-S", *COMMAND, PYTHONPATH=str(PROJECT_DIR))
-    assert_user_error(result, f"{sys.executable} lacks torch, numpy, PIL, h5py, scipy, tqdm")
+    assert_user_error(result, f"{sys.executable} lacks torch, numpy, PIL, h5py, scipy")
 
 
 def test_a_foreign_record_is_refused_and_kept(report):

@@ -31,7 +31,7 @@ OPTIONS = {
     "benchmarks.__main__ allocator": "--batch-size --json --processes --recipe --save --steps",
     "benchmarks.__main__ training": "--batch-size --json --only --recipe --rounds --save --steps",
     "benchmarks.__main__ training_gpu": "--batch-size --data --device --json --loader-threads "
-    "--recipe --save --steps",
+    "--precision --recipe --save --steps",
     "benchmarks.__main__ towers": "--batch-size --json --picture --precision --recipe --save "
     "--steps",
     "benchmarks.__main__ build_shards": "--input --json --pictures --rounds --save --workers",
