@@ -48,6 +48,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
 def run_once(out: Path, options: list[object]) -> dict[str, object]:
     """Runs the demo, and returns what is kept of its result and its run."""
     command = [sys.executable, "-m", "replica.demo", "--out", str(out), *map(str, options)]
+    (out / "result.json").unlink(missing_ok=True)
     # Its exit status says whether the error is in the expected range; here it is a measurement.
     subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
     result = json.loads((out / "result.json").read_text())

@@ -1,11 +1,13 @@
 """The benchmarks run, and say what they measured, against what, and what they left out."""
 
+import argparse
 import json
 
 import pytest
 import torch
 from conftest import assert_user_error, run, run_here
 
+from benchmarks import demo
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.measure import interleaved, rows_of
 from replica.training.numerics import compiler_problem
@@ -161,3 +163,23 @@ def test_pictures_that_are_not_there_are_not_measured():
     assert rows["build"]["value"] is None
     rows = rows_from("real_sets", "--output", "nowhere", REPLICA_REAL_DATA="")
     assert rows["real sets"]["note"] == "REPLICA_REAL_DATA is not set"
+
+
+def test_the_series_of_demos_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    asked = []
+    kept = {"top1_error": 0.05, "seconds": 9}
+
+    def once(out, options):
+        asked.append(list(map(str, options)))
+        return kept
+
+    monkeypatch.setattr(demo, "run_once", once)
+    first = tmp_path / "seed-2012-gpus-2-channels_last.json"
+    first.write_text(json.dumps({**kept, "top1_error": 0.5}))
+    arguments = argparse.Namespace(records=tmp_path, out=tmp_path / "demo")
+    rows = demo.measure(arguments)
+    assert [row.value for row in rows] == [0.5, *[0.05] * 19]
+    assert asked[0] == ["--seed", "2012", "--gpus", "2", "--memory-format", "contiguous"]
+    assert len({tuple(options) for options in asked}) == 19
+    assert demo.measure(arguments) == rows
+    assert len(asked) == 19
