@@ -35,7 +35,7 @@ def test_so_does_the_oracles(counter, key, expected):
 
 def test_any_part_of_a_tensor_gets_the_same_numbers():
     whole = normal_entries(seed=3, parameter=2, first=0, count=600_000)
-    for first, count in ((0, 1), (1, 7), (262_143, 5), (300_002, 5), (123_457, 300_001)):
+    for first, count in ((0, 1), (1, 7), (262_143, 5), (300_002, 100_000), (123_457, 300_001)):
         part = normal_entries(seed=3, parameter=2, first=first, count=count)
         assert np.array_equal(part, whole[first : first + count])
 

@@ -24,10 +24,10 @@ def test_what_is_written_is_what_was_read_with_the_session_before_in_it(tmp_path
     record = read_run_record(tmp_path)
     write_run_record(tmp_path, dataclasses.replace(record, started_at_step=4))
     new = json.loads((tmp_path / "run.json").read_text())
-    assert list(new) == list(old)
+    assert list(new) == ["version", *old]
     (earlier,) = new["earlier_sessions"]
     assert earlier == {name: old[name] for name in old if name != "earlier_sessions"}
-    assert new == {**old, "started_at_step": 4, "earlier_sessions": [earlier]}
+    assert new == {**old, "version": 1, "started_at_step": 4, "earlier_sessions": [earlier]}
     write_run_record(tmp_path, record)
     assert len(read_run_record(tmp_path).earlier_sessions) == 2
 
@@ -41,7 +41,7 @@ def test_all_that_can_be_null_is_written_and_read(tmp_path):
     (tmp_path / "run.json").unlink()
     write_run_record(tmp_path, record)
     written = json.loads((tmp_path / "run.json").read_text())
-    assert {**written, "begun": content["begun"]} == content
+    assert {**written, "begun": content["begun"]} == {**content, "version": 1}
 
 
 def test_what_an_older_version_did_not_write_has_its_old_meaning():
@@ -73,4 +73,12 @@ def test_curves_of_old_runs_are_drawn(name, tmp_path):
 
 def test_a_directory_without_a_record_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"expected the run.json of a run there, found none"):
+        read_run_record(tmp_path)
+
+
+def test_a_record_of_a_later_version_is_refused(tmp_path):
+    shutil.copy(golden.OLD_RUN / "run.json", tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**record, "version": 2}))
+    with pytest.raises(UserError, match=r"expected version 1 of a run's record, got 2: use the"):
         read_run_record(tmp_path)

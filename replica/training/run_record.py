@@ -26,6 +26,7 @@ from replica.training.checkpoint import NUM_KEPT
 from replica.training.numerics import NumericsInForce
 
 RUN_FILE = "run.json"
+VERSION = 1  # also of records without one
 _MACHINE = ("versions", "git_revision", "hardware", "operators")
 
 _Record = TypeVar("_Record")
@@ -113,6 +114,11 @@ def read_run_record(run_dir: Path) -> RunRecord:
     if not path.is_file():
         raise UserError(f"{run_dir}: expected the {RUN_FILE} of a run there, found none")
     content = json.loads(path.read_bytes())
+    if content.get("version", VERSION) != VERSION:
+        raise UserError(
+            f"{path}: expected version {VERSION} of a run's record, got {content['version']}: use "
+            "the version of the project that wrote it"
+        )
     ranks = [read_fields(RankRecord, rank) for rank in content["ranks"]]
     initialized = content.get("initialised_from")
     # Before devices were recorded, the ranks say which.
@@ -142,7 +148,8 @@ def write_run_record(run_dir: Path, record: RunRecord) -> None:
     machine = known.pop("machine")
     known["earlier_sessions"] = sessions
     renamed = {"recipe_record": "recipe", "initialized_from": "initialised_from"}
-    content = {"begun": first, **{renamed.get(k, k): v for k, v in known.items()}, **machine}
+    fields_of_run = {renamed.get(k, k): v for k, v in known.items()}
+    content = {"version": VERSION, "begun": first, **fields_of_run, **machine}
     write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
