@@ -18,7 +18,7 @@ from replica.training.run_record import RUN_FILE
 SEEDS = (2012, 1, 2, 3, 4)
 PROCESSES = (2, 1)
 KEPT_OF_RESULT = ("num_images", "top1_error", "top5_error", "loss", "seconds")
-KEPT_OF_RUN = ("command", "revision", "hardware", "versions", "operators")
+KEPT_OF_RUN = ("git_revision", "hardware", "versions", "operators")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,9 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         if not path.exists():
             say(f"{name}: {done} of {len(runs)} done")
             options = ["--seed", seed, "--gpus", processes, "--memory-format", layout]
-            write_whole(path, json.dumps(run_once(arguments.out, options), indent=1).encode())
+            write_whole(
+                path, f"{json.dumps(run_once(arguments.out, options), indent=1)}\n".encode()
+            )
         record = json.loads(path.read_text())
         error, seconds = record["top1_error"], record["seconds"]
         rows.append(Row(name, error, "top-1 error", note=f"{seconds} s"))
@@ -54,6 +56,7 @@ def run_once(out: Path, options: list[object]) -> dict[str, object]:
     result = json.loads((out / "result.json").read_text())
     run = json.loads((out / "run" / RUN_FILE).read_text())
     return {
+        "command": ["python", "-m", "replica.demo", *map(str, options)],
         **{name: result[name] for name in KEPT_OF_RESULT},
         **{name: run[name] for name in KEPT_OF_RUN},
     }
