@@ -33,8 +33,7 @@ from replica.results.plots import draw_run
 DEFAULT_OUT = Path("demo")
 CHANCE_TOP1_ERROR = 0.9  # ten classes
 CHANCE_TOP5_ERROR = 0.5
-# Ten-crop top-1 error that the demo reaches. REPRODUCE.md, "The demo", lists the five seeds that it
-# was measured on, and says why the range is wider than they are.
+# Ten-crop top-1 error that the demo reaches; REPRODUCE.md, "The demo", has the runs.
 EXPECTED_TOP1_ERROR = (0.0, 0.15)
 
 
