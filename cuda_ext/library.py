@@ -43,13 +43,21 @@ SWITCH_PROBLEM = (
 
 @cache
 def compiled_state() -> CompiledState:
-    """Loads the CPU library once, and says what came of it."""
+    """Loads the CPU library once, and says what came of it.
+
+    Raises:
+        ValueError: REPLICA_EXT has an unknown value.
+    """
     return _load(CPU_LIBRARY)
 
 
 @cache
 def compiled_cuda_state() -> CompiledState:
-    """Loads the CUDA library once where this PyTorch has CUDA, and says what came of it."""
+    """Loads the CUDA library once where this PyTorch has CUDA, and says what came of it.
+
+    Raises:
+        ValueError: REPLICA_EXT has an unknown value.
+    """
     if torch.version.cuda is None and not SWITCH_PROBLEM:
         return CompiledState(False, "this PyTorch has no CUDA")
     return _load(CUDA_LIBRARY)
@@ -60,6 +68,9 @@ def memory_state() -> CompiledState:
     """Loads the library that keeps large blocks once, and says what came of it.
 
     It serves the PyTorch that it was built with, and no other.
+
+    Raises:
+        ValueError: REPLICA_EXT has an unknown value.
     """
     state = _load(MEMORY_LIBRARY)
     if state.is_live and state.built_for != f"with PyTorch {torch.__version__}":
@@ -72,6 +83,9 @@ def keep_large_blocks() -> CompiledState:
     """Takes the memory of large CPU tensors from a region that this process keeps.
 
     For the rest of the process; a second call changes nothing. Returns whether it does now.
+
+    Raises:
+        ValueError: REPLICA_EXT has an unknown value.
     """
     state = memory_state()
     if not state.is_live:

@@ -31,7 +31,11 @@ from data_prep.workers import StoppedError, worker_pool
 
 
 def start_manifest(output: Path, plan: Plan, num_shards: dict[str, int], name: str) -> Manifest:
-    """The manifest to go on with: a fresh one, or that of an interrupted build of this plan."""
+    """The manifest to go on with: a fresh one, or that of an interrupted build of this plan.
+
+    Raises:
+        UserError: the directory holds another data set or other files.
+    """
     for there in sorted(output.glob("manifest*.json")):
         manifest = read_manifest(output, there.name)
         differing = plan.differing(manifest.plan)
@@ -80,7 +84,11 @@ def build(
     manifest_name: str,
     num_workers: int,
 ) -> Manifest:
-    """Builds the shards that the manifest does not list yet, and returns it with them."""
+    """Builds the shards that the manifest does not list yet, and returns it with them.
+
+    Raises:
+        UserError: the disk refuses, the input changed, or with `strict` a picture cannot be read.
+    """
     sizes = _sizes(output)
     missing = [task for task in tasks if not _is_listed(task, manifest, sizes)]
     if not missing:
@@ -165,7 +173,11 @@ def is_complete(manifest: Manifest, output: Path) -> bool:
 
 
 def complete(manifest: Manifest, output: Path) -> Manifest:
-    """Writes the statistics and the labels of the finished shards, then the whole manifest."""
+    """Writes the statistics and the labels of the finished shards, then the whole manifest.
+
+    Raises:
+        UserError: no picture of a part could be read, or a shard was damaged meanwhile.
+    """
     for part in PARTS:
         files = manifest.shard_files(part)
         if manifest.parts[part] and not files:

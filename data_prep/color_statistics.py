@@ -96,7 +96,11 @@ class ColorStatistics:
 
 
 def color_statistics(sums: PixelSums) -> ColorStatistics:
-    """Mean image and principal components of the RGB of one training picture or more."""
+    """Mean image and principal components of the RGB of one training picture or more.
+
+    Raises:
+        ValueError: no picture was added.
+    """
     if sums.num_images == 0:
         raise ValueError("color_statistics: expected at least one training picture, got 0")
     height, width, _ = sums.pixel_sum.shape

@@ -29,7 +29,11 @@ FONT_FILES = (
 
 
 def class_index(data: DataSet, name: str) -> int:
-    """The label of the one class with this wnid, this name, or this among names between commas."""
+    """The label of the one class with this wnid, this name, or this among names between commas.
+
+    Raises:
+        UserError: no class has the name, or several have.
+    """
     found = matching_labels(name, data.wnids, data.class_names)
     if len(found) == 1:
         return found[0]
@@ -110,6 +114,9 @@ def draw(data: DataSet, path: Path, *, seed: int, class_name: str | None = None)
 
     A file that is there is replaced. With `class_name` only that class is drawn, as `class_index`
     finds it. Returns how many pictures are on the sheet.
+
+    Raises:
+        UserError: the file cannot be written, or the class is unknown.
     """
     if path.suffix.lower() != ".png":
         raise UserError(f"--contact-sheet {path}: expected a file that ends in .png")

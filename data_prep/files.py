@@ -39,6 +39,9 @@ def whole_file(path: Path, num_bytes: int = 0) -> Iterator[BinaryIO]:
 
     The bytes reach the disk under a temporary name before the file gets its own. Where the file
     system refuses, nothing is left behind, as `disk_errors` says.
+
+    Raises:
+        UserError: the file system refuses (full, read-only, ...); nothing is left behind.
     """
     temporary = part_of(path)
     with disk_errors(path, num_bytes):
@@ -70,6 +73,9 @@ def locked(path: Path, *, title: str, when_held: str) -> Iterator[None]:
         path: the file that is locked; it is made where it is missing, with its directory.
         title: what a message begins with, such as `--out runs/1`.
         when_held: the rest of it where another process holds the lock.
+
+    Raises:
+        UserError: another process holds it, or the file cannot be made.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,11 @@ def share_of(number: int, num_shares: int) -> int:
 
 
 def join(output: Path) -> Manifest:
-    """Joins the manifests of all machines, if they are ready, and completes the data set."""
+    """Joins the manifests of all machines, if they are ready, and completes the data set.
+
+    Raises:
+        UserError: machines are missing or not ready, or their plans differ.
+    """
     names = (path.name for path in output.glob("manifest-*-of-*.json"))
     matches = (re.fullmatch(r"manifest-(\d+)-of-(\d+)\.json", name) for name in names)
     found = {(int(match[1]), int(match[2])) for match in matches if match}

@@ -21,7 +21,11 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
 
 
 def decode_jpeg(data: bytes, image_size: int) -> np.ndarray:
-    """The image of a JPEG file of a shard, which the caller names: uint8 (size, size, 3)."""
+    """The image of a JPEG file of a shard, which the caller names: uint8 (size, size, 3).
+
+    Raises:
+        UserError: it is no such file; the caller knows of which shard.
+    """
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as picture:
             if picture.size != (image_size, image_size) or picture.mode != "RGB":

@@ -59,7 +59,11 @@ class Decoded:
 
 
 def decoder_name(decoder: str) -> str:
-    """The libraries behind a decoder, if they are installed, with the versions that matter."""
+    """The libraries behind a decoder, if they are installed, with the versions that matter.
+
+    Raises:
+        UserError: the fast decoder is not installed.
+    """
     pillow = f"Pillow {PIL.__version__}"
     if decoder == "pillow":
         return pillow

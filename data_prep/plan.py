@@ -17,7 +17,11 @@ SUSPICIOUS_PICTURES = 50
 
 
 def check_pictures(pictures: PictureSet, *, strict: bool) -> list[str]:
-    """Says what is odd about the list of pictures, one line each, or refuses it."""
+    """Says what is odd about the list of pictures, one line each, or refuses it.
+
+    Raises:
+        UserError: a part is missing or has no labels, or with `strict` a class has no pictures.
+    """
     if not pictures.parts.get("train"):
         raise UserError(f"{pictures.title}: expected train pictures, found none")
     held_out = [part for part in PARTS[1:] if pictures.parts.get(part)]

@@ -54,7 +54,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def changes_of(arguments: argparse.Namespace) -> dict[str, float]:
-    """Target -> value, in the order in which the targets act."""
+    """Target -> value, in the order in which the targets act.
+
+    Raises:
+        UserError: a value is no number, or a target is named twice.
+    """
     common = [("learning_rate", arguments.lr), ("bias_learning_rate", arguments.bias_lr)]
     pairs = [(target, rate) for target, rate in common if rate is not None]
     pairs += rates_in(arguments.rate, example="conv1=0.0001")

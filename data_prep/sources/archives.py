@@ -120,7 +120,11 @@ def tar_files(path: Path, *, within: Span | None = None) -> Iterator[tuple[str, 
 
 
 def nested_tar_files(title: str, place: Place) -> Iterator[tuple[str, Span]]:
-    """Lists the files of a tar that is a file of a tree; `title` is what messages call it."""
+    """Lists the files of a tar that is a file of a tree; `title` is what messages call it.
+
+    Raises:
+        UserError: it is no tar, or a damaged one.
+    """
     try:
         if isinstance(place, str):
             yield from tar_files(Path(place))
@@ -149,7 +153,11 @@ def _check_member(title: str, member: tarfile.TarInfo, seen: set[str]) -> str | 
 
 
 def compressed_tar_files(path: Path) -> Iterator[tuple[str, Held]]:
-    """Reads a compressed tar into memory, and lists its plain files, as `tar_files`."""
+    """Reads a compressed tar into memory, and lists its plain files, as `tar_files`.
+
+    Raises:
+        UserError: as `tar_files`, or it holds more than `MAX_COMPRESSED_TAR_BYTES`.
+    """
     title, total, seen = str(path), 0, set[str]()
     with (
         _archive_errors(title, "tar"),
@@ -182,7 +190,11 @@ def compressed_tar_files(path: Path) -> Iterator[tuple[str, Held]]:
 
 
 def zip_files(path: Path) -> Iterator[tuple[str, Span]]:
-    """Lists the files of a zip file, stored or deflated; what is odd in it is refused."""
+    """Lists the files of a zip file, stored or deflated; what is odd in it is refused.
+
+    Raises:
+        UserError: the zip is damaged or encrypted, or holds names outside of itself or twice.
+    """
     container, title, seen = container_at(path), str(path), set[str]()
     with _archive_errors(title, "zip"), zipfile.ZipFile(path) as archive:
         for info in archive.infolist():

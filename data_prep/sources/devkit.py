@@ -68,7 +68,11 @@ def one_of(tree: Tree, pattern: str, what: str) -> str:
 
 
 def read_devkit(tree: Tree, *, year: int) -> Devkit:
-    """Reads the development kit, a .tar.gz or unpacked, that lies beside the tars."""
+    """Reads the development kit, a .tar.gz or unpacked, that lies beside the tars.
+
+    Raises:
+        UserError: it is missing or damaged, or does not name 1000 classes with ids 1 to 1000.
+    """
     name = one_of(
         tree, rf"(ILSVRC{year}_)?devkit.*", f"the development kit (ILSVRC{year}_devkit*.tar.gz)"
     )
@@ -139,7 +143,11 @@ def classes_of_meta(data: bytes, year: int) -> dict[str, tuple[int, str]] | str:
 
 
 def train_pictures(tree: Tree, tar: str, devkit: Devkit) -> Pictures:
-    """The pictures of the training tar, which holds one tar for each class and nothing else."""
+    """The pictures of the training tar, which holds one tar for each class and nothing else.
+
+    Raises:
+        UserError: it does not hold exactly one tar for each class of the development kit.
+    """
     title = f"{tree.title}/{tar}"
     inner = {
         path.rpartition("/")[2].removesuffix(".tar"): (path, place)
@@ -167,6 +175,9 @@ def numbered_pictures(
     """The pictures of a flat tar, numbered from 1 without a gap, with the labels of their numbers.
 
     `origin` is what messages call the list of labels.
+
+    Raises:
+        UserError: a picture has no number or no label, or a number is missing.
     """
     title = f"{tree.title}/{tar}"
     places: dict[int, tuple[str, Place]] = {}

@@ -176,7 +176,11 @@ def read_annotation(tree: Tree, path: str) -> str:
 
 
 def parse_annotation(text: bytes, title: str) -> str:
-    """The one wnid of the objects in a validation picture's XML, as it is in ImageNet's files."""
+    """The one wnid of the objects in a validation picture's XML, as it is in ImageNet's files.
+
+    Raises:
+        UserError: it is no XML, has a document type, no object, or objects of two classes.
+    """
     # Without a DTD there are no entities, so neither expansion nor access to other files. UTF-16
     # could hide the word from this search, and ImageNet's files are plain ASCII.
     if b"<!DOCTYPE" in text or b"<!ENTITY" in text or b"\0" in text:

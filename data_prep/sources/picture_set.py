@@ -58,6 +58,9 @@ class PictureSet:
         """Only the pictures of some classes, given by wnid or name; the labels are counted anew.
 
         `by` is the option that asked for them, for messages.
+
+        Raises:
+            UserError: a class is unknown, ambiguous or given twice; all of them are named.
         """
         chosen: list[int] = []
         problems = []
@@ -93,6 +96,9 @@ class PictureSet:
         """So many pictures of each class for train, val and test, all cut from train in order.
 
         `by` is the option that asked for it, for messages.
+
+        Raises:
+            UserError: a class has too few training pictures.
         """
         of_class: dict[int, list[Picture]] = {label: [] for label in range(len(self.wnids))}
         for picture in self.parts.get("train", ()):

@@ -12,7 +12,12 @@ MAX_TEXT_BYTES = 64 << 20
 
 
 def read_text(tree: Tree, path: str, what: str) -> str:
-    """The text of a file, as `read_bytes`, in UTF-8 with or without a byte order mark."""
+    """The text of a file, as `read_bytes`, in UTF-8 with or without a byte order mark.
+
+    Raises:
+        UserError: there is no such file, or it is too large or no text; `what` says what was
+            expected in it.
+    """
     try:
         return read_bytes(tree, path, what).decode("utf-8-sig")
     except UnicodeDecodeError as error:

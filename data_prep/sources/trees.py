@@ -67,7 +67,11 @@ class Archive:
         return _normal(path) in self._files
 
     def place(self, path: str) -> Place:
-        """Where the bytes of a file are; a folder is refused."""
+        """Where the bytes of a file are; a folder is refused.
+
+        Raises:
+            UserError: it is a folder, which has none.
+        """
         if _normal(path) not in self._files:
             raise UserError(f"{self.title}/{path}: expected a picture, got a folder")
         return self._files[_normal(path)]

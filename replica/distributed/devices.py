@@ -32,13 +32,16 @@ def choose_devices(
     towers: int,
     say: Callable[[str], None],
 ) -> Devices:
-    """The devices that the options ask for, unless they contradict each other or the machine.
+    """The devices that the options ask for.
 
     Args:
         gpus, split, device: options, None (`auto`) where they were not given.
         num_gpus_present: CUDA devices that this machine has.
         towers: of the recipe.
         say: called with a line for each default taken and each substitution.
+
+    Raises:
+        UserError: the options contradict each other or the machine.
     """
     if device == "cuda" and num_gpus_present == 0:
         raise UserError(

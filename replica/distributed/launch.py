@@ -49,6 +49,9 @@ def run_processes(worker: Worker, argument: Any, devices: Devices, *, timeout: f
 
     Returns:
         0, or 130 or 143 where Ctrl-C or SIGTERM asked for a stop and every rank stopped.
+
+    Raises:
+        UserError, OSError, RuntimeError: what the first failing rank raised.
     """
     context = multiprocessing.get_context("spawn")
     stop: StopRequest = context.Event() if devices.num_processes > 1 else threading.Event()

@@ -9,8 +9,10 @@ paper's order is mean, crop, color noise:
              ColorNoise(data.eigenvalues, data.eigenvectors)])
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from replica import paper
@@ -88,9 +90,7 @@ class CenterCrop:
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """A patch of the image: (3, size, size), of the same type."""
-        _check_size(image, self.size)
-        crop = center_crop(image.permute(1, 2, 0).numpy(), crop_size=self.size)[0]
-        return torch.from_numpy(crop.copy()).permute(2, 0, 1)
+        return _views(image, self.size, center_crop)[0]
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,14 @@ class TenCrop:
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """Ten patches: (10, 3, size, size), of the same type."""
-        _check_size(image, self.size)
-        crops = ten_crops(image.permute(1, 2, 0).numpy(), crop_size=self.size)
-        return torch.from_numpy(crops).permute(0, 3, 1, 2)
+        return _views(image, self.size, ten_crops)
+
+
+def _views(image: torch.Tensor, size: int, cut: Callable[..., np.ndarray]) -> torch.Tensor:
+    """What `cut` makes of an image (3, H, W): (V, 3, size, size), in memory of its own."""
+    _check_size(image, size)
+    crops = cut(image.permute(1, 2, 0).numpy(), crop_size=size)
+    return torch.from_numpy(crops.copy()).permute(0, 3, 1, 2)
 
 
 def _check_size(image: torch.Tensor, size: int) -> None:

@@ -32,7 +32,11 @@ __all__ = [
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of this name."""
+    """The recipe of this name.
+
+    Raises:
+        UserError: there is none.
+    """
     if name not in RECIPES:
         raise UserError(f"--recipe {name}: expected one of {', '.join(sorted(RECIPES))}")
     return RECIPES[name]

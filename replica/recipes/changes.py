@@ -42,6 +42,10 @@ def with_changes(recipe: Recipe, changes: list[str]) -> Recipe:
 
     These are `field=value`, `conv3.num_kernels=192` for a field of a layer, and `without=conv4` to
     leave layers out.
+
+    Raises:
+        UserError: a field or a layer does not exist, or a value is not of its type or outside its
+            range.
     """
     values: dict[str, Any] = {}
     of_layers: dict[str, dict[str, Any]] = {}

@@ -14,7 +14,11 @@ SETTINGS = ("keep", "stock")
 
 
 def keep_large_blocks() -> str:
-    """Keeps large CPU tensors' memory, unless REPLICA_MALLOC=stock; says briefly what was done."""
+    """Keeps large CPU tensors' memory, unless REPLICA_MALLOC=stock; says briefly what was done.
+
+    Raises:
+        UserError: REPLICA_MALLOC or REPLICA_EXT has an unknown value.
+    """
     wanted = os.environ.get(SWITCH, SETTINGS[0])
     if wanted not in SETTINGS:
         raise UserError(f"{SWITCH}: expected {' or '.join(SETTINGS)}, got {wanted!r}")

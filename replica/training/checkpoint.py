@@ -87,6 +87,9 @@ def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, *, keep: int = NUM_KE
 
     The digest is there before the file has its name, so a crash at any moment leaves whole pairs;
     where the disk refuses, the earlier checkpoints stay.
+
+    Raises:
+        UserError: the disk refuses; the earlier checkpoints stay.
     """
     path = checkpoint_path(run_dir, checkpoint.step)
     content = {**vars(checkpoint), "recipe": to_record(checkpoint.recipe)}
@@ -117,7 +120,11 @@ def _point_to(link: Path, name: str) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Opens a whole checkpoint of this project that fits its recipe, or names every mismatch."""
+    """Opens a whole checkpoint of this project that fits its recipe, or names every mismatch.
+
+    Raises:
+        UserError: it is not; every mismatch is named.
+    """
     if not path.is_file():
         raise UserError(f"{path}: expected a checkpoint, found no file")
     digest = _digest_path(path.resolve())  # that of a link stands beside the file
@@ -166,7 +173,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def last_whole_checkpoint(run_dir: Path) -> tuple[Path, Checkpoint, list[str]]:
-    """The newest whole checkpoint of a run: its path, itself, and a line for each passed over."""
+    """The newest whole checkpoint of a run: its path, itself, and a line for each passed over.
+
+    Raises:
+        UserError: there is none.
+    """
     passed_over: list[str] = []
     for path in reversed(checkpoints_of(run_dir)):
         try:
@@ -178,7 +189,7 @@ def last_whole_checkpoint(run_dir: Path) -> tuple[Path, Checkpoint, list[str]]:
 
 
 def check_fits_recipe(path: Path, began_with: Recipe, recipe: Recipe) -> None:
-    """Refuses to go on with another recipe; only the number of epochs may differ."""
+    """Raises a UserError with all fields that differ, except the number of epochs."""
     differing = [x for x in differing_fields(began_with, recipe) if not x.startswith("epochs:")]
     if differing:
         raise UserError(
@@ -188,7 +199,7 @@ def check_fits_recipe(path: Path, began_with: Recipe, recipe: Recipe) -> None:
 
 
 def check_fits_classes(path: Path, trained_on: list[str], wnids: list[str], place: Path) -> None:
-    """Refuses data whose classes are not those that the checkpoint was trained on."""
+    """Raises a UserError where classes of the data are not those that it was trained on."""
     way_out = "give the data that it was trained on with --data"
     if len(trained_on) != len(wnids):
         have = f"has {len(trained_on)} classes, {place} has {len(wnids)}"
@@ -210,6 +221,9 @@ def check_fits_network(
     """Refuses a checkpoint whose weights a network cannot take over, but for its `new` layers.
 
     Returns the layers of the checkpoint that the network does not have.
+
+    Raises:
+        UserError: every tensor that is lacking or has another shape.
     """
     shapes = whole_shapes(recipe, num_classes=num_classes, statistics=True)
     layers = {layer_of(name) for name in shapes}

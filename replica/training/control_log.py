@@ -159,7 +159,11 @@ def _write_log(run_dir: Path, lines: list[Request]) -> None:
 
 
 def read_log(run_dir: Path) -> list[Request]:
-    """The lines of a run's log; an empty list where nothing was changed by hand."""
+    """The lines of a run's log; an empty list where nothing was changed by hand.
+
+    Raises:
+        UserError: a line is no request.
+    """
     path = run_dir / LOG_FILE
     if not path.exists():
         return []
@@ -179,7 +183,11 @@ def read_log(run_dir: Path) -> list[Request]:
 
 
 def hand_changes(run_dir: Path, recipe: Recipe) -> list[HandChange]:
-    """What was set by hand in a run; refuses what the recipe does not have."""
+    """What was set by hand in a run; refuses what the recipe does not have.
+
+    Raises:
+        UserError: the log is damaged, or names what the recipe does not have.
+    """
     lines = read_log(run_dir)
     for line in lines:
         for problem in _problems(line.changes, recipe):

@@ -46,7 +46,7 @@ class Counts:
         return self.loss / self.num_images
 
     def check(self, num_images: int) -> None:
-        """Refuses error rates for which images are missing or were counted twice."""
+        """Raises a RuntimeError where images are missing or were counted twice."""
         if self.num_images != num_images:
             raise RuntimeError(
                 f"error rates need all {num_images} images; the data gave {self.num_images}"

@@ -17,7 +17,7 @@ COMPILED = "the network of a training step, as one graph forward and one backwar
 
 
 def check_precision(precision: str, *, kind: str) -> None:
-    """Refuses TF32 without CUDA."""
+    """Refuses TF32 without CUDA, with a UserError."""
     if precision == "tf32" and kind != "cuda":
         raise UserError(
             "--precision tf32: expected a CUDA device, got the CPU: use float32 or bf16"
@@ -57,7 +57,12 @@ class NumericsInForce(Numerics):
 
 
 def check_numerics(numerics: Numerics, devices: Devices) -> None:
-    """Refuses TF32 and CUDA graphs without CUDA, and a network that cannot be compiled here."""
+    """Refuses TF32 and CUDA graphs without CUDA, and a network that cannot be compiled here.
+
+    Raises:
+        UserError: TF32 or CUDA graphs without CUDA, a compiled network that is cut in two, or no
+            compiler that works here.
+    """
     check_precision(numerics.precision, kind=devices.kind)
     if numerics.compile != "off" and devices.split == 2:
         raise UserError(

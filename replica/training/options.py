@@ -62,7 +62,11 @@ def layers_in(texts: Iterable[str]) -> list[str]:
 
 
 def rates_in(texts: Iterable[str], *, example: str) -> list[tuple[str, float]]:
-    """Layers, or single tensors, and their rates, of options such as `--rate fc8=0.01`."""
+    """Layers, or single tensors, and their rates, of options such as `--rate fc8=0.01`.
+
+    Raises:
+        UserError: a text is no such pair; the example says what was expected.
+    """
     rates = []
     for text in texts:
         target, _, value = text.partition("=")

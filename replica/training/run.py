@@ -71,7 +71,11 @@ class Run:
 
 
 def prepare_run(options: TrainOptions, torchrun: Torchrun | None, *, say: Say) -> Run:
-    """Makes a run of its options, after everything that can be checked before a process starts."""
+    """Makes a run of its options, after everything that can be checked before a process starts.
+
+    Raises:
+        UserError: the options contradict each other, the data, the machine, or the run to resume.
+    """
     keep_large_blocks()  # before the first tensor is read
     if options.recipe is not None:
         find_recipe(options.recipe)  # a wrong name is said before the data is looked for
@@ -155,7 +159,7 @@ def _with_rates(recipe: Recipe, options: TrainOptions) -> Recipe:
 
 
 def check_fits_images(recipe: Recipe, data: DataSet) -> None:
-    """Refuses crops that are larger than the images."""
+    """Refuses crops that are larger than the images, with a UserError that names both."""
     if recipe.crop_size > data.image_size:
         raise UserError(
             f"{data.directory}: has images of {data.image_size} pixels, but recipe {recipe.name} "
@@ -338,7 +342,11 @@ def _numerics(options: TrainOptions, began: Numerics, *, began_in: Path | None =
 
 
 def say_what_computes(say: Say) -> None:
-    """Says so where the operators run in plain PyTorch, and how memory is kept."""
+    """Says so where the operators run in plain PyTorch, and how memory is kept.
+
+    Raises:
+        UserError: REPLICA_EXT or REPLICA_MALLOC has an unknown value.
+    """
     try:
         state = cuda_ext.compiled_state()
     except ValueError as error:

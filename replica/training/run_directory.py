@@ -17,7 +17,11 @@ LOCK_FILE = "run.lock"
 
 
 def newest_run(*, purpose: str) -> Path:
-    """The run below `runs/` that was begun last."""
+    """The run below `runs/` that was begun last.
+
+    Raises:
+        UserError: there is none.
+    """
     runs = sorted(path.parent for path in RUNS_DIR.glob(f"*/{RUN_FILE}"))
     if not runs:
         raise UserError(
@@ -42,6 +46,9 @@ def locked_run(run_dir: Path, *, resume: bool) -> AbstractContextManager[None]:
     """Holds a run's directory for this process alone; the lock ends with the process.
 
     A directory that is in use, or holds files although this is a new run, is refused.
+
+    Raises:
+        UserError: the directory is in use, or holds files although this is a new run.
     """
     if not resume and run_dir.exists() and any(run_dir.iterdir()):
         raise UserError(

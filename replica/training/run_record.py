@@ -98,7 +98,11 @@ class RunRecord:
 
     @property
     def recipe(self) -> Recipe:
-        """What was trained; a record of another version of the project may be refused."""
+        """What was trained; a record of another version of the project may be refused.
+
+        Raises:
+            UserError: another version of the project wrote it.
+        """
         return from_record(dict(self.recipe_record))
 
 
@@ -109,7 +113,11 @@ def read_fields(kind: type[_Record], content: Mapping[str, Any]) -> _Record:
 
 
 def read_run_record(run_dir: Path) -> RunRecord:
-    """Reads run.json."""
+    """Reads run.json.
+
+    Raises:
+        UserError: there is none.
+    """
     path = run_dir / RUN_FILE
     if not path.is_file():
         raise UserError(f"{run_dir}: expected the {RUN_FILE} of a run there, found none")

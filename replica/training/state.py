@@ -162,7 +162,11 @@ def _restore_(state: RunState, saved: Checkpoint) -> None:
 
 
 def whole_checkpoint(state: RunState) -> Checkpoint | None:
-    """The state of the whole network in rank 0, None elsewhere; every rank must call it."""
+    """The state of the whole network in rank 0, None elsewhere; every rank must call it.
+
+    Raises:
+        RuntimeError: a weight is not finite.
+    """
     beat("gathering the network's halves")
     model = _whole_tensors(state, state.model.state_dict())
     velocities = _whole_tensors(state, state.velocities)
