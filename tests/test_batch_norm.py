@@ -14,6 +14,8 @@ from replica.distributed.launch import run_processes
 from replica.distributed.mesh import Mesh, Rank
 from replica.network.alexnet import AlexNet
 from replica.network.initialization import initialize_
+from replica.network.layers import BatchNorm
+from replica.network.placement import Placement
 from replica.recipes import MINI, with_changes
 
 CHANGES = ["conv2.normalization=batch", "fc6.normalization=batch", "crop_size=96"]
@@ -81,6 +83,12 @@ def test_a_mean_of_the_copies_means_would_be_seen(alone):
     wrong = (means[0] + means[1]) / 2
     right = alone["conv2_batch.running_mean"]
     assert (wrong - right).abs().max() > 1e-3 * right.abs().max()
+
+
+def test_one_value_has_no_variance_and_leaves_the_running_one_finite():
+    layer = BatchNorm(2, num_dimensions=2, placement=Placement(1))
+    layer(torch.tensor([[3.0, -1.0]]))
+    torch.testing.assert_close(layer.running_var, torch.full((2,), 0.9))
 
 
 def test_running_statistics_are_in_the_checkpoint_and_come_back(tiny_shards, tmp_path):

@@ -260,6 +260,7 @@ def test_the_receptive_field_is_the_part_of_the_crop_that_moves_an_output():
     [
         (["crop_size=20"], ("conv2", "3 x 3", "1 x 1", "crops of 20", "crop_size=64")),
         (["crop_size=32", "conv1.kernel_size=40"], ("conv1", "40 x 40", "35 x 35", "crop_size=")),
+        (["conv1.kernel_size=203"], ("conv5", "crops of 224", "crop_size=256")),
         (["conv1.kernel_size=400"], ("no crop of up to 256 pixels works",)),
         # 257 would do.
         (["conv1.padding=0,2", "conv5.pool_window=15"], ("no crop of up to 256 pixels works",)),
