@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-all test-gpu bench-gpu gpu-report fuzz mutants
+.PHONY: help setup test test-slow test-all test-gpu bench-gpu gpu-report fuzz soak mutants
 .PHONY: mutants-sample mutants-map lint format docs docs-links demo lock clean
 CPP := cuda_ext/csrc/* benchmarks/*.cpp tests/*.cpp tests/*.h
 
@@ -53,6 +53,9 @@ gpu-report: ## all that needs a GPU, with PYTHON as it is, into gpu-report/; PAR
 
 fuzz: setup ## damaged files of every kind for the readers, a minute each
 	FUZZ_SECONDS=60 $(BIN)/python -m pytest tests/test_fuzz.py
+
+soak: setup ## disturb builds and runs at random for SECONDS=600, and compare with undisturbed ones
+	PYTHONPATH=tests:. $(BIN)/python tests/soak.py --seconds $(or $(SECONDS),600)
 
 mutants: setup ## see whether the tests notice each mistake of tests/mutants/table.toml
 	$(BIN)/python tests/mutants/run.py

@@ -4,6 +4,13 @@ Each operator has a plain PyTorch version in `reference.py` and a compiled one i
 compiled one is used where it was built. `REPLICA_EXT=off` in the environment forces the plain one.
 """
 
+import importlib.util
+import sys
+
+# `python -m cuda_ext` imports this package before it can say for itself what it lacks.
+if sys.argv[0] == "-m" and importlib.util.find_spec("torch") is None:
+    sys.exit(f"cuda_ext: expected PyTorch in the environment of {sys.executable}: install torch")
+
 from cuda_ext.library import (
     compiled_cuda_state,
     compiled_state,

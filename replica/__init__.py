@@ -70,5 +70,5 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-def __dir__() -> list[str]:
+def __dir__() -> "list[str]":  # in quotes, so that an old Python reads this far
     return sorted({*globals(), *__all__})

@@ -2,9 +2,13 @@
 
 import ast
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import PROJECT_DIR, run, run_here
@@ -306,6 +310,34 @@ def test_a_command_goes_on_with_the_environments_python_or_says_how_to_get_one(c
         else:
             assert line.endswith("run `make setup`, then `source .venv/bin/activate`")
             assert result.returncode == 1
+
+
+OLD = ["3.6", "3.7", "3.8", "3.9", "3.10"]
+
+
+@pytest.mark.fault(46)
+@pytest.mark.parametrize("version", OLD)
+def test_an_old_python_says_so_in_one_line(version):
+    found = sorted(
+        Path(os.environ.get("PYENV_ROOT", "~/.pyenv"))
+        .expanduser()
+        .glob(f"versions/{version}.*/bin/python")
+    )
+    old = found[0] if found else shutil.which(f"python{version}")
+    if not old:
+        pytest.skip(f"no Python {version} here")
+    for command in COMMANDS:
+        result = subprocess.run(
+            [old, *command],
+            cwd=PROJECT_DIR,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "REPLICA_ENVIRONMENT_TRIED": "1"},
+        )
+        (line,) = result.stderr.strip().splitlines()
+        assert result.returncode == 1
+        assert f"(Python {version})" in line
+        assert "make setup" in line
 
 
 @pytest.mark.parametrize("module", ["replica", "replica.train", "data_prep.build_shards"])
