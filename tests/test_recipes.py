@@ -99,7 +99,12 @@ RULES = [
     ("epochs", (1,), (0,), "at least 1"),
     ("drop_rule", ("plateau", "epochs"), ("never",), "plateau or epochs"),
     ("drop_factor", (0.1, 1), (0, 1.1), "more than 0, at most 1"),
-    ("drop_epochs", ((), (1, 2)), ((0, 1), (2, 1), (2, 2), (1, 1, 2)), "rising epochs, counted from 1"),
+    (
+        "drop_epochs",
+        ((), (1, 2)),
+        ((0, 1), (2, 1), (2, 2), (1, 1, 2)),
+        "rising epochs, counted from 1",
+    ),
     ("plateau_patience", (1,), (0,), "at least 1"),
     ("plateau_improvement", (0, 0.5), (-0.1,), "a number >= 0"),
     ("max_drops", (0, 1), (-1,), "at least 0"),
