@@ -19,6 +19,7 @@ from cuda_ext.library import (
 )
 from cuda_ext.local_response_norm import local_response_norm, local_response_norm_out
 from cuda_ext.momentum_sgd import momentum_sgd_
+from cuda_ext.philox_dropout import philox_dropout
 
 __all__ = [
     "compiled_cuda_state",
@@ -27,5 +28,6 @@ __all__ = [
     "local_response_norm",
     "local_response_norm_out",
     "momentum_sgd_",
+    "philox_dropout",
     "set_instruction_set",
 ]

@@ -67,3 +67,32 @@ def momentum_sgd_(
     velocity.add_(weight, alpha=-weight_decay * learning_rate)
     velocity.add_(gradient, alpha=-learning_rate)
     weight.add_(velocity)
+
+
+def philox_dropout(
+    x: torch.Tensor,
+    key: tuple[int, int],
+    step: torch.Tensor,
+    layer: int,
+    rows: torch.Tensor,
+    first_unit: int,
+    threshold: int,
+) -> torch.Tensor:
+    """The words of `cuda_ext.philox_dropout`, and what stays of x; those below `threshold` do."""
+    stop = first_unit + x.shape[1]
+    words = torch.arange(first_unit // 4, (stop + 3) // 4, device=x.device)
+    counter = [step.reshape(1, 1), torch.full_like(step, layer), rows[:, None], words[None, :]]
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    key0, key1 = key
+    for _ in range(10):
+        # int64 wraps around: the bits of the two words are those of the product.
+        high, low = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c2 = (low >> 32 & _WORD) ^ c1 ^ key0, (high >> 32 & _WORD) ^ c3 ^ key1
+        c1, c3 = low & _WORD, high & _WORD
+        key0, key1 = key0 + 0x9E3779B9 & _WORD, key1 + 0xBB67AE85 & _WORD
+    drawn = torch.stack((c0, c1, c2, c3), dim=-1).flatten(1)
+    first = first_unit % 4
+    return x * (drawn[:, first : first + x.shape[1]] < threshold)
+
+
+_WORD = (1 << 32) - 1

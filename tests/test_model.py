@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from replica.distributed.exchange import TwoDevices
 from replica.feed.feed import TrainFeed
 from replica.network.alexnet import AlexNet
-from replica.network.dropout_masks import dropout_mask
+from replica.network.dropout_masks import DropoutMask
 from replica.network.initialization import initialize_
 from replica.recipes import MINI, PAPER
 from replica.training.optimizer import sgd_step_
@@ -223,8 +223,8 @@ def test_std_001_at_the_width_of_mini_does_not_leave_ln_classes(tmp_path):
 
 
 def mask(rows, units, *, step=3, layer=0, seed=9, keep=0.5):
-    rows = torch.tensor(rows)
-    return dropout_mask(rows, seed=seed, step=step, layer=layer, units=units, keep=keep)
+    draw = DropoutMask(seed, torch.tensor([step]), layer, torch.tensor(rows), units, keep)
+    return draw(torch.ones(len(rows), units.stop - units.start)) > 0
 
 
 def test_dropout_keeps_half_and_draws_anew_for_each_step_layer_and_row():

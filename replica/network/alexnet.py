@@ -6,7 +6,7 @@ N images, C channels, H rows, W columns, K classes.
 import torch
 from torch import Tensor, nn
 
-from replica.network.dropout_masks import dropout_mask
+from replica.network.dropout_masks import DropoutMask
 from replica.network.layers import (
     BatchNorm,
     Dropout,
@@ -96,14 +96,15 @@ class AlexNet(nn.Module):
         return BatchNorm(channels, num_dimensions=num_dimensions, placement=self.placement)
 
     def dropout_masks(self, rows: Tensor, *, seed: int, step: int) -> Masks:
-        """Which outputs stay in a training step: layer -> bool (N, units here) (paper 4.2)."""
-        rows = rows.to(next(self.parameters()).device)
+        """Which outputs stay in a training step, by the layer's name (paper 4.2)."""
+        device = next(self.parameters()).device
+        rows, at_step = rows.to(device), torch.full((1,), step, device=device)
         return {
-            layer.name: dropout_mask(
-                rows,
+            layer.name: DropoutMask(
                 seed=seed,
-                step=step,
+                step=at_step,
                 layer=number,
+                rows=rows,
                 units=self.placement.own(layer.num_units),
                 keep=self.recipe.dropout_keep,
             )

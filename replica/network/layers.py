@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cuda_ext import local_response_norm, reference
+from replica.network.dropout_masks import DropoutMask
 from replica.network.placement import Placement
 from replica.recipes.geometry import LayerGeometry
 
 # Of batch normalization, as in PyTorch.
 BATCH_EPSILON, BATCH_MOMENTUM = 1e-5, 0.1
-# Which outputs of each layer with dropout stay, by the layer's name.
-Masks = dict[str, Tensor]
+# What drops outputs of each layer with dropout, by the layer's name.
+Masks = dict[str, DropoutMask]
 
 
 class _Products(nn.Module):
@@ -206,7 +207,7 @@ class Dropout(nn.Module):
 def drop(x: Tensor, masks: Masks | None, layer: str, keep: float, is_training: bool) -> Tensor:
     """The outputs that stay; all of them, multiplied, where there is no mask at test time."""
     if masks is not None:
-        return x * masks[layer]
+        return masks[layer](x)
     if is_training:
         return x * (torch.rand_like(x) < keep)
     return x * keep
