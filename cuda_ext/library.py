@@ -146,7 +146,7 @@ def implementations() -> dict[str, str]:
         "local_response_norm": on_cpu,
         "local_response_norm on CUDA": on_cuda,
         "momentum_sgd_": "compiled" if cpu.is_live else on_cpu,
-        "momentum_sgd_ on CUDA": plain.format("has no kernel of its own"),
+        "momentum_sgd_ on CUDA": on_cuda,
         "philox_dropout": "compiled" if cpu.is_live else on_cpu,
         "philox_dropout on CUDA": on_cuda,
     }

@@ -54,19 +54,23 @@ def _window_sums(values: torch.Tensor, n: int) -> torch.Tensor:
 
 @torch.no_grad()
 def momentum_sgd_(
-    weight: torch.Tensor,
-    velocity: torch.Tensor,
-    gradient: torch.Tensor,
-    *,
-    learning_rate: float,
+    weights: list[torch.Tensor],
+    velocities: list[torch.Tensor],
+    gradients: list[torch.Tensor],
+    learning_rates: torch.Tensor,
     momentum: float,
-    weight_decay: float,
+    weight_decays: torch.Tensor,
 ) -> None:
     """One step of gradient descent with momentum, in place (paper 5); see `cuda_ext`."""
-    velocity.mul_(momentum)
-    velocity.add_(weight, alpha=-weight_decay * learning_rate)
-    velocity.add_(gradient, alpha=-learning_rate)
-    weight.add_(velocity)
+    numbers = zip(learning_rates, weight_decays, strict=True)
+    for weight, velocity, gradient, (rate, decay) in zip(
+        weights, velocities, gradients, numbers, strict=True
+    ):
+        # The constants as numbers of the weights' type: they are not read back from a GPU.
+        step, shrink = rate.to(weight.dtype), (decay * rate).to(weight.dtype)
+        moved = momentum * velocity - shrink * weight - step * gradient
+        velocity.copy_(torch.where(rate == 0, velocity, moved))
+        weight.add_(torch.where(rate == 0, torch.zeros_like(velocity), velocity))
 
 
 def philox_dropout(

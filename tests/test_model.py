@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cuda_ext import momentum_sgd_
 from replica.distributed.exchange import TwoDevices
 from replica.feed.feed import TrainFeed
 from replica.network.alexnet import AlexNet
 from replica.network.dropout_masks import DropoutMask
 from replica.network.initialization import initialize_
 from replica.recipes import MINI, PAPER
-from replica.training.optimizer import sgd_step_
 
 
 def network(recipe=MINI, num_classes=10, seed=5):
@@ -194,7 +194,7 @@ def test_std_001_at_the_width_of_mini_does_not_leave_ln_classes(tmp_path):
             logits = model(batch.images, masks=masks)
             loss = F.cross_entropy(logits, batch.labels)
             gradients = list(torch.autograd.grad(loss, weights))
-            sgd_step_(
+            momentum_sgd_(
                 weights,
                 velocities,
                 gradients,

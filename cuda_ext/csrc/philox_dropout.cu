@@ -12,8 +12,8 @@ template <typename T>
 void run(const Tensor& x, const Problem& p, const Tensor& step, const Tensor& rows, Tensor& out) {
   philox_dropout_cuda::launch_dropout(
       static_cast<const T*>(x.const_data_ptr()), static_cast<const int64_t*>(step.const_data_ptr()),
-      static_cast<const int64_t*>(rows.const_data_ptr()), p, static_cast<T*>(out.mutable_data_ptr()),
-      Launch("philox_dropout", x));
+      static_cast<const int64_t*>(rows.const_data_ptr()), p,
+      static_cast<T*>(out.mutable_data_ptr()), Launch("philox_dropout", x));
 }
 
 void compute(

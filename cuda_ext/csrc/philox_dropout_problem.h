@@ -8,8 +8,8 @@ namespace philox_dropout {
 using philox::Key;
 
 struct Problem {
-  int64_t rows;        // of x, contiguous (rows, units)
-  int64_t units;       // those of the layer from first_unit on
+  int64_t rows;   // of x, contiguous (rows, units)
+  int64_t units;  // those of the layer from first_unit on
   int64_t first_unit;
   uint32_t layer;
   Key key;

@@ -12,6 +12,7 @@ from typing import NoReturn
 import torch
 import torch.nn.functional as F
 
+from cuda_ext import momentum_sgd_
 from data_prep.errors import command_for
 from data_prep.files import write_whole
 from data_prep.progress import progress_bar, write_line
@@ -25,7 +26,6 @@ from replica.training.checkpoint import checkpoints_of, save_checkpoint
 from replica.training.control_log import Request, log_requests, pending_requests
 from replica.training.evaluation import Counts, count, evaluate
 from replica.training.numerics import compute_precision, parameter_dtype, set_numerics
-from replica.training.optimizer import sgd_step_
 from replica.training.run import Run
 from replica.training.run_log import RunLog
 from replica.training.schedule import HandChange, Settings
@@ -53,7 +53,7 @@ def train_step_(state: RunState, batch: Batch, *, settings: Settings) -> Counts:
     loss = losses.sum() / batch.batch_size
     gradients = list(torch.autograd.grad(loss, weights)) if weights else []
     gradients = state.mesh.sum_over_copies(gradients)
-    sgd_step_(
+    momentum_sgd_(
         weights,
         [state.velocities[name] for name in names],
         gradients,
