@@ -183,8 +183,13 @@ def test_compiled_is_what_the_help_says(tiny_shards, tmp_path, monkeypatch, caps
         return compiler
 
     backend = aot_autograd(fw_compiler=count("forward"), bw_compiler=count("backward"))
-    counting = functools.partial(torch.compile, backend=backend, dynamic=False)
-    monkeypatch.setattr(torch, "compile", lambda network, **_: counting(network))
+    counting = functools.partial(torch.compile, backend=backend)
+
+    def compile_counted(network, *, mode, **options):
+        assert options == {"fullgraph": True, "dynamic": False}
+        return counting(network, **options)
+
+    monkeypatch.setattr(torch, "compile", compile_counted)
     one_step = Run(
         recipe=with_changes(MINI, [*NARROW, f"crop_size={CROP_SIZE}", f"batch_size={BATCH_SIZE}"]),
         num_classes=10,

@@ -61,10 +61,11 @@ class RunState:
         mode = self.run.numerics.compile
         if mode == "off":
             return self.model
-        # Masks come from outside: the words of the draws wrap around at 64 bits, which a compiled
-        # graph does not do everywhere.
         return torch.compile(
-            self.model, dynamic=False, mode="reduce-overhead" if mode == "cuda-graphs" else None
+            self.model,
+            fullgraph=True,
+            dynamic=False,
+            mode="reduce-overhead" if mode == "cuda-graphs" else None,
         )
 
     @property
