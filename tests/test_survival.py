@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import PROJECT_DIR, assert_user_error, run, run_here
 from runs import (
+    all_lines_of,
     assert_same_state,
     last_checkpoint,
     lines_of,
@@ -97,6 +98,67 @@ def test_a_kill_of_any_process_at_any_moment_changes_nothing(
     assert result.returncode == 0, result.stderr
     assert_went_on_as_if_nothing_had_been(out, uninterrupted(gpus), gpus)
     assert 1 <= len(lines_of(out, "resume")) <= resumed + 1
+
+
+# Sessions of one run, each a copy of one process: in the first SIGTERM comes in an epoch's last
+# step; the others are killed after a line of a validation, before the checkpoint that knows it.
+KILLED_IN_VALIDATION = """
+import json, os, signal, sys
+from replica import train
+from replica.training import loop, run_log
+ends, armed = 0, False
+def stopped_in(state, *args, **kwargs):
+    if state.step == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return train_step_(state, *args, **kwargs)
+def validation(*args, **kwargs):
+    global armed
+    armed = True
+    return run_log_validation(*args, **kwargs)
+def save_checkpoint(*args, **kwargs):
+    global armed, ends
+    ends -= armed
+    if armed and ends == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    armed = False
+    return loop_save_checkpoint(*args, **kwargs)
+train_step_, loop.train_step_ = loop.train_step_, stopped_in
+run_log_validation, run_log.RunLog.validation = run_log.RunLog.validation, validation
+loop_save_checkpoint, loop.save_checkpoint = loop.save_checkpoint, save_checkpoint
+found = []
+for number, more in enumerate(([], ["--resume"], ["--resume"])):
+    ends = number
+    if os.fork() == 0:
+        if number:
+            loop.train_step_ = train_step_
+        os._exit(train.main([*sys.argv[1:], *more]))
+    found.append(os.waitstatus_to_exitcode(os.wait()[1]))
+print(found, file=sys.stderr)
+"""
+
+
+@pytest.mark.fault(5, 6, 8)
+def test_kills_between_a_validation_and_its_checkpoint_leave_the_same_files(
+    uninterrupted, shards_dir, tmp_path
+):
+    out, whole = tmp_path / "run", uninterrupted("1")
+    options = ("--gpus", "1", *LENGTH, "--checkpoint-steps", "2")
+    command = train_command(shards_dir, out, *options)
+    result = run("-c", KILLED_IN_VALIDATION, *command[2:])
+    assert result.stderr.endswith("[143, -9, -9]\n"), result.stderr
+    result = train(shards_dir, out, *options, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert_went_on_as_if_nothing_had_been(out, whole, "1")
+    one, other = (
+        [line for line in without_times(all_lines_of(run_dir)) if line["kind"] != "resume"]
+        for run_dir in (out, whole)
+    )
+    assert one == other
+    kinds_and_steps = [(line["kind"], line["step"]) for line in all_lines_of(out)]
+    assert len(kinds_and_steps) == len(set(kinds_and_steps))
+    assert {path.name for path in out.glob("*.pt*")} == {path.name for path in whole.glob("*.pt*")}
+    for path in out.glob("*.pt"):
+        assert path.read_bytes() == (whole / path.name).read_bytes(), path.name
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(

@@ -75,7 +75,8 @@ def run_rank(rank: Rank, run: Run, stop: StopRequest) -> None:
     state = begin(run, rank)
     record = describe(state, numerics)
     log = RunLog(state, record) if rank.index == 0 else None
-    if run.resume_from is not None and state.step >= state.last_step:
+    is_complete = state.step >= state.last_step and not state.is_validation_due
+    if run.resume_from is not None and is_complete:
         if log is not None:
             log.progress.close()
             print(f"the run is complete at step {state.step}; nothing to do")
@@ -106,8 +107,7 @@ def _train(state: RunState, log: RunLog | None, stop: StopRequest) -> bool:
     began = time.perf_counter()
     for batch in batches:
         feeding = time.perf_counter() - began
-        # An epoch may have ended whose validation error is not known yet.
-        if len(state.val_errors) < state.epochs_done:
+        if state.is_validation_due:
             if _validate_and_record(state, log, stop):
                 return True
             began = time.perf_counter() - feeding  # the step's own time
@@ -128,7 +128,9 @@ def _train(state: RunState, log: RunLog | None, stop: StopRequest) -> bool:
         if stopped or "stop" in actions:
             return True
         is_at_step = run.checkpoint_steps and state.step % run.checkpoint_steps == 0
-        if is_at_step or "checkpoint" in actions:
+        # The checkpoint that follows a validation knows its error: a step is written once.
+        is_saved_later = state.is_validation_due or state.step == state.last_step
+        if (is_at_step or "checkpoint" in actions) and not is_saved_later:
             _save(state, log)
             began = time.perf_counter()
     return _validate_and_record(state, log, stop)
@@ -191,7 +193,7 @@ def _validate_and_record(state: RunState, log: RunLog | None, stop: StopRequest)
     rate = state.settings(max(1, state.step)).learning_rate
     if log is not None:
         log.validation(epoch, counts, rate=rate, seconds=time.perf_counter() - began)
-    if len(state.val_errors) < state.epochs_done:
+    if state.is_validation_due:
         state.val_errors.append(counts.top1_error)
         if state.step < state.last_step:
             _save(state, log)
