@@ -23,7 +23,10 @@ from runs import (
     wait_until_ended,
 )
 
+from data_prep.errors import UserError
+from replica.recipes import MINI
 from replica.training.checkpoint import checkpoints_of
+from replica.training.run_directory import read_metrics
 from replica.training.run_record import read_run_record
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -175,6 +178,100 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(
     assert "from the beginning: it has no checkpoint yet" in result.stdout
     assert lines_of(out, "resume")[0]["step"] == 0
     assert_went_on_as_if_nothing_had_been(out, uninterrupted("1"), "1")
+
+
+# Two sessions that end before their record is whole: one on a full disk, one killed.
+FAILED_EARLY = """
+import os, resource, signal, sys
+from replica import train
+from replica.training import run_log
+found = []
+for number in range(2):
+    if os.fork() == 0:
+        if number == 0:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        else:
+            run_log.write_run_record = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(train.main(sys.argv[1:]))
+    found.append(os.waitstatus_to_exitcode(os.wait()[1]))
+print(found, file=sys.stderr)
+"""
+
+
+@pytest.mark.fault(3)
+def test_a_run_that_failed_before_its_record_is_begun_by_the_same_command(shards_dir, tmp_path):
+    out = tmp_path / "run"
+    command = train_command(shards_dir, out, "--gpus", "1", "--steps", "1")
+    result = run("-c", FAILED_EARLY, *command[2:])
+    full, last = result.stderr.splitlines()
+    assert last == "[2, -9]"
+    assert f"cannot write {out}/run.json" in full
+    assert "run the same command again" in full
+    # Of a session that was killed while it wrote them; a change by hand is not to act.
+    (out / "run.json.part").write_text('{"version"')
+    line = {"name": "1-1.json", "step": 1, "changes": {"learning_rate": 1e9}, "actions": []}
+    (out / "control.jsonl").write_text(json.dumps(line) + "\n")
+    resumed = train(shards_dir, out, "--resume")
+    assert_user_error(resumed, "run.json", "begun by its own command, without --resume")
+    result = run_here(*command)
+    assert result.returncode == 0, result.stderr
+    assert lines_of(out, "step")[0]["learning_rate"] == MINI.learning_rate
+    assert not (out / "control.jsonl").exists()
+    assert not list(out.glob("*.part"))
+    assert_user_error(run_here(*command), "in use", "--resume")
+
+
+@pytest.mark.fault(3)
+def test_a_disk_that_fills_up_in_mid_run_ends_in_one_line_and_is_resumed(shards_dir, tmp_path):
+    """No file may grow beyond a size at which the second line of the session is cut."""
+    out = tmp_path / "run"
+    options = ("--gpus", "1", "--resume", "--steps")
+    assert train(shards_dir, out, "--gpus", "1", "--steps", "2").returncode == 0
+    path = out / "metrics.jsonl"
+    before = path.read_bytes().replace(b"{", b"{" + b" " * 20_000, 1)
+    path.write_bytes(before)
+    limited = (
+        "import resource, sys; from replica import train\n"
+        "limit = int(sys.argv.pop(1)); resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
+        "sys.exit(train.main(sys.argv[1:]))"
+    )
+    limit = len(before) + 250
+    result = run("-c", limited, str(limit), *train_command(shards_dir, out, *options, "6")[2:])
+    assert result.returncode == 2
+    last = result.stderr.splitlines()[-1]
+    assert f"cannot write {path}: File too large: make room, then continue the run with" in last
+    assert "Traceback" not in result.stderr
+    assert "Exception ignored" not in result.stderr
+    written = path.read_bytes()
+    assert len(written) == limit
+    assert not written.endswith(b"\n")
+    result = train(shards_dir, out, *options, "4")
+    assert result.returncode == 0, result.stderr
+    assert path.read_bytes().startswith(before)
+    assert [line["step"] for line in lines_of(out, "step")] == [1, 2, 3, 4]
+
+
+@pytest.mark.fault(8)
+def test_damaged_lines_of_metrics_are_put_aside_and_all_others_stay(shards_dir, tmp_path):
+    out = tmp_path / "run"
+    assert train(shards_dir, out, "--gpus", "1", "--steps", "6").returncode == 0
+    path = out / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    flipped = lines[1].replace(b'"step", "step"', b'"step"- "step"')
+    other_kind = lines[3].replace(b'"kind": "step"', b'"kind": "stdp"')
+    damaged = [flipped, b"\xff\x00\n", other_kind, b'{"kind": "step", "step": 1e400}\n', lines[0]]
+    path.write_bytes(
+        b"".join([lines[0], flipped, lines[2], damaged[1], other_kind, damaged[3], *lines[4:]])
+    )
+    with pytest.raises(UserError, match=r"metrics.jsonl: line 2: damaged"):
+        read_metrics(out)
+    result = train(shards_dir, out, "--resume", "--steps", "7")
+    assert result.returncode == 0, result.stderr
+    assert f"{path}: line 2, 4, 5, 6 damaged: put aside into" in result.stderr
+    assert (out / "metrics-damaged.jsonl").read_bytes() == b"".join(damaged[:4])
+    assert path.read_bytes().startswith(b"".join([lines[0], lines[2], *lines[4:]]))
+    assert [line["step"] for line in lines_of(out, "step")] == [1, 3, 5, 6, 7]
+    assert len(read_metrics(out)) == len(all_lines_of(out))
 
 
 def test_the_newest_checkpoint_damaged_the_one_before_gives_the_same(

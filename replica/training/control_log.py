@@ -207,7 +207,10 @@ def read_log(run_dir: Path) -> list[Request]:
     lines = []
     for number, text in enumerate(read_plain_file(path, at_most=MAX_RECORD_BYTES).splitlines(), 1):
         try:
-            lines.append(_request_of(text))
+            line = _request_of(text)
+            if line.step < 1:
+                raise ValueError("it lacks a step from 1 on")
+            lines.append(line)
         except (ValueError, OverflowError) as error:
             raise UserError(
                 f"{path}: line {number}: expected a change with name, step and changes, got "

@@ -82,7 +82,7 @@ class RunRecord:
     """
 
     earlier_sessions: Sequence[Mapping[str, Any]] = ()
-    recipe_record: Mapping[str, Any]
+    recipe_record: dict[str, Any]
     num_classes: int
     seed: int
     command: list[str]
@@ -106,7 +106,7 @@ class RunRecord:
         Raises:
             UserError: another version of the project wrote it.
         """
-        return from_record(dict(self.recipe_record))
+        return from_record(self.recipe_record)
 
 
 def read_fields(kind: type[_Record], content: Any) -> _Record:
