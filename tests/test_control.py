@@ -79,6 +79,7 @@ def test_a_checkpoint_was_saved_when_it_was_asked_for_and_the_run_stopped_where_
     assert saved.step <= stopped.step
 
 
+@pytest.mark.fault(7)
 def test_a_replay_and_a_resumed_run_repeat_what_was_done_by_hand_bit_for_bit(
     controlled, shards_dir, tmp_path
 ):

@@ -25,6 +25,7 @@ from runs import (
 
 from data_prep.errors import UserError
 from replica.recipes import MINI
+from replica.training import loop
 from replica.training.checkpoint import checkpoints_of
 from replica.training.run_directory import read_metrics
 from replica.training.run_record import read_run_record
@@ -68,6 +69,7 @@ def processes_of(out, parent):
 
 
 @linux
+@pytest.mark.fault(1, 5, 6, 8)
 @pytest.mark.parametrize(
     ("gpus", "seed"),
     [("2", 1), *(pytest.param(g, 2, marks=pytest.mark.slow) for g in "12")],
@@ -180,6 +182,42 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(
     assert_went_on_as_if_nothing_had_been(out, uninterrupted("1"), "1")
 
 
+def test_a_step_is_saved_once_though_it_ends_an_epoch(shards_dir, tmp_path, monkeypatch):
+    saved = []
+
+    def save_checkpoint(run_dir, checkpoint, **options):
+        saved.append((checkpoint.step, len(checkpoint.val_errors)))
+        return written(run_dir, checkpoint, **options)
+
+    written = loop.save_checkpoint
+    monkeypatch.setattr(loop, "save_checkpoint", save_checkpoint)
+    options = ("--gpus", "1", "--checkpoint-steps", "2", "--steps", "8")
+    assert train(shards_dir, tmp_path / "run", *options).returncode == 0
+    assert saved == [(2, 0), (4, 1), (6, 1), (8, 2)]
+
+
+@pytest.mark.fault(11)
+def test_a_run_that_was_stopped_in_its_last_step_is_validated_when_it_is_resumed(
+    shards_dir, tmp_path, monkeypatch
+):
+    out, options = tmp_path / "run", ("--gpus", "1", "--steps", "4")
+
+    def train_step_(state, *args, **kwargs):
+        if state.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return stepped(state, *args, **kwargs)
+
+    stepped = loop.train_step_
+    monkeypatch.setattr(loop, "train_step_", train_step_)
+    assert train(shards_dir, out, *options).returncode == 143
+    assert last_checkpoint(out)["val_errors"] == lines_of(out, "val") == []
+    for _ in range(2):
+        assert train(shards_dir, out, *options, "--resume").returncode == 0
+        (line,) = lines_of(out, "val")
+        assert line["step"] == last_checkpoint(out)["best_step"] == 4
+        assert last_checkpoint(out)["val_errors"] == [line["top1_error"]]
+
+
 # Two sessions that end before their record is whole: one on a full disk, one killed.
 FAILED_EARLY = """
 import os, resource, signal, sys
@@ -259,21 +297,29 @@ def test_damaged_lines_of_metrics_are_put_aside_and_all_others_stay(shards_dir, 
     lines = path.read_bytes().splitlines(keepends=True)
     flipped = lines[1].replace(b'"step", "step"', b'"step"- "step"')
     other_kind = lines[3].replace(b'"kind": "step"', b'"kind": "stdp"')
-    damaged = [flipped, b"\xff\x00\n", other_kind, b'{"kind": "step", "step": 1e400}\n', lines[0]]
+    damaged = [
+        flipped,
+        b"\xff\x00\n",
+        other_kind,
+        b'{"kind": "step", "step": 1e400}\n',
+        b'{"kind": "st\n',
+    ]
     path.write_bytes(
         b"".join([lines[0], flipped, lines[2], damaged[1], other_kind, damaged[3], *lines[4:]])
+        + b'{"kind": "st'
     )
     with pytest.raises(UserError, match=r"metrics.jsonl: line 2: damaged"):
         read_metrics(out)
     result = train(shards_dir, out, "--resume", "--steps", "7")
     assert result.returncode == 0, result.stderr
-    assert f"{path}: line 2, 4, 5, 6 damaged: put aside into" in result.stderr
-    assert (out / "metrics-damaged.jsonl").read_bytes() == b"".join(damaged[:4])
+    assert f"{path}: line 2, 4, 5, 6, 11 damaged: put aside into" in result.stderr
+    assert (out / "metrics-damaged.jsonl").read_bytes() == b"".join(damaged)
     assert path.read_bytes().startswith(b"".join([lines[0], lines[2], *lines[4:]]))
     assert [line["step"] for line in lines_of(out, "step")] == [1, 3, 5, 6, 7]
     assert len(read_metrics(out)) == len(all_lines_of(out))
 
 
+@pytest.mark.fault(4)
 def test_the_newest_checkpoint_damaged_the_one_before_gives_the_same(
     uninterrupted, shards_dir, tmp_path
 ):
@@ -289,6 +335,7 @@ def test_the_newest_checkpoint_damaged_the_one_before_gives_the_same(
 
 
 @linux
+@pytest.mark.fault(13)
 @pytest.mark.parametrize("number", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_rank_that_hangs_is_named_and_ends_the_run(number, shards_dir, tmp_path):
     out = tmp_path / "run"
@@ -308,6 +355,7 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run(number, shards_dir, tmp_pat
     wait_until_ended([process.pid, *(rank.pid for rank in ranks)])
 
 
+@pytest.mark.fault(15)
 def test_a_loss_that_is_lost_names_its_images_and_the_last_good_checkpoint(shards_dir, tmp_path):
     out = tmp_path / "run"
     assert train(shards_dir, out, "--gpus", "1", "--steps", "2").returncode == 0
@@ -333,6 +381,7 @@ def test_a_loss_that_is_lost_names_its_images_and_the_last_good_checkpoint(shard
     assert record["images_without_a_finite_loss"][0] in last
 
 
+@pytest.mark.fault(15)
 def test_weights_that_are_not_finite_are_not_saved(shards_dir, tmp_path):
     """The loss of a step is that before its update: a checkpoint could hold what killed it."""
     out = tmp_path / "run"
@@ -344,6 +393,7 @@ def test_weights_that_are_not_finite_are_not_saved(shards_dir, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.fault(11)
 def test_sigterm_of_a_run_saves_and_ends_with_143(shards_dir, tmp_path):
     out = tmp_path / "run"
     process = started(train_command(shards_dir, out, "--gpus", "2", "--epochs", "5000"), out)
@@ -404,6 +454,7 @@ def test_two_machines_started_by_torchrun_train_as_one(processes, shards_dir, tm
 
 
 @linux
+@pytest.mark.fault(13)
 def test_torchrun_brings_a_run_back_after_a_kill(uninterrupted, shards_dir, tmp_path):
     out = tmp_path / "run"
     command = train_command(shards_dir, out, *LENGTH, "--checkpoint-steps", "3")

@@ -6,6 +6,7 @@ import math
 import shlex
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -74,21 +75,23 @@ def run_rank(rank: Rank, run: Run, stop: StopRequest) -> None:
     numerics = set_numerics(run.numerics)
     state = begin(run, rank)
     record = describe(state, numerics)
-    log = RunLog(state, record) if rank.index == 0 else None
+    with RunLog(state, record) if rank.index == 0 else nullcontext() as log:
+        _run(state, log, stop)
+
+
+def _run(state: RunState, log: RunLog | None, stop: StopRequest) -> None:
+    """What is left of a run, and what rank 0 says of it."""
+    run = state.run
     is_complete = state.step >= state.last_step and not state.is_validation_due
     if run.resume_from is not None and is_complete:
         if log is not None:
             log.progress.close()
             print(f"the run is complete at step {state.step}; nothing to do")
         return
-    try:
-        stopped = _train(state, log, stop)
-    finally:
-        if log is not None:
-            log.progress.close()
+    stopped = _train(state, log, stop)
     path = _save(state, log)
     if log is not None:
-        log.close()
+        log.progress.close()
         print(f"saved {path}")
         if stopped:
             again = f"{command_for('replica.train')} --resume --out {shlex.quote(str(run.run_dir))}"

@@ -5,6 +5,7 @@ import math
 import time
 from collections import deque
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -101,10 +102,14 @@ class RunLog:
         if self._events is not None:
             self._events.weights(saved)
 
-    def close(self) -> None:
-        """Ends the files."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        self.progress.close()
         self._metrics.close()
-        if self._events is not None:
+        # After a failure, such as a full disk, it would fail once more.
+        if self._events is not None and error is None:
             self._events.close()
 
 
@@ -179,8 +184,9 @@ def cut_back(metrics: Path, step: int) -> set[str]:
     """
     kept, damaged, seen = [], [], set()
     content = metrics.read_bytes() if metrics.exists() else b""
-    # What follows the last line break was cut short by a crash, and comes again.
-    for number, text in enumerate(content.split(b"\n")[:-1], start=1):
+    # A last line may have been cut short by a crash or a full disk.
+    lines = content.removesuffix(b"\n").split(b"\n") if content else []
+    for number, text in enumerate(lines, start=1):
         try:
             line = metrics_line(text)
         except ValueError:
