@@ -34,7 +34,7 @@ _NAME = re.compile(r"checkpoint-(\d{8})\.pt")
 _START_OF_ZIP, _END_OF_ZIP, _END_BYTES, _LENGTH_BYTES = b"PK", b"PK\5\6", 22, 2
 _DIGEST_BYTES = 2 * hashlib.sha256().digest_size  # in hexadecimal
 _COMMENT_LENGTH = _DIGEST_BYTES.to_bytes(_LENGTH_BYTES, "little")
-MAX_DIGEST_FILE_BYTES = 4096
+MAX_DIGEST_FILE_BYTES = 1 << 12
 
 
 @dataclass(frozen=True, kw_only=True)
