@@ -364,6 +364,13 @@ def test_a_record_of_another_version_is_refused():
         from_record(record)
 
 
+@pytest.mark.fault(41)
+@pytest.mark.parametrize("change", [{"convs": [3]}, {"convs": None}, {"changes": [{}, "x"]}, None])
+def test_a_damaged_record_is_refused_in_words(change):
+    with pytest.raises(UserError, match=r"expected the record of a recipe|missing fields"):
+        from_record(change and {**to_record(MINI), **change})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

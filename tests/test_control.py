@@ -141,6 +141,8 @@ def test_only_plain_files_of_a_size_are_requests(tmp_path, capsys):
     content = json.dumps({"changes": {"conv1": 0}, "actions": ["stop"], "reason": ""})
     (requests / "1-1.json" / "inside").mkdir(parents=True)
     os.mkfifo(requests / "1-2.json")
+    writer = os.open(requests / "1-2.json", os.O_RDWR | os.O_NONBLOCK)
+    os.write(writer, content.encode())
     (requests / "1-3.json").symlink_to("/dev/zero")
     (requests / "1-4.json").write_text(content + " " * control_log.MAX_REQUEST_BYTES)
     (requests / "1-5.json").symlink_to("nowhere")
@@ -152,6 +154,7 @@ def test_only_plain_files_of_a_size_are_requests(tmp_path, capsys):
     assert len(lines) == 5
     assert all(f"1-{number}.json" in line for number, line in enumerate(lines, 1))
     assert [path.name for path in sorted(requests.iterdir())] == ["1-1.json", "1-6.json"]
+    os.close(writer)
 
 
 @pytest.mark.fault(41)
