@@ -4,11 +4,14 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from data_prep.errors import UserError
+
+READ_BYTES = 1 << 20  # at once
 
 
 def part_of(path: Path) -> Path:
@@ -29,7 +32,8 @@ def disk_errors(path: Path, num_bytes: int) -> Iterator[None]:
             raise
         raise UserError(
             f"cannot write {path} ({num_bytes / 1e6:.1f} MB): {error.strerror}: make room or "
-            "choose another directory, then run the same command again; finished files are kept"
+            "choose another directory, then run the same command again (with --resume if a run had "
+            "begun); finished files are kept"
         ) from None
 
 
@@ -50,19 +54,53 @@ def whole_file(path: Path, num_bytes: int = 0) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        # Its name, too, before anything that it replaces is removed; some file systems refuse.
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
-def write_whole(path: Path, data: bytes) -> str:
+def write_whole(path: Path, data: bytes | memoryview) -> str:
     """Writes a file completely or not at all, as `whole_file`, and returns its SHA-256."""
     with whole_file(path, len(data)) as file:
         file.write(data)
     return hashlib.sha256(data).hexdigest()
 
 
-def sha256_of_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+def sha256_of_file(path: Path, *, but_last: int = 0) -> str:
+    """The SHA-256 of a file's bytes, or of all but the last few, in hexadecimal."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        left = os.fstat(file.fileno()).st_size - but_last
+        while left > 0 and (data := file.read(min(left, READ_BYTES))):
+            digest.update(data)
+            left -= len(data)
+    return digest.hexdigest()
+
+
+def read_plain_file(path: Path, *, at_most: int) -> bytes:
+    """The bytes of a plain file; a directory or a pipe is refused and never waited for.
+
+    Raises:
+        UserError: it is no plain file, has more than `at_most` bytes, or cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise UserError(f"{path}: expected a plain file")
+            with open(descriptor, "rb", closefd=False) as file:
+                data = file.read(at_most + 1)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(data) > at_most:
+        raise UserError(f"{path}: expected at most {at_most} bytes")
+    return data
 
 
 @contextlib.contextmanager

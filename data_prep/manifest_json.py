@@ -1,6 +1,7 @@
 """Reads and writes `manifest.json`, which FORMAT.md describes."""
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import fields
@@ -40,6 +41,18 @@ def write_manifest(directory: Path, manifest: Manifest, name: str = MANIFEST_FIL
     write_whole(directory / name, (text + "\n").encode())
 
 
+def strict_json(data: bytes) -> Any:
+    """Reads JSON that says one thing: no key twice, no number beyond float64, few brackets.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        return _STRICT.decode(data.decode())
+    except RecursionError:
+        raise ValueError("too many brackets") from None
+
+
 def read_manifest(directory: Path, name: str = MANIFEST_FILE) -> Manifest:
     """Reads and checks `manifest.json`, or that of one machine of several.
 
@@ -56,11 +69,7 @@ def read_manifest(directory: Path, name: str = MANIFEST_FILE) -> Manifest:
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise UserError(f"{path}: expected at most {MAX_MANIFEST_BYTES >> 20} MiB")
     try:
-        content = json.loads(
-            path.read_bytes(), object_pairs_hook=_unique, parse_constant=_no_constant
-        )
-    except RecursionError:
-        raise UserError(f"{path}: expected JSON, got too many brackets: build it again") from None
+        content = strict_json(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path}: expected JSON, got {error}: build the shards again") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT_NAME:
@@ -87,6 +96,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(name)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text}, which is beyond float64")
+    return number
+
+
+# Made once: a run reads a line of each of its steps.
+_STRICT = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+)
 
 
 def _is_count(value: Any, least: int = 0) -> bool:

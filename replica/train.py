@@ -76,6 +76,12 @@ def _parser() -> OneLineParser:
         help="with --init: draw these layers anew, such as conv6,fc6",
     )
     where = parser.add_argument_group("where and how").add_argument
+    where(
+        "--verify",
+        action="store_true",
+        help="before the run, compare every byte of the shards with their manifest; it takes as "
+        "long as reading them once, which is said",
+    )
     where("--gpus", type=int, metavar="N", help="devices; CPU processes where there is no GPU")
     where(
         "--split",

@@ -131,9 +131,12 @@ def write_checkpoint(path, weights, data, *, mean_image=None, num_classes=10):
     return path
 
 
+def all_lines_of(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().split("\n")[:-1]]
+
+
 def lines_of(run_dir, kind):
-    lines = (run_dir / "metrics.jsonl").read_text().split("\n")[:-1]
-    return [line for line in map(json.loads, lines) if line["kind"] == kind]
+    return [line for line in all_lines_of(run_dir) if line["kind"] == kind]
 
 
 def last_checkpoint(run_dir):

@@ -1,15 +1,22 @@
 """A checkpoint is whole or not there, and what does not fit is refused with every reason."""
 
 import dataclasses
+import io
+import json
 import os
 import pickle
+import random
+import shutil
 import subprocess
+import zipfile
 
+import golden_values as golden
 import pytest
 import torch
 from conftest import run
 
 from data_prep.errors import UserError
+from data_prep.files import sha256_of_file
 from replica.network.alexnet import whole_shapes
 from replica.recipes import MINI, from_record, to_record, with_changes
 from replica.training.checkpoint import (
@@ -25,10 +32,13 @@ from replica.training.checkpoint import (
 )
 
 WNIDS = [f"n{i:08d}" for i in range(10)]
+NARROW = [f"conv{i}.num_kernels=8" for i in range(1, 6)] + ["fc6.num_units=8", "fc7.num_units=8"]
+# For what saves and loads hundreds of times.
+TINY = with_changes(MINI, [*NARROW, "crop_size=64"])
 
 
-def checkpoint(step=1, best_step=None):
-    shapes = whole_shapes(MINI, num_classes=10)
+def checkpoint(step=1, best_step=None, recipe=MINI):
+    shapes = whole_shapes(recipe, num_classes=10)
     return Checkpoint(
         model={name: torch.full(shape, 0.5) for name, shape in shapes.items()},
         velocities={name: torch.zeros(shape) for name, shape in shapes.items()},
@@ -36,12 +46,12 @@ def checkpoint(step=1, best_step=None):
         epoch=1,
         val_errors=[],
         best_step=best_step,
-        recipe=MINI,
+        recipe=recipe,
         num_classes=10,
         seed=1,
         wnids=WNIDS,
         class_names=[str(i) for i in range(10)],
-        mean_image=torch.zeros(256, 256, 3),
+        mean_image=torch.zeros(4, 4, 3),
         eigenvalues=torch.zeros(3),
         eigenvectors=torch.eye(3),
     )
@@ -86,6 +96,14 @@ def test_the_best_checkpoint_stays_and_a_link_points_to_it(tmp_path):
         load_checkpoint(tmp_path / "best.pt")
 
 
+def flipped(data, bit):
+    """The same bytes but for one bit."""
+    flipped = bytearray(data)
+    flipped[bit // 8] ^= 1 << bit % 8
+    return bytes(flipped)
+
+
+@pytest.mark.fault(4)
 @pytest.mark.parametrize("damage", ["truncated", "one bit", "empty"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, damage):
     save_checkpoint(tmp_path, checkpoint(step=1))
@@ -94,12 +112,99 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, damage
     if damage == "one bit":
         data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data[: {"truncated": len(data) - 5, "empty": 0}.get(damage)]))
-    with pytest.raises(UserError, match="damaged: its SHA-256 is not the one in"):
+    with pytest.raises(UserError, match="damaged: its SHA-256 is not the one "):
         load_checkpoint(path)
     found, loaded, passed_over = last_whole_checkpoint(tmp_path)
     assert (found, loaded.step) == (checkpoint_path(tmp_path, 1), 1)
     assert len(passed_over) == 1
     assert path.name in passed_over[0]
+
+
+@pytest.mark.fault(4)
+def test_every_flipped_bit_of_a_copy_without_a_digest_beside_it_is_found(tmp_path):
+    path, rng = tmp_path / "best copy.pt", random.Random(4)
+    data = save_checkpoint(tmp_path, checkpoint(recipe=TINY)).read_bytes()
+    path.write_bytes(data)
+    assert load_checkpoint(path).step == 1
+    assert zipfile.ZipFile(path).testzip() is None
+    # Anywhere, and at each byte of the end that says whether there is a digest, and which.
+    ends = range(8 * (len(data) - 90), 8 * len(data), 8)
+    for bit in (*(rng.randrange(8 * len(data)) for _ in range(60)), *ends, *range(16)):
+        path.write_bytes(flipped(data, bit))
+        with pytest.raises(UserError, match=r"damaged: |PyTorch cannot open"):
+            load_checkpoint(path)
+    for length in (0, 1, 2, 3, 50, len(data) // 2, len(data) - 64, len(data) - 1):
+        path.write_bytes(data[:length])
+        with pytest.raises(UserError, match=r"damaged: |PyTorch cannot open"):
+            load_checkpoint(path)
+
+
+@pytest.mark.fault(4)
+def test_a_checkpoint_of_before_the_digest_opens_and_its_tensors_are_compared(tmp_path):
+    """With its .sha256, without it, and with a damaged one."""
+    path = tmp_path / "checkpoint-00000004.pt"
+    old = golden.OLD_RUN / path.name
+    data, rng = old.read_bytes(), random.Random(5)
+    assert data.endswith(b"\0\0")
+    shutil.copy(old, path)
+    assert load_checkpoint(path).step == 4
+    beside = path.with_name(f"{path.name}.sha256")
+    digest = subprocess.run(["sha256sum", old], capture_output=True, check=True).stdout
+    beside.write_bytes(digest)
+    assert load_checkpoint(path).step == 4
+    beside.write_bytes(b"\xff" + digest[1:])
+    with pytest.raises(UserError, match="damaged: its SHA-256 is not the one in checkpoint-"):
+        load_checkpoint(path)
+    beside.unlink()
+    weight = load_checkpoint(path).model["fc6.weight"].numpy().tobytes()
+    first = data.index(weight)
+    for _ in range(20):
+        path.write_bytes(flipped(data, rng.randrange(8 * first, 8 * (first + len(weight)))))
+        with pytest.raises(UserError, match="damaged: it is cut off, or some of its bytes are"):
+            load_checkpoint(path)
+
+
+@pytest.mark.fault(4)
+def test_a_damaged_digest_beside_a_whole_checkpoint_loses_nothing(tmp_path):
+    path = save_checkpoint(tmp_path, checkpoint(step=3, recipe=TINY))
+    beside = path.with_name(f"{path.name}.sha256")
+    for content in (b"\xff\xfe", b"", flipped(beside.read_bytes(), 7)):
+        beside.write_bytes(content)
+        found, loaded, passed_over = last_whole_checkpoint(tmp_path)
+        assert (found, loaded.step, passed_over) == (path, 3, [])
+
+
+@pytest.mark.fault(4, 41)
+def test_a_changed_index_of_tensors_is_refused_in_words(tmp_path):
+    """`data.pkl` with flipped bits, packed anew so that all its checksums are right."""
+    path, rng = tmp_path / "changed.pt", random.Random(6)
+    with zipfile.ZipFile(save_checkpoint(tmp_path, checkpoint(recipe=TINY))) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    (index,) = (name for name in members if name.endswith("/data.pkl"))
+    refused = 0
+    for _ in range(150):
+        content = flipped(members[index], rng.randrange(8 * len(members[index])))
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, content if name == index else data)
+        path.write_bytes(buffer.getvalue())
+        try:
+            load_checkpoint(path)
+        except UserError:
+            refused += 1
+    assert refused > 75
+
+
+def test_a_damaged_later_checkpoint_is_not_kept_for_a_whole_one(tmp_path):
+    """The run went on from the one before it, and saves at other steps."""
+    save_checkpoint(tmp_path, checkpoint(step=5, recipe=TINY), keep=1)
+    path = save_checkpoint(tmp_path, checkpoint(step=10, recipe=TINY), keep=2)
+    path.write_bytes(path.read_bytes()[:-100])
+    save_checkpoint(tmp_path, checkpoint(step=8, recipe=TINY), keep=1)
+    found, loaded, passed_over = last_whole_checkpoint(tmp_path)
+    assert (loaded.step, passed_over) == (8, [])
+    assert checkpoints_of(tmp_path) == [found]
 
 
 def test_a_run_without_a_whole_checkpoint_says_so(tmp_path):
@@ -117,6 +222,7 @@ class Malicious:
         return os.mkdir, (str(self.mark),)
 
 
+@pytest.mark.fault(10)
 @pytest.mark.parametrize("kind", ["text", "malicious pickle", "malicious torch file", "folder"])
 def test_what_is_no_checkpoint_is_refused_and_not_run(tmp_path, kind):
     path, mark = tmp_path / "checkpoint.pt", tmp_path / "it was run"
@@ -133,6 +239,7 @@ def test_what_is_no_checkpoint_is_refused_and_not_run(tmp_path, kind):
     assert not mark.exists()
 
 
+@pytest.mark.fault(9)
 def test_another_kind_of_file_and_another_version_are_refused(tmp_path):
     torch.save({"weights": torch.zeros(3)}, tmp_path / "a.pt")
     with pytest.raises(UserError, match="expected a checkpoint of this project"):
@@ -144,6 +251,7 @@ def test_another_kind_of_file_and_another_version_are_refused(tmp_path):
         load_checkpoint(path)
 
 
+@pytest.mark.fault(9)
 def test_every_tensor_that_does_not_fit_is_named(tmp_path):
     wrong = checkpoint()
     del wrong.model["conv1.bias"]
@@ -158,6 +266,7 @@ def test_every_tensor_that_does_not_fit_is_named(tmp_path):
     assert "velocities has fc8.weight of shape (12, 1024) instead of (10, 1024)" in message
 
 
+@pytest.mark.fault(9)
 def test_another_recipe_is_refused_with_all_fields_but_epochs_may_differ(tmp_path):
     path = tmp_path / "c.pt"
     check_fits_recipe(path, MINI, dataclasses.replace(MINI, epochs=99))
@@ -168,6 +277,7 @@ def test_another_recipe_is_refused_with_all_fields_but_epochs_may_differ(tmp_pat
     assert "momentum: 0.9 against 0.8" in str(error.value)
 
 
+@pytest.mark.fault(9)
 def test_other_classes_are_refused(tmp_path):
     path = tmp_path / "c.pt"
     check_fits_classes(path, WNIDS, WNIDS, tmp_path)
@@ -178,46 +288,66 @@ def test_other_classes_are_refused(tmp_path):
 
 
 KILLED_AT = """
-import os, signal, sys
-sys.path.insert(0, "tests")
+import itertools, json, os, signal, sys
 from pathlib import Path
-import torch
-from test_checkpoint import checkpoint
+sys.path.insert(0, "tests")
+from test_checkpoint import SAVED, TINY, checkpoint
 from replica.training.checkpoint import save_checkpoint
-calls = 0
-def dies_at(function, number):
+root, keep = Path(sys.argv[1]), int(sys.argv[2])
+def dies_at(name, number):
+    # A kill of a process alone loses nothing that was not synchronized.
+    function = getattr(os, name) if name != "fsync" else lambda descriptor: None
     def call(*args, **kwargs):
         global calls
         calls += 1
         if calls == number:
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*args, **kwargs)
-    return call
-for directory in map(Path, sys.argv[1:]):
+    setattr(os, name, call)
+for number in itertools.count(1):
+    directory = root / str(number)
+    directory.mkdir()
     if os.fork() == 0:
-        save_checkpoint(directory, checkpoint(step=1))
-        number = int(directory.name)
-        os.fsync = dies_at(os.fsync, number)
-        Path.replace = dies_at(Path.replace, number)
-        Path.unlink = dies_at(Path.unlink, number)
-        for step in (2, 3):
-            save_checkpoint(directory, checkpoint(step=step))
+        calls = 0
+        for name in ("open", "fsync", "replace", "rename", "unlink", "remove", "symlink"):
+            dies_at(name, number)
+        for done, (step, best) in enumerate(SAVED):
+            (directory / "saved").write_text(json.dumps(done))
+            save_checkpoint(directory, checkpoint(step, best, TINY), keep=keep)
         os._exit(0)
-    print(os.waitstatus_to_exitcode(os.wait()[1]))
+    if os.waitstatus_to_exitcode(os.wait()[1]) == 0:
+        break
+print(number)
 """
+# Steps, and the best one then; some are saved again, with the validation error they lacked.
+SAVED = ((1, None), (2, None), (2, 2), (3, 2), (4, 4), (4, 4))
 
 
-def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path):
-    """After so many calls that reach the disk; each time a copy of one process dies."""
-    directories = [tmp_path / str(number) for number in (1, 3, 4, 8, 9)]
-    for directory in directories:
-        directory.mkdir()
-    result = run("-c", KILLED_AT, *map(str, directories))
-    assert result.stdout.split() == ["-9"] * 5, result.stderr
-    for directory in directories:
-        _, loaded, passed_over = last_whole_checkpoint(directory)
-        assert loaded.step >= 1
-        assert passed_over == []
+@pytest.mark.fault(1, 2)
+@pytest.mark.parametrize("keep", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_kill_at_any_call_of_saving_leaves_as_many_whole_checkpoints_as_before(keep, tmp_path):
+    """One process dies before each of its calls that change the disk, in turn."""
+    result = run("-c", KILLED_AT, str(tmp_path), str(keep))
+    assert result.returncode == 0, result.stderr
+    killed = int(result.stdout) - 1
+    assert killed > 40
+    for number in range(1, killed + 1):
+        directory = tmp_path / str(number)
+        steps = sorted({step for step, _ in SAVED[: json.loads((directory / "saved").read_text())]})
+        whole = [load_checkpoint(path).step for path in checkpoints_of(directory)]
+        assert len(whole) >= min(keep, len(steps)), number
+        assert set(whole) >= set(steps[-keep:]) or max(whole) > max(steps), number
+        if (directory / "best.pt").is_symlink():
+            assert load_checkpoint(directory / "best.pt").step in (2, 4)
+        if number % 6:
+            continue
+        # The next session saves as if nothing had been.
+        save_checkpoint(directory, checkpoint(9, recipe=TINY), keep=keep)
+        assert last_whole_checkpoint(directory)[2] == []
+        assert not list(directory.glob("checkpoint-*.part"))
+        for beside in directory.glob("*.sha256"):
+            digest, name = beside.read_text().split()
+            assert digest == sha256_of_file(directory / name)
 
 
 # --- Recipes as they are written down and changed
@@ -232,6 +362,13 @@ def test_a_record_of_another_version_is_refused():
     del record["momentum"]
     with pytest.raises(UserError, match=r"missing fields \['momentum'\], unknown .*\['color'\]"):
         from_record(record)
+
+
+@pytest.mark.fault(41)
+@pytest.mark.parametrize("change", [{"convs": [3]}, {"convs": None}, {"changes": [{}, "x"]}, None])
+def test_a_damaged_record_is_refused_in_words(change):
+    with pytest.raises(UserError, match=r"expected the record of a recipe|missing fields"):
+        from_record(change and {**to_record(MINI), **change})
 
 
 @pytest.mark.parametrize(

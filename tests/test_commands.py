@@ -115,6 +115,7 @@ def test_the_test_command_counts_every_image_once(two_towers, shards_dir):
     assert f"top-1 error {error:.2%}" in center.stdout
 
 
+@pytest.mark.fault(5)
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(shards_dir, tmp_path):
     """By a new process; test_survival.py does the same to two, which it kills."""
     options = ("--gpus", "1", "--epochs", "3")
@@ -181,6 +182,7 @@ def test_a_validation_that_no_checkpoint_knows_is_written_once(two_towers, shard
     assert [line["step"] for line in lines_of(out, "step")] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.fault(5, 6, 14)
 def test_a_run_of_two_processes_is_continued_by_one_and_by_two_again(
     two_towers, shards_dir, tmp_path
 ):
@@ -193,6 +195,7 @@ def test_a_run_of_two_processes_is_continued_by_one_and_by_two_again(
     assert last_checkpoint(out)["step"] == 9
 
 
+@pytest.mark.fault(8)
 def test_steps_after_the_last_checkpoint_come_once_after_a_crash(two_towers, shards_dir, tmp_path):
     out = shutil.copytree(two_towers[0], tmp_path / "run")
     with (out / "metrics.jsonl").open("a") as file:
@@ -210,6 +213,7 @@ def test_steps_after_the_last_checkpoint_come_once_after_a_crash(two_towers, sha
 # --- Stopping
 
 
+@pytest.mark.fault(11)
 @pytest.mark.parametrize(
     ("gpus", "number", "status"),
     [
@@ -265,6 +269,7 @@ def test_ctrl_c_while_the_ranks_are_starting_ends_the_run_without_a_traceback(sh
     assert "stopped at step 1; continue with" in stdout
 
 
+@pytest.mark.fault(13)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_rank_outlives_a_killed_parent(shards_dir, tmp_path):
     out = tmp_path / "run"
@@ -283,6 +288,7 @@ def test_no_rank_outlives_a_killed_parent(shards_dir, tmp_path):
     assert [line["step"] for line in lines_of(out, "step")] == list(range(1, step + 3))
 
 
+@pytest.mark.fault(13)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_killed_rank_ends_the_run_with_one_line(shards_dir, tmp_path):
     out = tmp_path / "run"
@@ -360,6 +366,7 @@ def test_options_that_cannot_be_are_refused_in_one_line(options, message, capsys
     assert message in lines[0]
 
 
+@pytest.mark.fault(12)
 def test_an_output_directory_in_use_is_refused(two_towers, shards_dir, tmp_path):
     assert_user_error(train(shards_dir, two_towers[0]), "in use", "--resume")
     (tmp_path / "mine").mkdir()
@@ -371,6 +378,7 @@ def test_an_output_directory_in_use_is_refused(two_towers, shards_dir, tmp_path)
     assert_user_error(result, "in use by another process")
 
 
+@pytest.mark.fault(9)
 def test_resuming_with_another_recipe_seed_precision_or_data_is_refused(
     two_towers, shards_dir, toy_dir, tmp_path
 ):
@@ -416,6 +424,7 @@ def test_a_text_file_as_a_checkpoint_is_refused(tmp_path):
     assert_user_error(result, "none.pt", "found no file")
 
 
+@pytest.mark.fault(3)
 @pytest.mark.parametrize("gpus", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_full_disk_ends_in_one_line_and_keeps_what_was_saved(
     gpus, two_towers, shards_dir, tmp_path
@@ -444,6 +453,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_was_saved(
     assert not list(out.glob("*.part"))
 
 
+@pytest.mark.fault(15)
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(shards_dir, tmp_path):
     command = train_command(shards_dir, tmp_path / "run", "--lr", "1e6", "--steps", "10")
     result = run(*command)

@@ -1,6 +1,7 @@
 """Changes by hand reach a live run at its next step, are logged, and are repeated exactly."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -28,6 +29,8 @@ def controlled(shards_dir, tmp_path_factory):
     out = tmp_path_factory.mktemp("controlled") / "run"
     command = train_command(shards_dir, out, "--gpus", "2", *LONG)
     process = started(command, out)
+    (out / control_log.REQUESTS_DIR).mkdir()
+    os.mkfifo(out / control_log.REQUESTS_DIR / "0.json")  # a reader would wait for a writer
     asked = [
         ask(out, "--lr", "0.001", "--reason", "validation error stopped improving"),
         ask(out, "--freeze", "conv1", "--rate", "fc8.bias=0.002", "--color-noise", "off"),
@@ -54,6 +57,7 @@ def test_each_request_is_answered_with_the_step_that_it_acts_from(controlled):
         "enough",
     ]
     assert f"--resume --out {out}" in stdout
+    assert stderr.count("0.json: expected a request of replica.control (") == 1
     assert not list((out / control_log.REQUESTS_DIR).iterdir())
 
 
@@ -75,6 +79,7 @@ def test_a_checkpoint_was_saved_when_it_was_asked_for_and_the_run_stopped_where_
     assert saved.step <= stopped.step
 
 
+@pytest.mark.fault(7)
 def test_a_replay_and_a_resumed_run_repeat_what_was_done_by_hand_bit_for_bit(
     controlled, shards_dir, tmp_path
 ):
@@ -114,7 +119,13 @@ def test_a_request_whose_run_died_after_logging_it_is_not_logged_twice(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"changes": {"conv9": 0}, "actions": [], "reason": ""}', "null"]
+    "content",
+    [
+        *("", "{", "[]", "null", "[" * 100_000),
+        '{"changes": {"conv9": 0}, "actions": [], "reason": ""}',
+        '{"changes": {"conv1": 1e400}, "actions": [], "reason": ""}',
+    ],
+    ids=lambda content: content[:40],
 )
 def test_a_request_that_is_none_is_named_and_removed(content, tmp_path, capsys):
     (tmp_path / control_log.REQUESTS_DIR).mkdir()
@@ -125,8 +136,44 @@ def test_a_request_that_is_none_is_named_and_removed(content, tmp_path, capsys):
     assert not path.exists()
 
 
-def test_a_damaged_log_is_refused_with_its_line(tmp_path):
-    (tmp_path / control_log.LOG_FILE).write_text('{"name": "a", "step": 3, "changes": {}}\nhello\n')
+def test_only_plain_files_of_a_size_are_requests(tmp_path, capsys):
+    requests = tmp_path / control_log.REQUESTS_DIR
+    content = json.dumps({"changes": {"conv1": 0}, "actions": ["stop"], "reason": ""})
+    (requests / "1-1.json" / "inside").mkdir(parents=True)
+    os.mkfifo(requests / "1-2.json")
+    writer = os.open(requests / "1-2.json", os.O_RDWR | os.O_NONBLOCK)
+    os.write(writer, content.encode())
+    (requests / "1-3.json").symlink_to("/dev/zero")
+    (requests / "1-4.json").write_text(content + " " * control_log.MAX_REQUEST_BYTES)
+    (requests / "1-5.json").symlink_to("nowhere")
+    (requests / "1-6.json").write_text(content)
+    for _ in range(2):
+        (request,) = control_log.pending_requests(tmp_path, MINI)
+        assert request == control_log.Request("1-6.json", {"conv1": 0.0}, ["stop"], "")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5
+    assert all(f"1-{number}.json" in line for number, line in enumerate(lines, 1))
+    assert [path.name for path in sorted(requests.iterdir())] == ["1-1.json", "1-6.json"]
+    os.close(writer)
+
+
+@pytest.mark.fault(41)
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"hello", b"\xff\xfe", b"[]", b"[" * 100_000, b'{"name": "a", "changes": {}}', b"1"),
+        b'{"name": "a", "step": 1e400, "changes": {}}',
+        b'{"name": "a", "step": 3, "changes": {"conv1": 1e400}}',
+        b'{"name": "a", "step": 3, "changes": {"conv1": "fast"}}',
+        b'{"name": "a", "step": 3, "changes": {"conv1": 1' + b"0" * 400 + b"}}",
+        b'{"name": "a", "step": 3, "changes": {}, "actions": "stop"}',
+        b'{"name": "a", "step": 3, "changes": {}, "reason": []}',
+    ],
+    ids=lambda line: str(line[:50]),
+)
+def test_a_damaged_log_is_refused_with_its_line(line, tmp_path):
+    whole = b'{"name": "a", "step": 3, "changes": {}}\n'
+    (tmp_path / control_log.LOG_FILE).write_bytes(whole + line + b"\n")
     with pytest.raises(UserError, match=r"control.jsonl: line 2: expected a change"):
         control_log.read_log(tmp_path)
 

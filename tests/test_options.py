@@ -17,7 +17,8 @@ OPTIONS = {
     "replica.train": "--batch-size --checkpoint-steps --classes --compile --data --deterministic "
     "--device --dry-run --epochs --freeze --gpus --init --keep --loader-threads --lr "
     "--memory-format --momentum --new-head --new-layers --no-tensorboard --out --precision --rate "
-    "--recipe --replay --resume --seed --set --split --steps --timeout --weight-decay",
+    "--recipe --replay --resume --seed --set --split --steps --timeout --verify "
+    "--weight-decay",
     "replica.control": "--bias-lr --checkpoint --color-noise --freeze --lr --rate --reason --stop "
     "--wait",
     "replica.test": "--checkpoint --data --device --json --part --precision --ten-crop",
@@ -88,5 +89,6 @@ def test_what_is_not_asked_for_is_left_open_and_aliases_are_changes():
         resume=False,
         replay=None,
         tensorboard=True,
+        verify=False,
         dry_run=False,
     )

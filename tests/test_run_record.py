@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 import shutil
 
 import golden_values as golden
@@ -12,7 +13,7 @@ from data_prep.errors import UserError
 from replica.distributed.devices import Devices
 from replica.training.checkpoint import NUM_KEPT
 from replica.training.numerics import Numerics
-from replica.training.run_directory import read_metrics
+from replica.training.run_directory import newest_run, read_metrics
 from replica.training.run_record import DataRecord, read_run_record, write_run_record
 
 RESULTS = PROJECT_DIR / "benchmarks" / "results"
@@ -76,6 +77,52 @@ def test_a_directory_without_a_record_is_refused(tmp_path):
         read_run_record(tmp_path)
 
 
+@pytest.mark.fault(41)
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{}", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"begun": NaN}'),
+        *(b'{"begun": 1, "earlier_sessions": []}', b'{"begun": 1, "begun": 2}'),
+    ],
+    ids=lambda content: str(content[:40]),
+)
+def test_a_record_that_is_none_is_refused_in_one_line(content, tmp_path):
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"run.json: damaged: expected the record of a run"):
+        read_run_record(tmp_path)
+
+
+@pytest.mark.fault(41)
+def test_a_cut_or_changed_record_is_read_or_refused_in_words(tmp_path):
+    whole, rng = (golden.OLD_RUN / "run.json").read_bytes(), random.Random(7)
+    path = tmp_path / "run.json"
+    refused = 0
+    for number in range(300):
+        data = bytearray(whole)
+        data[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data if number % 3 else whole[: rng.randrange(len(whole) - 2)])
+        try:
+            assert read_run_record(tmp_path).recipe.name
+        except UserError as error:
+            refused += 1
+            assert len(str(error).splitlines()) == 1  # noqa: PT017
+    assert refused > 100
+
+
+def test_a_run_whose_record_is_damaged_is_not_the_newest(tmp_path, monkeypatch, capsys):
+    for name in ("a", "b", "c"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        shutil.copy(golden.OLD_RUN / "run.json", tmp_path / "runs" / name)
+    (tmp_path / "runs" / "c" / "run.json").write_text("{}")
+    content = json.loads((tmp_path / "runs" / "a" / "run.json").read_text())
+    content["begun"] += 1
+    (tmp_path / "runs" / "a" / "run.json").write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    assert newest_run(purpose="test").name == "a"
+    assert "passed over runs/c/run.json: damaged" in capsys.readouterr().err
+
+
+@pytest.mark.fault(9)
 def test_a_record_of_a_later_version_is_refused(tmp_path):
     shutil.copy(golden.OLD_RUN / "run.json", tmp_path)
     record = json.loads((tmp_path / "run.json").read_text())

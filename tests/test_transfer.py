@@ -8,6 +8,7 @@ from conftest import assert_user_error, run_here
 from runs import NARROW, last_checkpoint, train
 
 from data_prep.errors import UserError
+from data_prep.files import sha256_of_file
 from replica.network.alexnet import AlexNet, whole_shapes
 from replica.network.initialization import initialize_
 from replica.recipes import MINI, PAPER, PAPER_CONV6, with_changes
@@ -15,7 +16,6 @@ from replica.training.checkpoint import (
     check_fits_network,
     checkpoints_of,
     load_checkpoint,
-    sha256_beside,
 )
 from replica.training.run_record import read_run_record
 
@@ -58,7 +58,7 @@ def test_a_new_head_is_drawn_and_the_rest_is_taken_over(gpus, pretrained, other_
     assert torch.equal(after["fc8.weight"], fresh.state_dict()["fc8.weight"])
     assert not any(tensor.any() for tensor in last_checkpoint(out)["velocities"].values())
     record = read_run_record(out).initialized_from
-    assert record.sha256 == sha256_beside(pretrained)
+    assert record.sha256 == sha256_of_file(pretrained)
     assert record.new_layers == ["fc8"]
 
 

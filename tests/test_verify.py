@@ -9,11 +9,12 @@ import pytest
 from archives import picture
 from conftest import assert_user_error, run_here
 from PIL import Image
+from runs import train
 
 from data_prep.build_shards import main as build_shards
 from data_prep.files import sha256_of_file
 from data_prep.shard_writer import structure_of
-from data_prep.shards import open_data_set
+from data_prep.shards import check_every_byte, open_data_set
 from data_prep.verification import describe_duplicates, find_duplicates, verify
 
 VERIFY = "data_prep/verify_shards.py"
@@ -85,6 +86,44 @@ def test_every_fault_is_named_at_once(copy):
     ):
         assert any(name in fault and what in fault for fault in faults), (name, faults)
     assert f"{len(faults)} faults" in result.stderr.splitlines()[-1]
+
+
+def flip_stored_pixel(path):
+    """As a disk may do it: the file keeps its size and its structure."""
+    with h5py.File(path) as shard:
+        offset = shard["images"].id.get_offset()
+    with path.open("r+b") as file:
+        file.seek(offset + 5000)
+        pixel = file.read(1)[0]
+        file.seek(offset + 5000)
+        file.write(bytes([pixel ^ 16]))
+
+
+@pytest.mark.fault(36)
+def test_training_on_a_flipped_pixel_is_refused_with_verify(copy, tmp_path):
+    flip_stored_pixel(copy / "train-00001.h5")
+    flip_stored_pixel(copy / "val-00000.h5")
+    named = "train-00001.h5, val-00000.h5: not in every byte what manifest.json says: remove the"
+    for more in ((), ("--dry-run",)):
+        result = train(copy, tmp_path / "run", "--steps", "1", "--verify", *more)
+        assert result.returncode == 2
+        assert named in result.stderr.splitlines()[-1]
+        assert not (tmp_path / "run").exists()
+    # Without it, nothing is read before its time: docs/checks.md says so.
+    assert train(copy, tmp_path / "run", "--steps", "1").returncode == 0
+    result = train(copy, tmp_path / "run", "--resume", "--verify")
+    assert (result.returncode, named in result.stderr) == (2, True)
+
+
+def test_verify_says_what_it_has_read_and_processes_share_it(shards_dir, tmp_path):
+    result = train(shards_dir, tmp_path / "run", "--steps", "1", "--verify")
+    assert result.returncode == 0, result.stderr
+    data = open_data_set(shards_dir)
+    sizes = [path.stat().st_size for path in sorted(shards_dir.glob("*-0*.h5"))]
+    assert len(sizes) == 3
+    assert f"verify: {sum(sizes) / 1e6:.1f} MB of shards are in every byte what" in result.stdout
+    assert check_every_byte(data, first=0, step=2) == sizes[0] + sizes[2]
+    assert check_every_byte(data, first=1, step=2) == sizes[1]
 
 
 def test_labels_that_differ_from_the_list_are_found(copy):

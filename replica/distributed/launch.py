@@ -27,6 +27,7 @@ from data_prep.parent import end_with_parent
 from replica.distributed.devices import Devices
 from replica.distributed.mesh import Rank
 from replica.distributed.worker import (
+    AGAIN,
     STOP_SIGNALS,
     StopRequest,
     Worker,
@@ -127,7 +128,7 @@ def _watch(processes: list[Any], failures: Any) -> None:
         process = (killed or failed)[0]
         raise RuntimeError(
             f"rank {processes.index(process)} (pid {process.pid}) ended with exit status "
-            f"{process.exitcode}; the others were ended too; continue with --resume"
+            f"{process.exitcode}; the others were ended too: {AGAIN}"
         )
 
 

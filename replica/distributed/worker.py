@@ -22,7 +22,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # `heartbeat` is to name who hangs before an exchange gives up without a name.
 EXCHANGE_TIMEOUT_FACTOR = 10
 # What a user can do where the file system refuses.
-WAY_OUT = "make room or mend it, then continue with --resume"
+AGAIN = "run the same command again, with --resume if the run has a run.json"
+WAY_OUT = f"make room or mend it, then {AGAIN}"
 # A flag that Ctrl-C or SIGTERM sets.
 StopRequest = threading.Event | multiprocessing.synchronize.Event
 Worker = Callable[[Rank, Any, StopRequest], None]

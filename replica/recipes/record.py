@@ -28,8 +28,17 @@ def from_record(record: dict[str, Any]) -> Recipe:
     """The recipe that `to_record` wrote down, in this version or an older one.
 
     Raises:
-        UserError: a field is missing or unknown, or the version is newer.
+        UserError: a field is missing or unknown, the version is newer, or the record is damaged.
     """
+    try:
+        return _recipe_of(record)
+    except UserError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"expected the record of a recipe, got a damaged one ({error})") from None
+
+
+def _recipe_of(record: dict[str, Any]) -> Recipe:
     name = record.get("name")
     version = record.get("version", 1)
     if version not in range(1, VERSION + 1):

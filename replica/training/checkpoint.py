@@ -1,12 +1,14 @@
 """Checkpoints: one file that `torch.load(FILE, weights_only=True)` opens, whole or not there.
 
-The file is a dict of `format`, `version` and the fields of `Checkpoint`. Its SHA-256 stands beside
-it. The newest few stay, and the one with the lowest validation error, to which `best.pt` points.
+The file is a dict of `format`, `version` and the fields of `Checkpoint`. It is a zip file, and its
+comment is the SHA-256 of all that stands before the comment, so a copy under any name is checked
+when it is opened. The SHA-256 of the whole file stands beside it, for `sha256sum --check`.
+The newest few stay, and the one with the lowest validation error, to which `best.pt` points.
 """
 
 import hashlib
 import io
-import pickle
+import os
 import re
 import zipfile
 from dataclasses import dataclass, fields
@@ -15,7 +17,7 @@ from pathlib import Path
 import torch
 
 from data_prep.errors import UserError, command_for
-from data_prep.files import sha256_of_file, write_whole
+from data_prep.files import read_plain_file, sha256_of_file, write_whole
 from replica.network.alexnet import whole_shapes
 from replica.recipes import Recipe, from_record, to_record
 from replica.recipes.recipe import layer_of
@@ -27,6 +29,12 @@ FORMAT_VERSION = 2
 NUM_KEPT = 2
 BEST = "best.pt"
 _NAME = re.compile(r"checkpoint-(\d{8})\.pt")
+# The last record of a zip file begins so and has so many bytes before its comment; the last two of
+# them say how long the comment is.
+_START_OF_ZIP, _END_OF_ZIP, _END_BYTES, _LENGTH_BYTES = b"PK", b"PK\5\6", 22, 2
+_DIGEST_BYTES = 2 * hashlib.sha256().digest_size  # in hexadecimal
+_COMMENT_LENGTH = _DIGEST_BYTES.to_bytes(_LENGTH_BYTES, "little")
+MAX_DIGEST_FILE_BYTES = 1 << 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,17 +84,12 @@ def _digest_path(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def sha256_beside(path: Path) -> str | None:
-    """The SHA-256 that stands beside a checkpoint, or None."""
-    digest = _digest_path(path.resolve())
-    return digest.read_text().split()[0] if digest.is_file() else None
-
-
 def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, *, keep: int = NUM_KEPT) -> Path:
     """Writes a checkpoint, then removes all but the last `keep` and the best.
 
-    The digest is there before the file has its name, so a crash at any moment leaves whole pairs;
-    where the disk refuses, the earlier checkpoints stay.
+    Nothing is removed before the new file is whole on the disk, also where it replaces one of the
+    same step: a crash at any moment leaves as many whole checkpoints as there were. One of a later
+    step is removed, too: the run went on from an earlier one because it was damaged.
 
     Raises:
         UserError: the disk refuses; the earlier checkpoints stay.
@@ -95,19 +98,25 @@ def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, *, keep: int = NUM_KE
     content = {**vars(checkpoint), "recipe": to_record(checkpoint.recipe)}
     buffer = io.BytesIO()
     torch.save({"format": FORMAT_NAME, "version": FORMAT_VERSION, **content}, buffer)
-    data = buffer.getvalue()
-    digest = hashlib.sha256(data).hexdigest()
-    path.unlink(missing_ok=True)  # a step reached again after its digest or file was damaged
+    buffer.seek(-_LENGTH_BYTES, os.SEEK_END)
+    buffer.write(_COMMENT_LENGTH)
+    buffer.write(hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
+    # That of an earlier file of this step is not to stand beside this one.
+    _digest_path(path).unlink(missing_ok=True)
+    digest = write_whole(path, buffer.getbuffer())
     write_whole(_digest_path(path), f"{digest}  {path.name}\n".encode())
-    write_whole(path, data)
     best = checkpoint_path(run_dir, checkpoint.best_step) if checkpoint.best_step else None
     if best and best.exists():
         _point_to(run_dir / BEST, best.name)
     pointed_to = (run_dir / BEST).resolve()  # also where a resumed run knows no best step yet
-    for old in checkpoints_of(run_dir)[:-keep]:
-        if old.resolve() != pointed_to:
-            old.unlink()
-            _digest_path(old).unlink(missing_ok=True)
+    steps = checkpoints_of(run_dir)
+    newest = steps.index(path) + 1
+    for other in (*steps[: max(0, newest - keep)], *steps[newest:]):
+        if other.resolve() != pointed_to:
+            _digest_path(other).unlink(missing_ok=True)  # first: it is never there alone
+            other.unlink()
+    for unfinished in run_dir.glob("checkpoint-*.part"):  # of a session that was killed
+        unfinished.unlink()
     return path
 
 
@@ -119,6 +128,35 @@ def _point_to(link: Path, name: str) -> None:
     temporary.replace(link)
 
 
+def _damage(path: Path) -> str | None:
+    """Why a file is surely not what was written, or None; older ones may have no SHA-256."""
+    with path.open("rb") as file:
+        is_zip = file.read(len(_START_OF_ZIP)) == _START_OF_ZIP
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _END_BYTES - _DIGEST_BYTES))
+        tail = file.read()
+    beside = _digest_path(path.resolve())  # that of a link stands beside the file
+    end, own_digest = tail[:_END_BYTES], tail[_END_BYTES:]
+    if end.startswith(_END_OF_ZIP) and end.endswith(_COMMENT_LENGTH):
+        if sha256_of_file(path, but_last=_DIGEST_BYTES).encode() != own_digest:
+            return "its SHA-256 is not the one that it ends with"
+    elif beside.is_file():
+        digest = read_plain_file(beside, at_most=MAX_DIGEST_FILE_BYTES)
+        if digest.split()[:1] != [sha256_of_file(path).encode()]:
+            return f"its SHA-256 is not the one in {beside.name}"
+    elif is_zip:
+        # Before checkpoints held their digest, their zip file had no comment.
+        end = tail[-_END_BYTES:]
+        try:
+            is_whole = end.startswith(_END_OF_ZIP) and end.endswith(b"\0" * _LENGTH_BYTES)
+            with zipfile.ZipFile(path) as members:
+                is_whole = is_whole and members.testzip() is None
+        except Exception:  # whatever zipfile makes of a damaged file
+            is_whole = False
+        if not is_whole:
+            return "it is cut off, or some of its bytes are others"
+    return None
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Opens a whole checkpoint of this project that fits its recipe, or names every mismatch.
 
@@ -127,14 +165,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         raise UserError(f"{path}: expected a checkpoint, found no file")
-    digest = _digest_path(path.resolve())  # that of a link stands beside the file
-    if digest.is_file():
-        expected = digest.read_text().split()[:1]
-        if expected != [sha256_of_file(path)]:
-            raise UserError(
-                f"{path}: damaged: its SHA-256 is not the one in {digest.name}: use "
-                "another checkpoint of the run, or train again"
-            )
+    way_out = "use another checkpoint of the run, or train again"
+    try:
+        damage = _damage(path)
+    except OSError as error:
+        damage = f"it cannot be read ({error.strerror})"
+    if damage:
+        raise UserError(f"{path}: damaged: {damage}: {way_out}")
     foreign = UserError(
         f"{path}: expected a checkpoint that `{command_for('replica.train')}` wrote, got a "
         "file that PyTorch cannot open as tensors"
@@ -144,7 +181,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise foreign
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError):
+    except Exception:  # whatever PyTorch makes of another file
         raise foreign from None
     if not isinstance(content, dict) or content.get("format") != FORMAT_NAME:
         raise UserError(f"{path}: expected a checkpoint of this project, got another kind of file")
@@ -153,8 +190,23 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: expected checkpoint version {FORMAT_VERSION}, got {content.get('version')}: "
             "use the version of the project that wrote it"
         )
-    known = {field.name: content[field.name] for field in fields(Checkpoint)}
-    checkpoint = Checkpoint(**{**known, "recipe": from_record(content["recipe"])})
+    try:
+        known = {field.name: content[field.name] for field in fields(Checkpoint)}
+        checkpoint = Checkpoint(**{**known, "recipe": from_record(content["recipe"])})
+        problems = _mismatches(checkpoint)
+    except UserError:
+        raise
+    except Exception as error:  # fields that are lacking, or of another type
+        raise UserError(
+            f"{path}: damaged: what it holds is no checkpoint ({error!r}): {way_out}"
+        ) from None
+    if problems:
+        raise UserError(f"{path}: does not fit its own recipe: {'; '.join(problems)}")
+    return checkpoint
+
+
+def _mismatches(checkpoint: Checkpoint) -> list[str]:
+    """Where the tensors of a checkpoint are not those of its recipe."""
     problems = []
     for kind, tensors in (("model", checkpoint.model), ("velocities", checkpoint.velocities)):
         shapes = whole_shapes(
@@ -167,9 +219,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             for name, shape in shapes.items()
             if name in tensors and tensors[name].shape != shape
         ]
-    if problems:
-        raise UserError(f"{path}: does not fit its own recipe: {'; '.join(problems)}")
-    return checkpoint
+    return problems
 
 
 def last_whole_checkpoint(run_dir: Path) -> tuple[Path, Checkpoint, list[str]]:

@@ -7,21 +7,25 @@ a resumed run and `--replay` read.
 
 import json
 import os
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from data_prep.errors import UserError, command_for
-from data_prep.files import write_whole
+from data_prep.files import read_plain_file, write_whole
+from data_prep.manifest_json import strict_json
+from data_prep.progress import write_line
 from replica.recipes import Recipe
 from replica.recipes.recipe import target_problem
-from replica.training.run_directory import is_live
-from replica.training.run_record import read_fields, read_run_record
+from replica.training.run_directory import LOG_FILE, is_live
+from replica.training.run_record import MAX_RECORD_BYTES, read_fields, read_run_record
 from replica.training.schedule import HandChange
 
 REQUESTS_DIR = "requests"
-LOG_FILE = "control.jsonl"
+MAX_REQUEST_BYTES = 1 << 20  # a reason may be long
+# What was passed over and cannot be removed is named once, not at every step.
+_STAYED: set[Path] = set()
 ACTIONS = ("checkpoint", "stop")
 # How often a waiting command looks into the log, and what it grants a run that is reading now.
 LOOK_SECONDS = 0.1
@@ -52,6 +56,29 @@ class Request:
     def __str__(self) -> str:
         changes = [f"{target}={value:g}" for target, value in self.changes.items()]
         return ", ".join([*changes, *self.actions])
+
+
+def _request_of(text: bytes, **known: object) -> Request:
+    """A request, or a line of the log, of its JSON and of what is known of it otherwise.
+
+    Raises:
+        ValueError: it is none.
+    """
+    content = strict_json(text)
+    if isinstance(content, dict):
+        content = {"actions": [], "reason": "", **content, **known}
+    request = read_fields(Request, content)
+    texts: list[Any] = [request.name, request.reason, request.replayed_from or ""]
+    counts: list[Any] = [request.step, request.epoch or 0]
+    if not isinstance(request.changes, dict) or not isinstance(request.actions, list):
+        raise ValueError("expected an object of changes and a list of actions")
+    if not all(isinstance(x, str) for x in (*texts, *request.actions)):
+        raise ValueError("expected texts as name, reason and actions")
+    if not all(type(x) is int and x >= 0 for x in counts):
+        raise ValueError("expected integers as step and epoch")
+    if not all(type(x) in (int, float) for x in request.changes.values()):
+        raise ValueError("expected numbers as changes")
+    return replace(request, changes={k: float(v) for k, v in request.changes.items()})
 
 
 def _problems(changes: dict[str, float], recipe: Recipe) -> list[str]:
@@ -117,23 +144,33 @@ def send_request(
 
 
 def pending_requests(run_dir: Path, recipe: Recipe) -> list[Request]:
-    """The requests that are there, oldest first; one that cannot be read is named and removed."""
+    """The requests that are there, oldest first; what is none is named and, if it can be, removed.
+
+    Whatever has a request's name, a directory or a pipe, neither ends the run nor holds it up.
+    """
     requests = []
     for path in sorted((run_dir / REQUESTS_DIR).glob("*.json")):
         try:
-            content = json.loads(path.read_bytes())
-            changes = {str(target): float(value) for target, value in content["changes"].items()}
-            actions = [action for action in content["actions"] if action in ACTIONS]
-            request = Request(path.name, changes, actions, str(content["reason"]))
-            problems = _problems(changes, recipe)
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            problems = [f"expected a request of replica.control ({type(error).__name__})"]
+            text = read_plain_file(path, at_most=MAX_REQUEST_BYTES)
+            request = _request_of(text, name=path.name, step=0, epoch=None, replayed_from=None)
+            problems = _problems(request.changes, recipe)
+        except (ValueError, OverflowError) as error:
+            problems = [f"expected a request of replica.control ({error})"]
         if problems:
-            print(f"passed over {path}: {problems[0]}", file=sys.stderr)
-            path.unlink(missing_ok=True)
+            _pass_over(path, problems[0])
         else:
-            requests.append(request)
+            actions = [action for action in request.actions if action in ACTIONS]
+            requests.append(replace(request, actions=actions))
     return requests
+
+
+def _pass_over(path: Path, problem: str) -> None:
+    if path not in _STAYED:
+        write_line(f"passed over {path}: {problem}")
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            _STAYED.add(path)
 
 
 def log_requests(run_dir: Path, requests: list[Request], *, step: int, epoch: int) -> None:
@@ -168,16 +205,16 @@ def read_log(run_dir: Path) -> list[Request]:
     if not path.exists():
         return []
     lines = []
-    for number, text in enumerate(path.read_text().splitlines(), 1):
+    for number, text in enumerate(read_plain_file(path, at_most=MAX_RECORD_BYTES).splitlines(), 1):
         try:
-            content = {"actions": [], "reason": "", **json.loads(text)}
-            changes = {target: float(value) for target, value in content["changes"].items()}
-            content |= {"step": int(content["step"]), "changes": changes}
-            lines.append(read_fields(Request, content))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            line = _request_of(text)
+            if line.step < 1:
+                raise ValueError("it lacks a step from 1 on")
+            lines.append(line)
+        except (ValueError, OverflowError) as error:
             raise UserError(
                 f"{path}: line {number}: expected a change with name, step and changes, got "
-                f"{text[:60]!r}: mend or remove the line"
+                f"{text[:60]!r} ({error}): mend or remove the line"
             ) from None
     return lines
 

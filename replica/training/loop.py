@@ -6,6 +6,7 @@ import math
 import shlex
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -74,20 +75,23 @@ def run_rank(rank: Rank, run: Run, stop: StopRequest) -> None:
     numerics = set_numerics(run.numerics)
     state = begin(run, rank)
     record = describe(state, numerics)
-    log = RunLog(state, record) if rank.index == 0 else None
-    if run.resume_from is not None and state.step >= state.last_step:
+    with RunLog(state, record) if rank.index == 0 else nullcontext() as log:
+        _run(state, log, stop)
+
+
+def _run(state: RunState, log: RunLog | None, stop: StopRequest) -> None:
+    """What is left of a run, and what rank 0 says of it."""
+    run = state.run
+    is_complete = state.step >= state.last_step and not state.is_validation_due
+    if run.resume_from is not None and is_complete:
         if log is not None:
             log.progress.close()
             print(f"the run is complete at step {state.step}; nothing to do")
         return
-    try:
-        stopped = _train(state, log, stop)
-    finally:
-        if log is not None:
-            log.progress.close()
+    stopped = _train(state, log, stop)
     path = _save(state, log)
     if log is not None:
-        log.close()
+        log.progress.close()
         print(f"saved {path}")
         if stopped:
             again = f"{command_for('replica.train')} --resume --out {shlex.quote(str(run.run_dir))}"
@@ -106,8 +110,7 @@ def _train(state: RunState, log: RunLog | None, stop: StopRequest) -> bool:
     began = time.perf_counter()
     for batch in batches:
         feeding = time.perf_counter() - began
-        # An epoch may have ended whose validation error is not known yet.
-        if len(state.val_errors) < state.epochs_done:
+        if state.is_validation_due:
             if _validate_and_record(state, log, stop):
                 return True
             began = time.perf_counter() - feeding  # the step's own time
@@ -128,7 +131,9 @@ def _train(state: RunState, log: RunLog | None, stop: StopRequest) -> bool:
         if stopped or "stop" in actions:
             return True
         is_at_step = run.checkpoint_steps and state.step % run.checkpoint_steps == 0
-        if is_at_step or "checkpoint" in actions:
+        # The checkpoint that follows a validation knows its error: a step is written once.
+        is_saved_later = state.is_validation_due or state.step == state.last_step
+        if (is_at_step or "checkpoint" in actions) and not is_saved_later:
             _save(state, log)
             began = time.perf_counter()
     return _validate_and_record(state, log, stop)
@@ -191,7 +196,7 @@ def _validate_and_record(state: RunState, log: RunLog | None, stop: StopRequest)
     rate = state.settings(max(1, state.step)).learning_rate
     if log is not None:
         log.validation(epoch, counts, rate=rate, seconds=time.perf_counter() - began)
-    if len(state.val_errors) < state.epochs_done:
+    if state.is_validation_due:
         state.val_errors.append(counts.top1_error)
         if state.step < state.last_step:
             _save(state, log)

@@ -53,6 +53,7 @@ class TrainOptions:
     resume: bool
     replay: Path | None
     tensorboard: bool
+    verify: bool
     dry_run: bool
 
 

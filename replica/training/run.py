@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 import cuda_ext
 from data_prep.errors import UserError, command_for
 from data_prep.files import sha256_of_file
-from data_prep.shards import DataSet, open_data_set
+from data_prep.shards import DataSet, check_every_byte, open_data_set
 from replica.distributed.devices import Devices, choose_devices
 from replica.distributed.torchrun import Torchrun
 from replica.recipes import EpochChange, Recipe, find_recipe, with_changes
@@ -87,7 +88,19 @@ def prepare_run(options: TrainOptions, torchrun: Torchrun | None, *, say: Say) -
     prepare = _resumed_run if options.resume else _new_run
     run = prepare(options, torchrun, say)
     check_numerics(run.numerics, run.devices)
+    if options.verify:
+        _verify(run.data_dir, torchrun, say)
     return run
+
+
+def _verify(data_dir: Path, torchrun: Torchrun | None, say: Say) -> None:
+    """Compares every byte of the shards; of a machine's processes, each takes some of them."""
+    first, step = (torchrun.local_rank, torchrun.local_processes) if torchrun else (0, 1)
+    began = time.perf_counter()
+    num_bytes = check_every_byte(open_data_set(data_dir), first=first, step=step)
+    seconds = time.perf_counter() - began
+    megabytes = f"{num_bytes / 1e6:.1f} MB of shards"
+    say(f"verify: {megabytes} are in every byte what their manifest says ({seconds:.1f} s)")
 
 
 # --- A new run

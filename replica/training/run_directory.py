@@ -1,19 +1,26 @@
 """A run's directory: where it is, its lock, its metrics (metrics.jsonl)."""
 
-import json
 import math
 import time
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 
 from data_prep.errors import UserError, command_for
-from data_prep.files import locked
-from replica.training.run_record import RUN_FILE, read_fields
+from data_prep.files import locked, part_of
+from data_prep.manifest_json import strict_json
+from data_prep.progress import write_line
+from replica.training.run_record import RUN_FILE, read_fields, read_run_json
 
 RUNS_DIR = Path("runs")
 METRICS_FILE = "metrics.jsonl"
+DAMAGED_METRICS_FILE = "metrics-damaged.jsonl"
 LOCK_FILE = "run.lock"
+LOG_FILE = "control.jsonl"  # of changes by hand
+# What a run may leave that failed before it had its record.
+_LEFT = (LOG_FILE, *(part_of(Path(name)).name for name in (LOG_FILE, RUN_FILE)))
 
 
 def newest_run(*, purpose: str) -> Path:
@@ -22,14 +29,18 @@ def newest_run(*, purpose: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    runs = sorted(path.parent for path in RUNS_DIR.glob(f"*/{RUN_FILE}"))
-    if not runs:
+    begun = {}
+    for path in sorted(RUNS_DIR.glob(f"*/{RUN_FILE}")):
+        try:
+            begun[path.parent] = float(read_run_json(path.parent)["begun"])
+        except UserError as error:
+            write_line(f"passed over {error}")
+    if not begun:
         raise UserError(
             f"{RUNS_DIR}/: expected a run there to {purpose}, found none: train with "
             f"`{command_for('replica.train')} --gpus 2`, or name one"
         )
-    # What every version of the project has written.
-    return max(runs, key=lambda run: float(json.loads((run / RUN_FILE).read_bytes())["begun"]))
+    return max(begun, key=begun.__getitem__)
 
 
 def new_run_dir() -> Path:
@@ -42,21 +53,33 @@ def new_run_dir() -> Path:
     return path
 
 
-def locked_run(run_dir: Path, *, resume: bool) -> AbstractContextManager[None]:
+@contextmanager
+def locked_run(run_dir: Path, *, resume: bool) -> Iterator[None]:
     """Holds a run's directory for this process alone; the lock ends with the process.
 
-    A directory that is in use, or holds files although this is a new run, is refused.
+    A new run removes what one has left there that failed before it had its record.
 
     Raises:
-        UserError: the directory is in use, or holds files although this is a new run.
+        UserError: the directory is in use, or holds other files although this is a new run.
     """
-    if not resume and run_dir.exists() and any(run_dir.iterdir()):
+    if not resume:
+        _check_is_free(run_dir)  # before a lock file stands among them
+    when_held = "in use by another process: wait for it, or choose another one"
+    with locked(run_dir / LOCK_FILE, title=f"--out {run_dir}", when_held=when_held):
+        if not resume:
+            _check_is_free(run_dir)  # another run may have begun and ended in between
+            for name in _LEFT:
+                (run_dir / name).unlink(missing_ok=True)
+        yield
+
+
+def _check_is_free(run_dir: Path) -> None:
+    names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
+    if not names <= {LOCK_FILE, *_LEFT}:
         raise UserError(
             f"--out {run_dir}: in use: expected an empty or a new directory: choose another one, "
             "or continue the run in it with --resume"
         )
-    when_held = "in use by another process: wait for it, or choose another one"
-    return locked(run_dir / LOCK_FILE, title=f"--out {run_dir}", when_held=when_held)
 
 
 def is_live(run_dir: Path) -> bool:
@@ -94,8 +117,41 @@ class MetricsLine(Measures):
     epoch: int
 
 
+KINDS = ("step", "val", "resume")
+_MEASURES = attrgetter(*(field.name for field in fields(Measures)))
+
+
+def metrics_line(text: bytes) -> MetricsLine:
+    """Reads a line of metrics.jsonl.
+
+    Raises:
+        ValueError: it is no such line.
+    """
+    content = strict_json(text)
+    if isinstance(content, dict):
+        content = {k: v for k, v in content.items() if v is not None}
+    line = read_fields(MetricsLine, content)
+    counts, measures = (line.step, line.epoch), _MEASURES(line)
+    if line.kind not in KINDS or not all(type(x) is int and x >= 0 for x in counts):
+        raise ValueError(f"expected a kind, a step and an epoch, got {text[:60]!r}")
+    if not all(type(x) in (int, float) for x in measures):
+        raise ValueError(f"expected numbers, got {text[:60]!r}")
+    return line
+
+
 def read_metrics(run_dir: Path) -> list[MetricsLine]:
-    """All lines of metrics.jsonl, but for a last one that is still being written."""
-    lines = (run_dir / METRICS_FILE).read_text().split("\n")[:-1]
-    known = [{k: v for k, v in json.loads(line).items() if v is not None} for line in lines]
-    return [read_fields(MetricsLine, content) for content in known]
+    """All lines of metrics.jsonl, but for a last one that is still being written.
+
+    Raises:
+        UserError: a line is damaged.
+    """
+    path, lines = run_dir / METRICS_FILE, []
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            lines.append(metrics_line(text))
+        except ValueError as error:
+            raise UserError(
+                f"{path}: line {number}: damaged: {error}: remove it, or resume the run, which "
+                "puts it aside"
+            ) from None
+    return lines

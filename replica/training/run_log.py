@@ -5,15 +5,22 @@ import math
 import time
 from collections import deque
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
+from data_prep.errors import UserError
 from data_prep.files import write_whole
 from data_prep.progress import duration, progress_bar, write_line
 from replica.network.kernels import kernel_picture
 from replica.training.checkpoint import Checkpoint
 from replica.training.evaluation import Counts
-from replica.training.run_directory import METRICS_FILE, Measures
+from replica.training.run_directory import (
+    DAMAGED_METRICS_FILE,
+    METRICS_FILE,
+    Measures,
+    metrics_line,
+)
 from replica.training.run_record import RunRecord, write_run_record
 from replica.training.schedule import Settings
 from replica.training.state import RunState
@@ -24,20 +31,24 @@ STEPS_IN_MEAN = 50
 STEPS_SHOWN, WEIGHTS_SHOWN = 10_000, 100
 # TensorBoard draws a histogram with 30.
 HISTOGRAM_BINS = 64
+# How many damaged lines a message numbers.
+LINES_SHOWN = 5
 
 
 class RunLog:
     """Where rank 0 writes what happens; the other ranks have none of it.
 
-    metrics.jsonl has one object per line, exactly one of kind `step` per training step.
+    metrics.jsonl has one object per line, exactly one of kind `step` per training step, and at
+    most one of every other kind, whatever interrupted the run.
     """
 
     def __init__(self, state: RunState, record: RunRecord) -> None:
         self._state, run = state, state.run
         write_run_record(run.run_dir, record)
         metrics = run.run_dir / METRICS_FILE
-        self._is_validated = run.is_resumed and _cut_back(metrics, state.step)
-        self._metrics = metrics.open("a")
+        # An interrupted session may have written a line, and not the checkpoint that follows.
+        self._kinds_written = cut_back(metrics, state.step) if run.is_resumed else set()
+        self._metrics = metrics.open("ab", buffering=0)  # nothing is left to write at the end
         self._events = None
         if run.tensorboard:
             self._events = EventFile(run.run_dir, step=state.step, last_step=state.last_step)
@@ -45,32 +56,41 @@ class RunLog:
             self._write("resume", state.epoch, Measures())
         self.progress = Progress(state)
 
-    def _write(self, kind: str, epoch: int, measures: Measures) -> None:
+    def _write(self, kind: str, epoch: int, measures: Measures) -> bool:
+        """Writes a line, and returns whether the step had none of its kind yet."""
         step = self._state.step
+        if kind in self._kinds_written:
+            return False
+        self._kinds_written.add(kind)
         values = {name: x if math.isfinite(x) else None for name, x in vars(measures).items()}
         line = {"kind": kind, "step": step, "epoch": epoch, **values}
-        self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
-        self._metrics.flush()
+        data = (json.dumps(line, allow_nan=False) + "\n").encode()
+        try:
+            while data:
+                data = data[self._metrics.write(data) :]
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self._metrics.name}: {error.strerror}: make room, then continue "
+                "the run with --resume"
+            ) from None
+        return True
 
     def step(
         self, epoch: int, counts: Counts, settings: Settings, *, seconds: float, feeding: float
     ) -> None:
         """One more step, with what of its seconds feeding took."""
         measures = _measures(counts, rate=settings.learning_rate, seconds=seconds)
+        self._kinds_written = set()
         self._write("step", epoch, measures)
-        self._is_validated = False
         self.progress.step(epoch, measures, (seconds, counts.num_images, feeding))
         if self._events is not None:
             self._events.step(self._state.step, measures, settings.rates)
 
     def validation(self, epoch: int, counts: Counts, *, rate: float, seconds: float) -> None:
         """The errors on the held-out part after a step."""
-        # An interrupted session may have written it, and not the checkpoint that follows.
-        if not self._is_validated:
-            measures = _measures(counts, rate=rate, seconds=seconds)
-            self._write("val", epoch, measures)
-            if self._events is not None:
-                self._events.validation(self._state.step, measures)
+        measures = _measures(counts, rate=rate, seconds=seconds)
+        if self._write("val", epoch, measures) and self._events is not None:
+            self._events.validation(self._state.step, measures)
         write_line(
             f"epoch {epoch}, step {self._state.step}: validation loss {counts.mean_loss:.3f}, "
             f"top-1 error {counts.top1_error:.2%}, top-5 error {counts.top5_error:.2%} "
@@ -82,10 +102,14 @@ class RunLog:
         if self._events is not None:
             self._events.weights(saved)
 
-    def close(self) -> None:
-        """Ends the files."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        self.progress.close()
         self._metrics.close()
-        if self._events is not None:
+        # After a failure, such as a full disk, it would fail once more.
+        if self._events is not None and error is None:
             self._events.close()
 
 
@@ -150,23 +174,36 @@ class EventFile:
         self._writer.close()
 
 
-def _cut_back(metrics: Path, step: int) -> bool:
+def cut_back(metrics: Path, step: int) -> set[str]:
     """Drops what an interrupted run wrote after the checkpoint: those steps come again.
 
+    Damaged lines are put aside, into `metrics-damaged.jsonl`, and are named; all others stay.
+
     Returns:
-        Whether the step's validation stays.
+        The kinds of which the step has a line.
     """
-    kept, is_validated = [], False
-    for line in metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else []:
+    kept, damaged, seen = [], [], set()
+    content = metrics.read_bytes() if metrics.exists() else b""
+    # A last line may have been cut short by a crash or a full disk.
+    lines = content.removesuffix(b"\n").split(b"\n") if content else []
+    for number, text in enumerate(lines, start=1):
         try:
-            content = json.loads(line)
+            line = metrics_line(text)
         except ValueError:
-            break  # The last line, cut short by a crash.
-        if content["step"] <= step and line.endswith(b"\n"):
-            kept.append(line)
-            is_validated |= content["step"] == step and content["kind"] == "val"
-    write_whole(metrics, b"".join(kept))
-    return is_validated
+            damaged.append((number, text))
+            continue
+        if line.step <= step and (line.kind, line.step) not in seen:
+            seen.add((line.kind, line.step))
+            kept.append(text)
+    if damaged:
+        aside = metrics.with_name(DAMAGED_METRICS_FILE)
+        earlier = aside.read_bytes() if aside.exists() else b""
+        write_whole(aside, earlier + b"".join(text + b"\n" for _, text in damaged))
+        numbers = ", ".join(str(number) for number, _ in damaged[:LINES_SHOWN])
+        more = f" and {len(damaged) - LINES_SHOWN} more" if len(damaged) > LINES_SHOWN else ""
+        write_line(f"{metrics}: line {numbers}{more} damaged: put aside into {aside}")
+    write_whole(metrics, b"".join(text + b"\n" for text in kept))
+    return {kind for kind, at in seen if at == step}
 
 
 def _measures(counts: Counts, *, rate: float, seconds: float) -> Measures:

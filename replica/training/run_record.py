@@ -10,7 +10,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,8 @@ import torch
 
 import cuda_ext
 from data_prep.errors import UserError
-from data_prep.files import write_whole
+from data_prep.files import read_plain_file, write_whole
+from data_prep.manifest_json import strict_json
 from replica import __version__
 from replica.distributed.devices import Devices
 from replica.recipes import Recipe, from_record
@@ -26,6 +27,8 @@ from replica.training.checkpoint import NUM_KEPT
 from replica.training.numerics import NumericsInForce
 
 RUN_FILE = "run.json"
+# A session of a run with 8 ranks has about 5 kB.
+MAX_RECORD_BYTES = 64 << 20
 VERSION = 1  # also of records without one
 _MACHINE = ("versions", "git_revision", "hardware", "operators")
 
@@ -79,7 +82,7 @@ class RunRecord:
     """
 
     earlier_sessions: Sequence[Mapping[str, Any]] = ()
-    recipe_record: Mapping[str, Any]
+    recipe_record: dict[str, Any]
     num_classes: int
     seed: int
     command: list[str]
@@ -103,30 +106,76 @@ class RunRecord:
         Raises:
             UserError: another version of the project wrote it.
         """
-        return from_record(dict(self.recipe_record))
+        return from_record(self.recipe_record)
 
 
-def read_fields(kind: type[_Record], content: Mapping[str, Any]) -> _Record:
-    """A record of the fields that this version knows; those that are lacking have their default."""
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    return kind(**{name: content[name] for name in names if name in content})
+def read_fields(kind: type[_Record], content: Any) -> _Record:
+    """A record of the fields that this version knows; those that are lacking have their default.
+
+    Raises:
+        ValueError: it is no JSON object, or lacks a field that has no default.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"expected an object, got {content!r:.60}")
+    known = fields(kind)  # type: ignore[arg-type]
+    if missing := [x.name for x in known if x.default is MISSING and x.name not in content]:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    return kind(**{x.name: content[x.name] for x in known if x.name in content})
 
 
 def read_run_record(run_dir: Path) -> RunRecord:
     """Reads run.json.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, it is damaged, or a later version of the project wrote it.
+    """
+    content = read_run_json(run_dir)
+    try:
+        return _record_of(content)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _damaged(run_dir / RUN_FILE, error) from None
+
+
+def read_run_json(run_dir: Path) -> dict[str, Any]:
+    """What run.json holds: `begun` (seconds since 1970), `earlier_sessions`, and the last session.
+
+    Raises:
+        UserError: there is none, it is damaged, or a later version of the project wrote it.
     """
     path = run_dir / RUN_FILE
     if not path.is_file():
-        raise UserError(f"{run_dir}: expected the {RUN_FILE} of a run there, found none")
-    content = json.loads(path.read_bytes())
+        raise UserError(
+            f"{run_dir}: expected the {RUN_FILE} of a run there, found none: a run that failed "
+            "before it had one is begun by its own command, without --resume"
+        )
+    data = read_plain_file(path, at_most=MAX_RECORD_BYTES)
+    try:
+        content = strict_json(data)
+        if not isinstance(content, dict):
+            raise ValueError("expected an object")
+    except ValueError as error:
+        raise _damaged(path, error) from None
     if content.get("version", VERSION) != VERSION:
         raise UserError(
             f"{path}: expected version {VERSION} of a run's record, got {content['version']}: use "
             "the version of the project that wrote it"
         )
+    # What every version of the project has written.
+    begun, sessions = content.get("begun"), content.get("earlier_sessions")
+    if not isinstance(begun, int | float) or not isinstance(sessions, list):
+        raise _damaged(path, "it lacks begun or earlier_sessions")
+    return content
+
+
+def _damaged(path: Path, why: object) -> UserError:
+    return UserError(
+        f"{path}: damaged: expected the record of a run ({why}): restore the file, or begin a new "
+        "run with --init and a checkpoint of this one"
+    )
+
+
+def _record_of(content: dict[str, Any]) -> RunRecord:
+    """The record of the last session; what is damaged in it raises whatever it raises."""
     ranks = [read_fields(RankRecord, rank) for rank in content["ranks"]]
     initialized = content.get("initialised_from")
     # Before devices were recorded, the ranks say which.
@@ -149,7 +198,7 @@ def write_run_record(run_dir: Path, record: RunRecord) -> None:
     path = run_dir / RUN_FILE
     first, sessions = time.time(), []
     if path.exists():
-        earlier = json.loads(path.read_bytes())
+        earlier = read_run_json(run_dir)
         first, sessions = earlier["begun"], earlier.pop("earlier_sessions")
         sessions = [*sessions, earlier]
     known = asdict(record)

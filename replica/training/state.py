@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from data_prep.errors import UserError
+from data_prep.files import sha256_of_file
 from data_prep.shards import DataSet, open_data_set
 from replica.distributed.heartbeat import beat
 from replica.distributed.mesh import Mesh, Rank
@@ -19,7 +20,7 @@ from replica.network.initialization import initialize_
 from replica.recipes import to_record
 from replica.recipes.recipe import layer_of
 from replica.training.allocator import keep_large_blocks
-from replica.training.checkpoint import Checkpoint, load_checkpoint, sha256_beside
+from replica.training.checkpoint import Checkpoint, load_checkpoint
 from replica.training.control_log import hand_changes
 from replica.training.numerics import NumericsInForce, parameter_dtype
 from replica.training.run import Run
@@ -88,6 +89,11 @@ class RunState:
     def epochs_done(self) -> int:
         """How many epochs are complete."""
         return self.step // self.feed.steps_per_epoch
+
+    @property
+    def is_validation_due(self) -> bool:
+        """Whether an epoch has ended whose validation error is not known yet."""
+        return len(self.val_errors) < self.epochs_done
 
     @property
     def best_step(self) -> int | None:
@@ -231,7 +237,7 @@ def describe(state: RunState, numerics: NumericsInForce) -> RunRecord:
         memory=keep_large_blocks(),
     )
     path = run.resume_from
-    resumed = {"checkpoint": path.name, "sha256": sha256_beside(path)} if path else None
+    resumed = {"checkpoint": path.name, "sha256": sha256_of_file(path)} if path else None
     return RunRecord(
         recipe_record=to_record(run.recipe),
         num_classes=run.num_classes,
