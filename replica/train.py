@@ -22,7 +22,14 @@ from replica.training.checkpoint import NUM_KEPT
 from replica.training.control_log import copy_log
 from replica.training.dry_run import dry_run
 from replica.training.loop import run_rank
-from replica.training.numerics import COMPILE_MODES, COMPILED, MEMORY_FORMATS, PRECISIONS, Numerics
+from replica.training.numerics import (
+    CAPTURED,
+    COMPILE_MODES,
+    COMPILED,
+    MEMORY_FORMATS,
+    PRECISIONS,
+    Numerics,
+)
 from replica.training.options import (
     DEFAULT_DATA,
     DEFAULT_SEED,
@@ -99,8 +106,8 @@ def _parser() -> OneLineParser:
     where(
         "--compile",
         choices=COMPILE_MODES,
-        help=f"torch.compile for {COMPILED}, each compiled anew for the smaller last batch of an "
-        f"epoch; also with CUDA graphs (default: {Numerics.compile})",
+        help=f"default: torch.compile for {COMPILED}; cuda-graphs: {CAPTURED}, as one CUDA graph; "
+        f"anew for the smaller last batch of an epoch (default: {Numerics.compile})",
     )
     where(
         "--deterministic",

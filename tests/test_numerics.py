@@ -27,7 +27,6 @@ from replica.distributed.devices import Devices
 from replica.distributed.mesh import Rank
 from replica.recipes import MINI, with_changes
 from replica.train import parse_arguments
-from replica.training.loop import train_step_
 from replica.training.numerics import (
     COMPILED,
     Numerics,
@@ -38,6 +37,7 @@ from replica.training.numerics import (
 from replica.training.run import Run
 from replica.training.run_record import read_run_record
 from replica.training.state import begin
+from replica.training.step import train_step_
 
 SEED, SEED_OF_WEIGHTS, RATE = 4, 9, 1e-4
 # The update of every tensor lies within so many units of the last place of the type that computes
@@ -185,7 +185,7 @@ def test_compiled_is_what_the_help_says(tiny_shards, tmp_path, monkeypatch, caps
     backend = aot_autograd(fw_compiler=count("forward"), bw_compiler=count("backward"))
     counting = functools.partial(torch.compile, backend=backend)
 
-    def compile_counted(network, *, mode, **options):
+    def compile_counted(network, **options):
         assert options == {"fullgraph": True, "dynamic": False}
         return counting(network, **options)
 

@@ -95,10 +95,17 @@ class AlexNet(nn.Module):
             )
         return BatchNorm(channels, num_dimensions=num_dimensions, placement=self.placement)
 
-    def dropout_masks(self, rows: Tensor, *, seed: int, step: int) -> Masks:
-        """Which outputs stay in a training step, by the layer's name (paper 4.2)."""
+    def dropout_masks(self, rows: Tensor, *, seed: int, step: int | Tensor) -> Masks:
+        """Which outputs stay in a training step, by the layer's name (paper 4.2).
+
+        Args:
+            rows: int64 (N,), places in the whole batch.
+            seed: of the run.
+            step: of training, from 0; as a tensor int64 (1,), on the device of the weights.
+        """
         device = next(self.parameters()).device
-        rows, at_step = rows.to(device), torch.full((1,), step, device=device)
+        rows = rows.to(device)
+        at_step = step if isinstance(step, Tensor) else torch.full((1,), step, device=device)
         return {
             layer.name: DropoutMask(
                 seed=seed,

@@ -54,7 +54,17 @@ class Counts:
 
 
 def count(probabilities_NK: torch.Tensor, labels_N: torch.Tensor) -> Counts:
-    """Counts a batch: float (N, K) and int64 (N,).
+    """Counts a batch: float (N, K) and int64 (N,)."""
+    own = probabilities_NK.gather(1, labels_N[:, None])
+    right = count_on_device(probabilities_NK, labels_N)
+    top1, top5 = map(float, right)
+    return Counts(len(labels_N), top1, top5, float(-own.double().log().sum()))
+
+
+def count_on_device(
+    probabilities_NK: torch.Tensor, labels_N: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many of a batch are right within top-1 and top-5: two float64 numbers on its device.
 
     DEVIATION D12: the text does not speak of ties; as in the source, classes that tie with the
     label at the border of the top k count by the share of orders in which the label is inside. So a
@@ -65,11 +75,11 @@ def count(probabilities_NK: torch.Tensor, labels_N: torch.Tensor) -> Counts:
     # Counts the label itself; NaN equals nothing, so it is never correct.
     tied = (probabilities_NK == own).sum(1)
 
-    def correct(k: int) -> float:
+    def correct(k: int) -> torch.Tensor:
         share = (k - higher).clamp(min=0).double() / tied.clamp(min=1)
-        return float((share.clamp(max=1) * (tied > 0)).sum())
+        return (share.clamp(max=1) * (tied > 0)).sum()
 
-    return Counts(len(labels_N), correct(1), correct(TOP_K), float(-own.double().log().sum()))
+    return correct(1), correct(TOP_K)
 
 
 def mean_probabilities(

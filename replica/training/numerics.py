@@ -14,6 +14,7 @@ MEMORY_FORMATS = ("channels_last", "contiguous")
 COMPILE_MODES = ("off", "default", "cuda-graphs")
 # What `--compile` compiles; its help says so, and a test counts.
 COMPILED = "the network of a training step, as one graph forward and one backward"
+CAPTURED = "the whole step, forward, backward and update"
 
 
 def check_precision(precision: str, *, kind: str) -> None:
@@ -95,8 +96,8 @@ def set_numerics(numerics: Numerics) -> NumericsInForce:
     allow_tf32 = numerics.precision == "tf32"
     torch.backends.cudnn.allow_tf32 = allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = allow_tf32
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = not numerics.deterministic
+    torch.backends.cudnn.deterministic = numerics.deterministic
     # Read by cuBLAS when it is first used; without it deterministic sums are refused.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if numerics.compile == "off":
@@ -106,7 +107,9 @@ def set_numerics(numerics: Numerics) -> NumericsInForce:
         torch.use_deterministic_algorithms(numerics.deterministic)
     # Else each new tensor is filled with NaN first; nothing here reads what it has not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    return NumericsInForce(**asdict(numerics), allow_tf32=allow_tf32)
+    return NumericsInForce(
+        **asdict(numerics), allow_tf32=allow_tf32, cudnn_deterministic=numerics.deterministic
+    )
 
 
 def compute_precision(precision: str, *, kind: str) -> torch.autocast:
