@@ -4,6 +4,14 @@ Each operator has a plain PyTorch version in `reference.py` and a compiled one i
 compiled one is used where it was built. `REPLICA_EXT=off` in the environment forces the plain one.
 """
 
+import os
+import signal
+import sys
+
+# `python -m cuda_ext` imports PyTorch from here on: Ctrl-C ends it without a traceback.
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda number, _frame: os._exit(128 + number))
+
 from cuda_ext.library import (
     compiled_cuda_state,
     compiled_state,
