@@ -210,6 +210,7 @@ def test_steps_after_the_last_checkpoint_come_once_after_a_crash(two_towers, sha
 # --- Stopping
 
 
+@pytest.mark.fault(11)
 @pytest.mark.parametrize(
     ("gpus", "number", "status"),
     [
@@ -360,6 +361,7 @@ def test_options_that_cannot_be_are_refused_in_one_line(options, message, capsys
     assert message in lines[0]
 
 
+@pytest.mark.fault(12)
 def test_an_output_directory_in_use_is_refused(two_towers, shards_dir, tmp_path):
     assert_user_error(train(shards_dir, two_towers[0]), "in use", "--resume")
     (tmp_path / "mine").mkdir()
@@ -416,6 +418,7 @@ def test_a_text_file_as_a_checkpoint_is_refused(tmp_path):
     assert_user_error(result, "none.pt", "found no file")
 
 
+@pytest.mark.fault(3)
 @pytest.mark.parametrize("gpus", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_full_disk_ends_in_one_line_and_keeps_what_was_saved(
     gpus, two_towers, shards_dir, tmp_path

@@ -185,6 +185,7 @@ def test_weights_that_are_not_finite_are_not_saved(shards_dir, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.fault(11)
 def test_sigterm_of_a_run_saves_and_ends_with_143(shards_dir, tmp_path):
     out = tmp_path / "run"
     process = started(train_command(shards_dir, out, "--gpus", "2", "--epochs", "5000"), out)

@@ -5,8 +5,8 @@ The options are asked of the parsers themselves, so a new one is tried without b
 
 import argparse
 import contextlib
+import fcntl
 import importlib
-import os
 import sys
 from pathlib import Path
 
@@ -23,7 +23,8 @@ COMMANDS = {
     "data_prep.build_shards": [],
     "data_prep.verify_shards": ["SHARDS"],
     "replica.__main__": [],
-    "replica.train": ["--data", "SHARDS", "--out", "out"],
+    # Short, where it begins all the same.
+    "replica.train": ["--data", "SHARDS", "--out", "out", "--recipe", "mini", "--steps", "1"],
     "replica.control": ["nowhere"],
     "replica.test": [],
     "replica.info": [],
@@ -188,7 +189,6 @@ def files_in(directory):
     return {path: path.is_dir() or path.stat().st_mtime_ns for path in directory.rglob("*")}
 
 
-@pytest.mark.fault(41)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_wrong_command_line_is_one_line_and_writes_nothing(
     command, shards_dir, tmp_path, monkeypatch
@@ -220,6 +220,8 @@ def test_no_field_of_a_recipe_takes_what_it_cannot_be(text):
     for layer, kind in (("conv2", Conv), ("fc6", FullyConnected)):
         fields |= {f"{layer}.{name}": x for name, x in settable_layer_fields(kind).items()}
     for name, hint in fields.items():
+        if text == "" and "tuple" in str(hint):  # none
+            continue
         is_number = getattr(hint, "__name__", str(hint)) in numbers
         # A huge rate or deviation is a number; a bias may be any.
         is_float = "float" in str(hint)
@@ -266,9 +268,25 @@ def test_a_lock_is_held_by_one_also_where_its_file_was_removed(tmp_path):
         ):
             pass
         assert lock.exists()
-        os.unlink(lock)  # noqa: PTH108
-        with locked(lock, title="x", when_held="held"):
-            assert lock.exists()
+
+
+def test_a_lock_whose_file_is_removed_while_it_is_taken_is_taken_anew(tmp_path, monkeypatch):
+    """As by a build that fails between our opening of the file and our locking of it."""
+    lock, flock = tmp_path / "build.lock", fcntl.flock
+
+    def after_the_other(file, how):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        lock.unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", after_the_other)
+    with locked(lock, title="x", when_held="held"):
+        assert lock.exists()
+        with (
+            pytest.raises(UserError, match="x: held"),
+            locked(lock, title="x", when_held="held"),
+        ):
+            pass
 
 
 def test_a_build_into_a_directory_in_use_leaves_no_lock(toy_dir, tmp_path):

@@ -174,8 +174,8 @@ def _reader(hint: Any) -> tuple[str, Callable[[str], Any]]:
 
     def read_list(text: str) -> tuple[Any, ...]:
         items = [item.strip() for item in text.split(",") if item.strip()]
-        if not items:
+        if text.strip() and not items:
             raise ValueError(text)
         return () if [item.lower() for item in items] == ["none"] else tuple(map(read, items))
 
-    return f"{words}, or none,", read_list
+    return words, read_list
