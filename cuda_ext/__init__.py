@@ -5,11 +5,17 @@ compiled one is used where it was built. `REPLICA_EXT=off` in the environment fo
 """
 
 import importlib.util
+import os
+import signal
 import sys
 
 # `python -m cuda_ext` imports this package before it can say for itself what it lacks.
-if sys.argv[0] == "-m" and importlib.util.find_spec("torch") is None:
-    sys.exit(f"cuda_ext: expected PyTorch in the environment of {sys.executable}: install torch")
+if sys.argv[:1] == ["-m"]:
+    if importlib.util.find_spec("torch") is None:
+        sys.exit(f"cuda_ext: expected PyTorch in the environment of {sys.executable}: install it")
+    # Importing it takes seconds, in which Ctrl-C ends it without a traceback.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda number, _frame: os._exit(128 + number))
 
 from cuda_ext.library import (
     compiled_cuda_state,

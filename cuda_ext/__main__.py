@@ -5,8 +5,8 @@ import dataclasses
 import json
 import os
 import platform
-import signal
 import sys
+from typing import NoReturn
 
 import torch
 
@@ -19,11 +19,14 @@ from cuda_ext.library import (
 )
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"cuda_ext: {message}: see --help\n")
+
+
 def main() -> None:
     """Prints the report, as text or with --json as one object."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cuda_ext", description=main.__doc__, allow_abbrev=False
-    )
+    parser = _Parser(prog="python -m cuda_ext", description=main.__doc__, allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     libraries = {
@@ -55,17 +58,22 @@ def main() -> None:
 
 
 def run() -> int:
-    """The exit status of the report; what is wrong with a setting is one line."""
+    """The exit status of the report; what is wrong is one line, and that nobody reads is not."""
     try:
-        main()
-        sys.stdout.flush()  # here, where a closed pipe can still be caught
+        try:
+            main()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where its failure can still be caught
     except ValueError as error:
         print(f"cuda_ext: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
+    except OSError as error:
         # The interpreter flushes once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if not isinstance(error, BrokenPipeError):
+            print(f"cuda_ext: standard output: {error.strerror}", file=sys.stderr)
+            return 1
     return 0
 
 

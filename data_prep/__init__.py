@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,9 @@ ALREADY_TRIED = "REPLICA_ENVIRONMENT_TRIED"
 def require_environment(name: str, *modules: str) -> None:
     """Makes sure that this Python can run the project; old Pythons can read this file.
 
+    From here on Ctrl-C ends a command without a traceback, with exit status 130, until it handles
+    Ctrl-C itself: its imports take seconds.
+
     A command that was started with a Python without our dependencies goes on with the one that
     `make setup` made, and says so; where there is none, it ends with one line. An import only
     ever raises.
@@ -25,6 +29,8 @@ def require_environment(name: str, *modules: str) -> None:
     Raises:
         ImportError: another program imports the caller, and a module is missing.
     """
+    if name == "__main__" or Path(sys.argv[0]).name.startswith("replica-"):
+        _end_quietly_at_ctrl_c()
     wanted = (*DEPENDENCIES, *modules)
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if sys.version_info >= (3, 11) and not missing:
@@ -45,3 +51,8 @@ def require_environment(name: str, *modules: str) -> None:
         command = ["-m", started.name] if started else [sys.argv[0]]
         os.execv(environment_python, [str(environment_python), *command, *sys.argv[1:]])
     sys.exit(f"{have} {lack}: {way_out}")
+
+
+def _end_quietly_at_ctrl_c() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
+        signal.signal(signal.SIGINT, lambda number, _frame: os._exit(128 + number))

@@ -1,10 +1,6 @@
 """Builds shards from pictures: `python data_prep/build_shards.py --help`."""
 
-import argparse
-import re
 import sys
-import time
-from collections import Counter
 from pathlib import Path
 
 # A script's own folder comes first on sys.path; the project's root is what imports need.
@@ -15,6 +11,12 @@ from data_prep import require_environment
 
 require_environment(__name__)
 
+import argparse
+import re
+import time
+from collections import Counter
+
+from data_prep.arguments import MOST_COUNTED, MOST_PROCESSES, nonempty_path, whole_number
 from data_prep.builder import build, complete, is_complete, start_manifest
 from data_prep.color_statistics import comparison_with_published
 from data_prep.errors import OneLineParser, UserError, command_for, run_command
@@ -71,20 +73,23 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     where.add_argument(
         "--input",
-        type=Path,
+        type=nonempty_path,
         metavar="PATH",
         help="a directory, a zip or a tar with the pictures; for toy, where they are drawn "
         f"(default: {DEFAULT_TOY_INPUT})",
     )
     where.add_argument(
         "--output",
-        type=Path,
+        type=nonempty_path,
         metavar="DIR",
         help=f"where the shards go (default: {DEFAULT_OUTPUT})",
     )
     which = parser.add_argument_group("which pictures")
     which.add_argument(
-        "--classes", type=Path, metavar="FILE", help="only these: a wnid or a name per line"
+        "--classes",
+        type=nonempty_path,
+        metavar="FILE",
+        help="only these: a wnid or a name per line",
     )
     which.add_argument(
         "--per-class",
@@ -93,7 +98,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="cut so many pictures of each class out of the training pictures, such as 400,50,50",
     )
     which.add_argument(
-        "--limit", type=int, metavar="N", help="at most N pictures of each class in each part"
+        "--limit",
+        type=whole_number(1, MOST_COUNTED),
+        metavar="N",
+        help="at most N pictures of each class in each part",
     )
     which.add_argument(
         "--strict",
@@ -103,7 +111,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     what = parser.add_argument_group("what becomes of them")
     what.add_argument(
         "--size",
-        type=int,
+        type=whole_number(1, MAX_IMAGE_SIZE),
         metavar="PIXELS",
         default=256,
         help="side of an image (default: %(default)s, the paper's)",
@@ -132,20 +140,23 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     what.add_argument(
         "--quality",
-        type=int,
+        type=whole_number(1, 100),
         metavar="1..100",
         help=f"of the JPEG files (default: {QUALITY}; 85 was the 2012 value)",
     )
     what.add_argument(
         "--images-per-shard",
-        type=int,
+        type=whole_number(1, MOST_COUNTED),
         metavar="N",
         default=DEFAULT_IMAGES_PER_SHARD,
         help="images per shard file (default: %(default)s, 201 MB)",
     )
     how = parser.add_argument_group("how")
     how.add_argument(
-        "--workers", type=int, metavar="N", help="decoding processes (default: one per core)"
+        "--workers",
+        type=whole_number(1, MOST_PROCESSES),
+        metavar="N",
+        help="decoding processes (default: one per core)",
     )
     how.add_argument(
         "--shard",
@@ -164,16 +175,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="say how many pictures, how much disk and how long, and write nothing",
     )
     arguments = parser.parse_args(argv)
-    for name in ("workers", "images_per_shard", "limit"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
-    if not 1 <= arguments.size <= MAX_IMAGE_SIZE:
-        parser.error(f"--size: expected 1 to {MAX_IMAGE_SIZE}, got {arguments.size}")
     if arguments.quality is not None and arguments.storage != "jpeg":
         parser.error("--quality: expected --storage jpeg beside it")
-    if arguments.quality is not None and not 1 <= arguments.quality <= 100:
-        parser.error(f"--quality: expected 1 to 100, got {arguments.quality}")
     if arguments.finish:
         given = [
             f"--{action.dest.replace('_', '-')}"

@@ -27,7 +27,7 @@ from data_prep.shard_builder import (
 )
 from data_prep.shard_writer import write_statistics
 from data_prep.shards import shards_of
-from data_prep.workers import StoppedError, worker_pool
+from data_prep.workers import worker_pool
 
 
 def start_manifest(output: Path, plan: Plan, num_shards: dict[str, int], name: str) -> Manifest:
@@ -157,8 +157,6 @@ def _no_parts_left(tasks: list[ShardTask]) -> Iterator[None]:
     """Removes what a killed worker left; the parent is the last to go."""
     try:
         yield
-    except StoppedError:
-        raise KeyboardInterrupt from None
     finally:
         for task in tasks:
             with contextlib.suppress(OSError):

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import os
 import random
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, features
 
 from data_prep.errors import UserError
+from data_prep.files import whole_file
 from data_prep.manifest import PARTS
 from data_prep.shards import DataSet
 from data_prep.sources.picture_set import matching_labels
@@ -148,13 +148,8 @@ def draw(data: DataSet, path: Path, *, seed: int, class_name: str | None = None)
             title = fitted(title, font, width=SIDE - 6)
             pen.text(middle, title, fill="black", font=font, anchor="lm")
         drawn += len(chosen)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        sheet.save(temporary, format="PNG")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"--contact-sheet {path}: cannot be written: {error.strerror}") from None
+    with whole_file(path) as file:
+        sheet.save(file, format="PNG")
     if replaced:
         print(
             f"{path}: no font here has the letters of {len(replaced)} class names: their wnids or "

@@ -2,16 +2,16 @@
 
 import argparse
 import difflib
-import os
 import re
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from data_prep.signals import exit_status, interrupt, on_stop_signals
+from data_prep.streams import lasting_output
+
 EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
-EXIT_INTERRUPTED, EXIT_CLOSED_PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
 
 class UserError(ValueError):
@@ -73,28 +73,29 @@ def run_command(
 
     Returns:
         The exit status: the command's own; 2 for what a user gave or a file system refused; 1 for
-        what happened; 130 after Ctrl-C; 141, without a line, where nobody reads the output any
-        more, as other programs end under `| head`.
+        what happened, and for output that could not be written; 130, 143 or 129 after Ctrl-C,
+        SIGTERM or SIGHUP. That nobody reads the output any more changes nothing.
     """
-    try:
+    line = end = None
+    with lasting_output() as refusal, on_stop_signals(interrupt):
         try:
             status = command() or 0
-        except SystemExit:  # argparse has printed its help
-            sys.stdout.flush()
-            raise
-        sys.stdout.flush()  # here, where a closed pipe can still be caught
-        return status
-    except BrokenPipeError:
-        # The interpreter flushes once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_CLOSED_PIPE
-    except UserError as error:
-        line, status = str(error), EXIT_USER_ERROR
-    except OSError as error:
-        line, status = f"{error.filename}: {error.strerror}: {way_out}", EXIT_USER_ERROR
-    except RuntimeError as error:
-        line, status = str(error), EXIT_FAILURE
-    except KeyboardInterrupt:
-        line, status = when_interrupted, EXIT_INTERRUPTED
-    print(f"{program}: {line}", file=sys.stderr)
+        except SystemExit as error:  # argparse has printed its help, or what is wrong
+            end, status = error, EXIT_FAILURE if error.code else 0
+        except UserError as error:
+            line, status = str(error), EXIT_USER_ERROR
+        except OSError as error:
+            place = "" if error.filename is None else f"{error.filename}: "
+            line, status = f"{place}{error.strerror or error}: {way_out}", EXIT_USER_ERROR
+        except RuntimeError as error:
+            line, status = str(error), EXIT_FAILURE
+        except KeyboardInterrupt as error:
+            line, status = when_interrupted, exit_status(error)
+        if not status and (refused := refusal()):
+            line = f"standard output: {refused.strerror}: what was printed is lost"
+            status = EXIT_FAILURE
+        elif end is not None:
+            raise end
+        if line is not None:
+            print(f"{program}: {line}", file=sys.stderr)
     return status

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from data_prep.errors import UserError
 
@@ -107,6 +107,9 @@ def read_plain_file(path: Path, *, at_most: int) -> bytes:
 def locked(path: Path, *, title: str, when_held: str) -> Iterator[None]:
     """Holds a lock for this process alone; the lock ends with the process, however it ends.
 
+    A block that fails leaves neither a file nor a directory that was made for the lock, so what is
+    refused leaves nothing.
+
     Args:
         path: the file that is locked; it is made where it is missing, with its directory.
         title: what a message begins with, such as `--out runs/1`.
@@ -116,13 +119,36 @@ def locked(path: Path, *, title: str, when_held: str) -> Iterator[None]:
         UserError: another process holds it, or the file cannot be made.
     """
     try:
+        made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
+        file, is_new = _opened(path)
     except OSError as error:
         raise UserError(f"{title}: cannot be written: {error.strerror}") from None
+    if file is None:
+        raise UserError(f"{title}: {when_held}")
     with file:
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):
+                if is_new:
+                    path.unlink()
+                for folder in made:
+                    folder.rmdir()  # where nothing is in it
+            raise
+
+
+def _opened(path: Path) -> tuple[TextIO | None, bool]:
+    """A file that is locked, or None where another process has done so; and whether it is new."""
+    while True:
+        is_new = not path.exists()
+        file = path.open("w")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{title}: {when_held}") from None
-        yield
+            file.close()
+            return None, False
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                return file, is_new
+        file.close()  # who held it has removed it meanwhile

@@ -1,7 +1,5 @@
 """Checks a data set by reading all of it again: `python data_prep/verify_shards.py --help`."""
 
-import argparse
-import secrets
 import sys
 from pathlib import Path
 
@@ -13,7 +11,17 @@ from data_prep import require_environment
 
 require_environment(__name__)
 
+import argparse
+import secrets
+
 from data_prep import contact_sheet, verification
+from data_prep.arguments import (
+    MOST_PROCESSES,
+    MOST_SEED,
+    nonempty_name,
+    nonempty_path,
+    whole_number,
+)
 from data_prep.errors import OneLineParser, UserError, command_for, run_command
 from data_prep.shards import open_data_set
 from data_prep.workers import num_cores
@@ -28,7 +36,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "data",
-        type=Path,
+        type=nonempty_path,
         metavar="DIR",
         nargs="?",
         default=Path("shards"),
@@ -39,20 +47,30 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="look at sizes, labels and the form of the files only, not at the pixels",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="default: one per core")
+    parser.add_argument(
+        "--workers",
+        type=whole_number(1, MOST_PROCESSES),
+        metavar="N",
+        help="default: one per core",
+    )
     parser.add_argument(
         "--contact-sheet",
-        type=Path,
+        type=nonempty_path,
         metavar="FILE.png",
         help="draw random pictures with their labels, instead of comparing files",
     )
     parser.add_argument(
         "--class",
         dest="class_name",
+        type=nonempty_name,
         metavar="NAME",
         help="draw only this class: a wnid or a name",
     )
-    parser.add_argument("--seed", type=int, help="of the drawing (default: another each time)")
+    parser.add_argument(
+        "--seed",
+        type=whole_number(0, MOST_SEED),
+        help="of the drawing (default: another each time)",
+    )
     arguments = parser.parse_args(argv)
     if arguments.contact_sheet is None:
         for option, value in (("class", arguments.class_name), ("seed", arguments.seed)):
@@ -60,8 +78,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
                 parser.error(f"--{option}: expected --contact-sheet beside it")
     elif arguments.quick:
         parser.error("--quick: expected no --contact-sheet beside it")
-    if arguments.workers is not None and arguments.workers < 1:
-        parser.error(f"--workers: expected at least 1, got {arguments.workers}")
     return arguments
 
 

@@ -13,7 +13,9 @@ from multiprocessing import resource_tracker
 from multiprocessing.synchronize import Event
 from typing import Any, TypeVar
 
+from data_prep.errors import UserError
 from data_prep.parent import end_with_parent
+from data_prep.signals import interrupt, on_stop_signals
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,7 +30,7 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class Workers:
-    """Processes to work with; Ctrl-C is obeyed between two results."""
+    """Processes to work with; a stop signal is obeyed between two results."""
 
     _pool: ProcessPoolExecutor
     _interrupts: list[int]
@@ -49,7 +51,7 @@ class Workers:
         """Gives the results as they come; calls `on_wait` several times a second meanwhile.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C came; the workers have been asked to stop.
+            KeyboardInterrupt: a stop signal came; the workers have been asked to stop.
         """
         waiting = iter(items)
         running: set[Future[Result]] = set()
@@ -65,7 +67,7 @@ class Workers:
                 for future in done:
                     yield future.result()
                 if self._interrupts:
-                    raise KeyboardInterrupt
+                    interrupt(self._interrupts[0])
         finally:
             self._shared.stop.set()
 
@@ -74,45 +76,69 @@ class Workers:
 def worker_pool(num_workers: int) -> Iterator[Workers]:
     """Starts processes; they end with the block, and with this process however it ends.
 
-    Within the block Ctrl-C is noted, and obeyed between two results or at the end; the second one
-    is obeyed at once. Python would raise KeyboardInterrupt wherever it is, and lose it where that
-    is the clearing away of an object.
+    Within the block a stop signal is noted, and obeyed between two results or at the end; the
+    second one is obeyed at once. Python would raise KeyboardInterrupt wherever it is, and lose it
+    where that is the clearing away of an object.
 
     Raises:
         RuntimeError: a process ended by itself.
-        KeyboardInterrupt: Ctrl-C came.
+        KeyboardInterrupt: a stop signal came, which it holds.
     """
     interrupts: list[int] = []
 
     def note(number: int, _frame: Any) -> None:
         interrupts.append(number)
         if len(interrupts) > 1:
-            raise KeyboardInterrupt
+            interrupt(number)
 
     context = multiprocessing.get_context("spawn")
-    shared = Shared(context.Event(), context.Event(), context.Array("q", NUM_COUNTERS))
-    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (shared,))
-    handler = signal.signal(signal.SIGINT, note)
-    try:
-        _start(pool, num_workers, shared.all_started)
-        yield Workers(pool, interrupts, shared, num_workers)
-    except BrokenProcessPool:
-        raise RuntimeError(
-            "a worker process ended unexpectedly (out of memory?): run the same command again, it "
-            "continues where it stopped; fewer --workers need less memory"
-        ) from None
-    finally:
-        shared.stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-        signal.signal(signal.SIGINT, handler)
+    with on_stop_signals(note):
+        with shared_memory():
+            counters = context.Array("q", NUM_COUNTERS)
+            shared = Shared(context.Event(), context.Event(), counters)
+        pool = ProcessPoolExecutor(num_workers, context, _start_worker, (shared,))
+        try:
+            _start(pool, num_workers, shared.all_started)
+            yield Workers(pool, interrupts, shared, num_workers)
+        except BrokenProcessPool:
+            # A signal to all processes of the command ends the workers, too.
+            if not interrupts:
+                raise RuntimeError(
+                    "a worker process ended unexpectedly (out of memory?): run the same command "
+                    "again, it continues where it stopped; fewer --workers need less memory"
+                ) from None
+        finally:
+            shared.stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
     if interrupts:
-        raise KeyboardInterrupt
+        interrupt(interrupts[0])
+
+
+@contextmanager
+def shared_memory() -> Iterator[None]:
+    """Where what processes share is made: semaphores, and memory.
+
+    Raises:
+        UserError: /dev/shm has no room.
+    """
+    # A process of the standard library, which removes them in the end: it ignores Ctrl-C and
+    # SIGTERM. What its parent blocks it inherits; its start lets the other two through again.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"/dev/shm: {error.strerror}: what several processes share has no place there: make "
+            "room, or mount a larger one (docker run --shm-size=1g)"
+        ) from None
 
 
 def _start(pool: ProcessPoolExecutor, num_workers: int, all_started: Event) -> None:
     """Starts all processes while Ctrl-C waits: a process inherits what its parent blocks."""
-    # A process of the standard library, whose start would let Ctrl-C through again.
-    resource_tracker.ensure_running()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         for _ in range(num_workers):

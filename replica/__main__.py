@@ -1,8 +1,13 @@
 """`python -m replica` lists the commands."""
 
+if __name__ == "__main__":  # before the imports that it is about
+    from data_prep import require_environment
+
+    require_environment(__name__)
+
 import sys
 
-from data_prep.errors import command_for, run_command
+from data_prep.errors import OneLineParser, command_for, run_command
 
 COMMANDS = {
     "data_prep.build_shards": "pictures -> shards (without arguments: the toy set)",
@@ -29,9 +34,19 @@ def show() -> None:
     )
 
 
-def main() -> int:
+def parse_arguments(argv: list[str] | None = None) -> None:
+    """Refuses arguments: there are none."""
+    OneLineParser(prog="python -m replica", description="Lists the commands.").parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    return run_command("replica", show)
+
+    def command() -> None:
+        parse_arguments(argv)
+        show()
+
+    return run_command("replica", command)
 
 
 if __name__ == "__main__":

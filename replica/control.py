@@ -8,13 +8,13 @@ if __name__ == "__main__":  # before the imports that it is about
 import argparse
 import sys
 from functools import partial
-from pathlib import Path
 
+from data_prep.arguments import nonempty_name, nonempty_path, number
 from data_prep.errors import OneLineParser, UserError, command_for, run_command
 from replica.training.control_log import ACTIONS, send_request
 from replica.training.options import layers_in, rates_in
 
-DEFAULT_WAIT_SECONDS = 120.0
+DEFAULT_WAIT_SECONDS, MOST_WAIT_SECONDS = 120.0, 1_000_000
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -25,9 +25,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "is logged in control.jsonl with the step and the reason.",
     )
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="the run's directory")
-    add("--lr", type=float, metavar="RATE", help="learning rate of all layers but frozen ones")
-    add("--bias-lr", type=float, metavar="RATE", help="learning rate of all biases")
+    add("run", type=nonempty_path, metavar="RUN", help="the run's directory")
+    rate = number(0, sys.float_info.max)
+    add("--lr", type=rate, metavar="RATE", help="learning rate of all layers but frozen ones")
+    add("--bias-lr", type=rate, metavar="RATE", help="learning rate of all biases")
     several = partial(add, action="append", default=[])
     several(
         "--rate",
@@ -39,13 +40,18 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="LAYERS",
         help="the same as a rate of 0: the layers, and their velocities, stay as they are",
     )
-    add("--color-noise", metavar="off|SD", help="standard deviation of the alphas; off is 0")
+    add(
+        "--color-noise",
+        type=nonempty_name,
+        metavar="off|SD",
+        help="standard deviation of the alphas; off is 0",
+    )
     add("--checkpoint", action="store_true", help="save after the next step")
     add("--stop", action="store_true", help="save after the next step, and end")
     add("--reason", default="", metavar="TEXT", help="for the log")
     add(
         "--wait",
-        type=float,
+        type=number(0, MOST_WAIT_SECONDS, "seconds"),
         default=DEFAULT_WAIT_SECONDS,
         metavar="SECONDS",
         help="for the run to read the request (default: %(default)g)",
@@ -62,7 +68,7 @@ def changes_of(arguments: argparse.Namespace) -> dict[str, float]:
     common = [("learning_rate", arguments.lr), ("bias_learning_rate", arguments.bias_lr)]
     pairs = [(target, rate) for target, rate in common if rate is not None]
     pairs += rates_in(arguments.rate, example="conv1=0.0001")
-    pairs += [(layer, 0.0) for layer in layers_in(arguments.freeze)]
+    pairs += [(layer, 0.0) for layer in layers_in("--freeze", arguments.freeze)]
     if arguments.color_noise is not None:
         try:
             value = 0.0 if arguments.color_noise == "off" else float(arguments.color_noise)

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from data_prep.arguments import nonempty_path
 from data_prep.errors import (
     EXIT_FAILURE,
     EXIT_USER_ERROR,
@@ -28,7 +29,10 @@ from data_prep.errors import (
     command_for,
     run_command,
 )
+from replica import train
+from replica.recipes import MINI
 from replica.results.plots import draw_run
+from replica.training.run import recipe_of
 
 DEFAULT_OUT = Path("demo")
 CHANCE_TOP1_ERROR = 0.9  # ten classes
@@ -66,8 +70,8 @@ def run_demo(out: Path, train_arguments: list[str]) -> dict[str, Any]:
     shutil.rmtree(run_dir, ignore_errors=True)
     build = ["--source", "toy", "--input", str(out / "toy"), "--output", str(shards)]
     print(run_shown("data_prep.build_shards", *build))
-    train = ["--gpus", "2", "--device", "cpu", "--data", str(shards), "--out", str(run_dir)]
-    print(run_shown("replica.train", *train, *train_arguments))
+    begin = ["--gpus", "2", "--device", "cpu", "--data", str(shards), "--out", str(run_dir)]
+    print(run_shown("replica.train", *begin, *train_arguments))
     checkpoint = sorted(run_dir.glob("checkpoint-*.pt"))[-1]
     test = ["--ten-crop", "--json", "--device", "cpu", "--checkpoint", str(checkpoint)]
     tested = json.loads(run_shown("replica.test", *test))
@@ -97,9 +101,14 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, 
         epilog="Further options go to replica.train, such as --seed 1 or --lr 0.",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", default=DEFAULT_OUT, help="default: %(default)s"
+        "--out", type=nonempty_path, metavar="DIR", default=DEFAULT_OUT, help="default: %(default)s"
     )
-    return parser.parse_known_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    options = train.parse_arguments(rest)  # before anything is drawn
+    if options.resume or options.dry_run:
+        parser.error("--resume and --dry-run: expected a new run")
+    recipe_of(options.recipe or MINI.name, options)
+    return arguments, rest
 
 
 def demo(arguments: argparse.Namespace, train_arguments: list[str]) -> int:

@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from data_prep.arguments import nonempty_path
 from data_prep.errors import OneLineParser, command_for, run_command
 from replica.results.plots import draw_curves, draw_run
 from replica.training.run_directory import newest_run
@@ -21,14 +22,18 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         description="Draws a run's loss curve and the kernels of conv1; `curves RUN [RUN...]` "
         "draws several runs into one picture.",
     )
-    parser.add_argument("--run", type=Path, metavar="DIR", help="default: the newest run")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: the run's own figures/")
+    parser.add_argument("--run", type=nonempty_path, metavar="DIR", help="default: the newest run")
+    parser.add_argument(
+        "--out", type=nonempty_path, metavar="DIR", help="default: the run's own figures/"
+    )
     chosen = parser.add_subparsers(dest="what", metavar="curves")
     several = chosen.add_parser("curves", help="several runs in one picture")
-    several.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories")
+    several.add_argument(
+        "runs", type=nonempty_path, nargs="+", metavar="RUN", help="run directories"
+    )
     several.add_argument(
         "--picture",
-        type=Path,
+        type=nonempty_path,
         default=Path("curves.png"),
         metavar="FILE",
         help="default: %(default)s",

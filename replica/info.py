@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 
+from data_prep.arguments import nonempty_name
 from data_prep.errors import OneLineParser, command_for, run_command
 from replica import paper
 from replica.recipes import PAPER, Recipe, find_recipe, with_changes
@@ -108,7 +109,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         prog=command_for("replica.info"),
         description="The layers of a recipe's network: shapes, parameters, neurons, multiply-adds.",
     )
-    parser.add_argument("--recipe", metavar="NAME", default="paper", help="default: %(default)s")
+    parser.add_argument(
+        "--recipe", type=nonempty_name, metavar="NAME", default="paper", help="default: %(default)s"
+    )
     parser.add_argument(
         "--set",
         action="append",

@@ -9,8 +9,8 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
+from data_prep.arguments import nonempty_path
 from data_prep.errors import OneLineParser, command_for, run_command
 from data_prep.manifest import PARTS
 from replica.results.evaluation import test_network
@@ -24,8 +24,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         description="Top-1 and top-5 error of a checkpoint on the held-out part of its data.",
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, metavar="FILE", help="default: the last one of the newest run")
-    add("--data", type=Path, metavar="DIR", help="shards (default: those of the run)")
+    add(
+        "--checkpoint",
+        type=nonempty_path,
+        metavar="FILE",
+        help="default: the last one of the newest run",
+    )
+    add("--data", type=nonempty_path, metavar="DIR", help="shards (default: those of the run)")
     add(
         "--ten-crop",
         action="store_true",

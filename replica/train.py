@@ -8,14 +8,21 @@ if __name__ == "__main__":  # before the imports that it is about
 import sys
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 
+from data_prep.arguments import (
+    MOST_COUNTED,
+    MOST_PROCESSES,
+    MOST_SEED,
+    nonempty_name,
+    nonempty_path,
+    number,
+    whole_number,
+)
 from data_prep.errors import EXIT_USER_ERROR, OneLineParser, UserError, command_for, run_command
 from replica.distributed.launch import run_processes
 from replica.distributed.mesh import Rank
 from replica.distributed.torchrun import run_under_torchrun, torchrun_here
 from replica.distributed.worker import WAY_OUT
-from replica.network.draws import UINT32_RANGE
 from replica.recipes import ALIASES
 from replica.recipes.changes import settable_fields
 from replica.training.checkpoint import NUM_KEPT
@@ -41,18 +48,22 @@ from replica.training.run import prepare_run
 from replica.training.run_directory import locked_run
 
 PROGRAM = "replica.train"
+# Below, a busy machine counts as hung; above, PyTorch's clocks overflow.
+LEAST_TIMEOUT_SECONDS, MOST_TIMEOUT_SECONDS = 5, 1_000_000
 
 
 def _parser() -> OneLineParser:
     """The options, and what `--help` says of them."""
     parser = OneLineParser(
         prog=command_for(PROGRAM),
-        description="Trains a network on shards; writes a run directory. Ctrl-C and SIGTERM save "
-        "a checkpoint after the step and end with status 130 and 143.",
+        description="Trains a network on shards; writes a run directory. Ctrl-C, "
+        "SIGTERM and SIGHUP save a checkpoint after the step and end with status 130, 143 and 129.",
     )
     what = parser.add_argument_group("what is trained").add_argument
-    what("--data", type=Path, metavar="DIR", help=f"shards (default: {DEFAULT_DATA})")
-    what("--recipe", metavar="NAME", help="default: the data set's own, or paper")
+    what("--data", type=nonempty_path, metavar="DIR", help=f"shards (default: {DEFAULT_DATA})")
+    what(
+        "--recipe", type=nonempty_name, metavar="NAME", help="default: the data set's own, or paper"
+    )
     several = partial(what, action="append", default=[])
     several(
         "--set",
@@ -73,12 +84,14 @@ def _parser() -> OneLineParser:
         metavar="LAYER=RATE",
         help="a layer's own learning rate from the first epoch, such as fc8=0.01 or conv1.bias=0",
     )
-    what("--seed", type=int, metavar="S", help=f"default: {DEFAULT_SEED}")
-    what("--init", type=Path, metavar="FILE", help="begin with the weights of a checkpoint")
+    what("--seed", type=whole_number(0, MOST_SEED), metavar="S", help=f"default: {DEFAULT_SEED}")
+    what(
+        "--init", type=nonempty_path, metavar="FILE", help="begin with the weights of a checkpoint"
+    )
     what("--new-head", action="store_true", help="with --init: draw the last layer anew")
     what(
         "--new-layers",
-        default="",
+        type=nonempty_name,
         metavar="LAYERS",
         help="with --init: draw these layers anew, such as conv6,fc6",
     )
@@ -89,7 +102,12 @@ def _parser() -> OneLineParser:
         help="before the run, compare every byte of the shards with their manifest; it takes as "
         "long as reading them once, which is said",
     )
-    where("--gpus", type=int, metavar="N", help="devices; CPU processes where there is no GPU")
+    where(
+        "--gpus",
+        type=whole_number(1, MOST_PROCESSES),
+        metavar="N",
+        help="devices; CPU processes where there is no GPU",
+    )
     where(
         "--split",
         type=int,
@@ -116,37 +134,38 @@ def _parser() -> OneLineParser:
     )
     where(
         "--loader-threads",
-        type=int,
+        type=whole_number(1, MOST_PROCESSES),
         default=1,
         metavar="N",
         help="threads that make batches; results do not depend on it (default: %(default)s)",
     )
     where(
         "--timeout",
-        type=float,
+        type=number(LEAST_TIMEOUT_SECONDS, MOST_TIMEOUT_SECONDS, "seconds"),
         default=DEFAULT_TIMEOUT_SECONDS,
         metavar="SECONDS",
         help="without a sign of life, after which a process counts as hung (default: %(default)g)",
     )
     run = parser.add_argument_group("the run").add_argument
-    run("--steps", type=int, metavar="S", help="end after S steps, counted from the run's first")
+    count = whole_number(1, MOST_COUNTED)
+    run("--steps", type=count, metavar="S", help="end after S steps, counted from the run's first")
     run(
         "--checkpoint-steps",
-        type=int,
+        type=count,
         metavar="N",
         help="save each N steps, besides the end of each epoch",
     )
     run(
         "--keep",
-        type=int,
+        type=count,
         metavar="K",
         help=f"newest checkpoints to keep, besides the best (default: {NUM_KEPT})",
     )
-    run("--out", type=Path, metavar="DIR", help="run directory (default: runs/<time>)")
+    run("--out", type=nonempty_path, metavar="DIR", help="run directory (default: runs/<time>)")
     run("--resume", action="store_true", help="continue the run in --out, or the newest one")
     run(
         "--replay",
-        type=Path,
+        type=nonempty_path,
         metavar="RUN",
         help="repeat the changes that were made to RUN by hand, at their steps",
     )
@@ -164,13 +183,6 @@ def parse_arguments(argv: list[str] | None = None) -> TrainOptions:
     """Reads the command line."""
     parser = _parser()
     given = vars(parser.parse_args(argv))
-    least_of = {"steps": 1, "checkpoint_steps": 1, "seed": 0, "keep": 1, "loader_threads": 1}
-    for name, least in least_of.items():
-        value = given[name]
-        if value is not None and not least <= value < UINT32_RANGE:
-            parser.error(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
-    if not 5 <= given["timeout"] < float("inf"):
-        parser.error(f"--timeout: expected at least 5 seconds, got {given['timeout']:g}")
     if (given["new_head"] or given["new_layers"]) and given["init"] is None:
         parser.error("--new-head and --new-layers: expected --init beside them, got none")
     if given["resume"] and (given["init"] or given["replay"] or given["dry_run"]):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -149,7 +150,7 @@ def test_without_tensorboard_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     said = []
-    assert not can_write_events(said.append)
+    assert not can_write_events(Path("run"), said.append)
     assert said == [
         "tensorboard: no event files (tensorboard is not installed: pip install "
         "'replica-alexnet[tensorboard]')"

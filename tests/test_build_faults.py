@@ -145,6 +145,7 @@ def many_whole(many, tmp_path_factory):
     return Uninterrupted(many, tmp_path_factory.mktemp("many whole"))
 
 
+@pytest.mark.fault(34, 38)
 @pytest.mark.parametrize("storage", RAW_QUICK)
 @pytest.mark.parametrize("victim", ["parent", "worker"])
 def test_a_build_killed_twice_at_random_goes_on_to_the_same_bytes(
@@ -188,6 +189,32 @@ def test_a_build_killed_twice_at_random_goes_on_to_the_same_bytes(
     assert_same(out, many_whole[storage])
 
 
+@pytest.mark.fault(11)
+@pytest.mark.parametrize(
+    ("number", "is_for_all"),
+    [(signal.SIGTERM, True), (signal.SIGHUP, True), (signal.SIGTERM, False)],
+    ids=["SIGTERM to all", "SIGHUP to all", "SIGTERM"],
+)
+def test_a_build_that_is_stopped_says_one_line_and_leaves_no_part(
+    number, is_for_all, pictures, whole, tmp_path
+):
+    """As a scheduler stops it, which signals the first process or all of them."""
+    out = tmp_path / "out"
+    build = start(command(pictures, out, "--storage", "jpeg"))
+    wait_until(lambda: len(finished(out)) >= 4)
+    (os.killpg if is_for_all else os.kill)(build.pid, number)
+    _, stderr = build.communicate(timeout=60)
+    assert build.returncode == 128 + number, stderr
+    *_, last = stderr.replace("\r", "\n").strip().splitlines()
+    assert last.startswith("build_shards: interrupted; run the same command again to continue")
+    assert "Traceback" not in stderr
+    assert not list(out.glob("*.part"))
+    assert 4 <= len(finished(out)) < NUM_SHARDS
+    assert run_here(*command(pictures, out, "--storage", "jpeg")[1:]).returncode == 0
+    assert_same(out, whole["jpeg"])
+
+
+@pytest.mark.fault(3)
 @pytest.mark.parametrize("storage", JPEG_QUICK)
 def test_a_full_disk_is_one_line_and_finished_shards_are_kept(pictures, whole, tmp_path, storage):
     def small_disk():
@@ -211,6 +238,7 @@ def test_a_full_disk_is_one_line_and_finished_shards_are_kept(pictures, whole, t
     assert_same(out, whole[storage])
 
 
+@pytest.mark.fault(3)
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 @pytest.mark.parametrize("storage", RAW_QUICK)
 def test_a_disk_that_really_fills_up_loses_nothing(pictures, whole, tmp_path, storage):
@@ -241,6 +269,7 @@ def test_a_disk_that_really_fills_up_loses_nothing(pictures, whole, tmp_path, st
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.fault(33)
 def test_an_input_that_vanishes_stops_the_build_and_is_not_listed_as_bad(pictures, whole, tmp_path):
     source, out = tmp_path / "pictures", tmp_path / "out"
     shutil.copytree(pictures, source)
@@ -261,6 +290,7 @@ def test_an_input_that_vanishes_stops_the_build_and_is_not_listed_as_bad(picture
     assert_same(out, whole["raw"])
 
 
+@pytest.mark.fault(33)
 def test_a_tar_that_changes_in_the_middle_stops_the_build(pictures, tmp_path):
     tar, out = tmp_path / "set.tar", tmp_path / "out"
     tar.write_bytes(tar_bytes(files_below(pictures)))
@@ -323,6 +353,7 @@ def test_a_manifest_from_which_shards_were_taken_is_refused(pictures, whole, tmp
     )
 
 
+@pytest.mark.fault(35)
 def test_two_builds_in_one_directory_are_one_and_a_refusal(pictures, whole, tmp_path):
     out = tmp_path / "out"
     first = start(command(pictures, out))

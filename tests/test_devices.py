@@ -101,6 +101,7 @@ def test_tf32_needs_cuda():
     check_precision("tf32", kind="cuda")
 
 
+@pytest.mark.fault(43)
 def test_the_command_refuses_what_the_table_refuses(shards_dir):
     train = ("-m", "replica.train", "--data", str(shards_dir))
 

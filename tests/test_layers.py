@@ -268,7 +268,7 @@ def test_the_receptive_field_is_the_part_of_the_crop_that_moves_an_output():
         (["conv9.stride=1"], ("conv9", "conv1, conv2")),
         (["conv3.strde=1"], ("strde", "stride")),
         (["conv3.stride=x"], ("an integer for conv3.stride", "'x'")),
-        (["conv3.stride=0"], ("conv3.stride: expected at least 1, got 0",)),
+        (["conv3.stride=0"], ("conv3.stride: expected at least 1, at most 1,000,000, got 0",)),
         (["conv2.normalization=lnr"], ("conv2.normalization", "lrn, same-map, batch", "lnr")),
         (["conv1.order=pooling"], ("conv1.order", "activation, normalization, pooling")),
         (["activation=sigmoid"], ("activation: expected relu or tanh or linear, got sigmoid",)),

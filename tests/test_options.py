@@ -72,7 +72,7 @@ def test_what_is_not_asked_for_is_left_open_and_aliases_are_changes():
         seed=None,
         init=None,
         new_head=False,
-        new_layers="",
+        new_layers=None,
         gpus=None,
         split=None,
         device="auto",

@@ -21,14 +21,16 @@ PACKAGES = ("cuda_ext", "data_prep", "replica")
 # What `replica` may import of data_prep: the file format, what is beside it, one picture's way.
 OF_DATA_PREP = (
     *("data_prep.errors", "data_prep.files", "data_prep.manifest", "data_prep.shards"),
-    *("data_prep.parent", "data_prep.pictures", "data_prep.progress"),
+    *("data_prep.parent", "data_prep.pictures", "data_prep.progress", "data_prep.arguments"),
+    *("data_prep.signals", "data_prep.streams", "data_prep.workers"),
     "data_prep.require_environment",
 )
 # Of `replica`, the lowest first; commands are above all of them.
 LAYERS = ("paper", "recipes", "network", "feed", "distributed", "training", "results", "claims")
 # The same inside data_prep, and inside its sources, where what is not named is a data set.
 DATA_PREP_LAYERS = (
-    *("errors", "parent", "progress", "files", "workers", "pictures", "jpeg", "color_statistics"),
+    *("signals", "streams", "errors", "arguments", "parent", "progress", "files", "workers"),
+    *("pictures", "jpeg", "color_statistics"),
     *("manifest", "manifest_json", "shards", "labels_csv", "sources", "shard_writer"),
     *("shard_builder", "plan", "builder", "job_array", "verification", "contact_sheet"),
 )

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.errors import UserError
-from data_prep.files import write_whole
+from data_prep.files import disk_errors, write_whole
 from data_prep.progress import progress_bar
 from data_prep.sources import kaggle
 from data_prep.sources.picture_set import PictureSet
@@ -67,6 +67,11 @@ def find(directory: Path, *, size: ToySize | None = None, num_workers: int = 1) 
     size = size or ToySize()
     description, wanted = directory / DESCRIPTION_FILE, _description(size)
     if not description.exists():
+        if directory.exists() and not directory.is_dir():
+            raise UserError(
+                f"--input {directory}: expected a directory to draw the toy set in, found a file: "
+                "give another one, or no --source"
+            )
         if directory.exists() and not _is_unfinished_drawing(directory):
             raise UserError(
                 f"{directory}: expected an empty directory to draw the toy set in, found other "
@@ -100,10 +105,11 @@ def draw(directory: Path, *, size: ToySize, num_workers: int = 1) -> None:
     """Draws all pictures and writes the files beside them; the description comes last."""
     cls_loc = directory / "ILSVRC" / "Data" / "CLS-LOC"
     xml_dir = directory / "ILSVRC" / "Annotations" / "CLS-LOC" / "val"
+    directory.mkdir(parents=True, exist_ok=True)
+    mapping = "".join(f"{w} {n}\n" for w, n in zip(WNIDS, CLASS_NAMES, strict=True))
+    write_whole(directory / kaggle.MAPPING_FILE, mapping.encode())  # an unfinished drawing has it
     for folder in (cls_loc / "val", xml_dir, *(cls_loc / "train" / wnid for wnid in WNIDS)):
         folder.mkdir(parents=True, exist_ok=True)
-    mapping = "".join(f"{w} {n}\n" for w, n in zip(WNIDS, CLASS_NAMES, strict=True))
-    write_whole(directory / kaggle.MAPPING_FILE, mapping.encode())
 
     jobs = list(_jobs(size))
     work = partial(_draw_file, directory=directory, seed=size.seed)
@@ -155,7 +161,8 @@ def _draw_file(job: _Job, *, directory: Path, seed: int) -> tuple[_Job, tuple[in
     rng = np.random.default_rng([seed, ("train", "val").index(job.part), job.label, job.number])
     picture, box = draw_picture(rng, label=job.label)
     quality = int(rng.integers(75, 96))
-    picture.save(directory / job.path, "JPEG", quality=quality)
+    with disk_errors(directory / job.path, 0):
+        picture.save(directory / job.path, "JPEG", quality=quality)
     return job, (picture.width, picture.height, box)
 
 

@@ -1,8 +1,8 @@
 """The parent of a run on one machine: it starts one rank per device and watches over them.
 
-Ctrl-C and SIGTERM reach the parent, which sets an event; the ranks agree on it once per step, save,
-and end. A rank ends when the parent has ended, however it ended; when one rank fails, the parent
-ends the others. On several machines `torchrun` starts the ranks (torchrun.py).
+Ctrl-C, SIGTERM and SIGHUP reach the parent, which sets an event; the ranks agree on it once per
+step, save, and end. A rank ends when the parent has ended, however it ended; when one rank fails,
+the parent ends the others. On several machines `torchrun` starts the ranks (torchrun.py).
 
 PyTorch's own parents (`torch.multiprocessing.start_processes`, and `torch.distributed.elastic` on
 top of it) name the rank that they look at first, which need not be the one that was killed.
@@ -15,7 +15,6 @@ import socket
 import sys
 import threading
 from functools import partial
-from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from typing import Any, NoReturn
 
@@ -24,11 +23,13 @@ import torch.distributed as dist
 
 from data_prep.errors import EXIT_FAILURE, UserError
 from data_prep.parent import end_with_parent
+from data_prep.signals import STOP_SIGNALS
+from data_prep.streams import lasting_output
+from data_prep.workers import shared_memory
 from replica.distributed.devices import Devices
 from replica.distributed.mesh import Rank
 from replica.distributed.worker import (
     AGAIN,
-    STOP_SIGNALS,
     StopRequest,
     Worker,
     end_process,
@@ -49,13 +50,17 @@ def run_processes(worker: Worker, argument: Any, devices: Devices, *, timeout: f
     rank raised is raised.
 
     Returns:
-        0, or 130 or 143 where Ctrl-C or SIGTERM asked for a stop and every rank stopped.
+        0, or 130, 143 or 129 where Ctrl-C, SIGTERM or SIGHUP asked for a stop and every rank
+        stopped.
 
     Raises:
         UserError, OSError, RuntimeError: what the first failing rank raised.
     """
     context = multiprocessing.get_context("spawn")
-    stop: StopRequest = context.Event() if devices.num_processes > 1 else threading.Event()
+    stop: StopRequest = threading.Event()
+    if devices.num_processes > 1:
+        with shared_memory():
+            stop = context.Event()
     with stop_on_signals(stop) as received:
         if devices.num_processes == 1:
             worker(Rank(0, devices), argument, stop)
@@ -68,7 +73,8 @@ def _run_supervised(
     context: Any, worker: Worker, argument: Any, devices: Devices, stop: StopRequest, timeout: float
 ) -> None:
     """Starts the ranks, and ends them whatever happens here."""
-    failures = context.SimpleQueue()
+    with shared_memory():
+        failures = context.SimpleQueue()
     store = local_store()  # the parent's, so that it outlives any rank
     processes = [
         context.Process(
@@ -80,9 +86,7 @@ def _run_supervised(
     ]
     try:
         # A process inherits what its parent blocks: the terminal sends Ctrl-C to all of them, and
-        # only the parent acts on it, once all have been started. The tracker is a process of the
-        # standard library, whose start would let signals through again.
-        resource_tracker.ensure_running()
+        # only the parent acts on it, once all have been started.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             for process in processes:
@@ -157,9 +161,10 @@ def _run_rank(
     def on_hung(line: str) -> NoReturn:
         fail(RuntimeError(line))
 
-    try:
-        with in_group(rank, open_store=open_store, timeout=timeout, on_hung=on_hung):
-            worker(rank, argument, stop)
-    except (UserError, OSError, RuntimeError) as error:
-        fail(error)
-    end_process(0)
+    with lasting_output():
+        try:
+            with in_group(rank, open_store=open_store, timeout=timeout, on_hung=on_hung):
+                worker(rank, argument, stop)
+        except (UserError, OSError, RuntimeError) as error:
+            fail(error)
+        end_process(0)

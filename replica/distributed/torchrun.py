@@ -45,7 +45,7 @@ def run_under_torchrun(
 ) -> NoReturn:
     """Runs this process's part of a run that `torchrun` started, and ends with its exit status.
 
-    That is 0, 130 or 143 as of `run_processes`, 1 after a failure, 2 after a user's mistake.
+    That is 0, 130, 143 or 129 as of `run_processes`, 1 after a failure, 2 after a user's mistake.
     """
     end_with_parent()
     stop = threading.Event()

@@ -7,7 +7,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -15,42 +15,41 @@ import torch
 import torch.distributed as dist
 
 from data_prep.errors import UserError
+from data_prep.signals import interrupt, on_stop_signals
 from replica.distributed import heartbeat
 from replica.distributed.mesh import Rank
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # `heartbeat` is to name who hangs before an exchange gives up without a name.
 EXCHANGE_TIMEOUT_FACTOR = 10
 # What a user can do where the file system refuses.
 AGAIN = "run the same command again, with --resume if the run has a run.json"
 WAY_OUT = f"make room or mend it, then {AGAIN}"
-# A flag that Ctrl-C or SIGTERM sets.
+# A flag that a stop signal sets.
 StopRequest = threading.Event | multiprocessing.synchronize.Event
 Worker = Callable[[Rank, Any, StopRequest], None]
 
 
 @contextmanager
 def stop_on_signals(stop: StopRequest) -> Iterator[list[int]]:
-    """The first Ctrl-C or SIGTERM asks for a stop and is in the list; the second ends at once."""
+    """The first stop signal asks for a stop and is in the list; the second ends at once."""
     received: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
         if received:
-            raise KeyboardInterrupt
+            # A terminal that is closed may send SIGHUP twice: itself, and by its shell.
+            if number == signal.SIGHUP:
+                return
+            interrupt(received[0])
         received.append(number)
         print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
         stop.set()
 
-    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
-    try:
+    with on_stop_signals(handle):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def status_of(received: list[int]) -> int:
-    """0, or what a shell expects of a program that a signal ended: 130 or 143."""
+    """0, or what a shell expects of a program that a signal ended: 130, 143 or 129."""
     return 128 + received[0] if received else 0
 
 
@@ -99,7 +98,6 @@ def in_group(
 
 def end_process(status: int) -> NoReturn:
     """Ends this process at once: in the interpreter's shutdown, gloo may wait for a failed peer."""
-    with suppress(BrokenPipeError):
-        sys.stdout.flush()
+    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -57,6 +57,8 @@ def with_changes(recipe: Recipe, changes: list[str]) -> Recipe:
         layer, dot, field = target.partition(".")
         if target == WITHOUT:
             names = [name.strip() for name in text.split(",") if name.strip()]
+            if not names:
+                raise UserError(f"--set {change}: expected layers such as {WITHOUT}=conv4")
             for name in names:
                 _check_known(change, recipe, "layer", name, layer_names(recipe))
             left_out.update(names)
@@ -172,6 +174,8 @@ def _reader(hint: Any) -> tuple[str, Callable[[str], Any]]:
 
     def read_list(text: str) -> tuple[Any, ...]:
         items = [item.strip() for item in text.split(",") if item.strip()]
+        if text.strip() and not items:
+            raise ValueError(text)
         return () if [item.lower() for item in items] == ["none"] else tuple(map(read, items))
 
     return words, read_list

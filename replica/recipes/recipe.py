@@ -207,29 +207,57 @@ def shown(value: Any) -> str:
     return str(value)
 
 
+# More images per batch, epochs, kernels or classes than anybody has are a mistake, which would be
+# found late.
+MOST = 1_000_000
+_UP_TO_MOST = f"at most {MOST:,}"
+
+
 # What values must be: in words, as a test, and of which fields of a recipe or a layer.
 _TABLE: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("1 or 2", lambda x: x in (1, 2), "towers"),
     ("1 to 256 pixels", lambda x: 1 <= x <= paper.IMAGE_SIZE, "crop_size"),
-    ("at least 2, or none for as many as the data has", lambda x: x >= 2, "num_classes"),
-    ("at least 0", lambda x: x >= 0, "max_drops"),
-    ("at least 1", lambda x: x >= 1, "num_kernels kernel_size stride num_units batch_size epochs"),
-    ("at least 1", lambda x: x >= 1, "pool_window pool_stride plateau_patience"),
-    ("an odd number >= 1", lambda x: x >= 1 and x % 2 == 1, "lrn_n same_map_n"),
+    (
+        f"at least 2, {_UP_TO_MOST}, or none for as many as the data has",
+        lambda x: 2 <= x <= MOST,
+        "num_classes",
+    ),
+    (f"at least 0, {_UP_TO_MOST}", lambda x: 0 <= x <= MOST, "max_drops"),
+    (
+        f"at least 1, {_UP_TO_MOST}",
+        lambda x: 1 <= x <= MOST,
+        "num_kernels kernel_size stride num_units batch_size epochs pool_window pool_stride "
+        "plateau_patience",
+    ),
+    (
+        f"an odd number >= 1, {_UP_TO_MOST}",
+        lambda x: 1 <= x <= MOST and x % 2 == 1,
+        "lrn_n same_map_n",
+    ),
     ("a number > 0", lambda x: x > 0, "lrn_k same_map_k"),
-    ("a number >= 0", lambda x: x >= 0, "lrn_alpha same_map_alpha weight_standard_deviation"),
+    ("a number >= 0", lambda x: x >= 0, "lrn_alpha lrn_beta same_map_alpha same_map_beta"),
     ("a number >= 0", lambda x: x >= 0, "learning_rate bias_learning_rate weight_decay"),
-    ("a number >= 0", lambda x: x >= 0, "color_noise plateau_improvement"),
+    (
+        "a number >= 0",
+        lambda x: x >= 0,
+        "color_noise plateau_improvement weight_standard_deviation",
+    ),
     ("at least 0, less than 1", lambda x: 0 <= x < 1, "momentum"),
     ("more than 0, at most 1", lambda x: 0 < x <= 1, "dropout_keep drop_factor"),
-    ("two numbers >= 0", lambda x: len(x) == 2 and min(x) >= 0, "padding"),
+    (
+        f"two numbers >= 0, {_UP_TO_MOST}",
+        lambda x: len(x) == 2 and min(x) >= 0 and max(x) <= MOST,
+        "padding",
+    ),
     ("plateau or epochs", lambda x: x in ("plateau", "epochs"), "drop_rule"),
     (" or ".join(ACTIVATIONS), lambda x: x in ACTIVATIONS, "activation"),
     (" or ".join(POOLINGS), lambda x: x in POOLINGS, "pooling"),
     (f"an order of {', '.join(FOLLOWING)}", lambda x: sorted(x) == sorted(FOLLOWING), "order"),
     (
-        "rising epochs, counted from 1",
-        lambda x: list(x) == sorted(set(x)) and min(x, default=1) >= 1,
+        f"rising epochs, counted from 1, {_UP_TO_MOST}",
+        lambda x: (
+            list(x) == sorted(set(x)) and min(x, default=1) >= 1 and max(x, default=1) <= MOST
+        ),
         "drop_epochs",
     ),
 )
@@ -251,8 +279,8 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     """What is wrong with a recipe's values, and with how they fit each other."""
     yield from _value_problems(recipe)
     for change in recipe.changes:
-        if change.epoch < 1:
-            yield f"changes: expected epochs from 1, got {change}"
+        if not 1 <= change.epoch <= MOST:
+            yield f"changes: expected epochs from 1, {_UP_TO_MOST}, got {change}"
         if problem := target_problem(recipe, change.target, change.value):
             yield f"changes: {problem}"
     names = layer_names(recipe)

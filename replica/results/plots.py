@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.errors import UserError
+from data_prep.files import whole_file
 from replica.network.kernels import kernel_picture
 from replica.training.checkpoint import last_whole_checkpoint
 from replica.training.control_log import read_log
@@ -91,19 +93,26 @@ def draw_run(run_dir: Path, out_dir: Path) -> list[Path]:
     _, checkpoint, _ = last_whole_checkpoint(run_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     curve, kernels = out_dir / "loss.png", out_dir / "conv1.png"
-    run_figure(run_dir).savefig(curve, dpi=110)
+    _save(run_figure(run_dir), curve)
     recipe = checkpoint.recipe
-    title = f"conv1 of {recipe.name} after step {checkpoint.step}, {run_dir}"
+    title = f"conv1 of {recipe.name} after step {checkpoint.step}, {_shown(run_dir)}"
     weights = checkpoint.model["conv1.weight"]
-    kernel_picture(weights, towers=recipe.towers, title=title).save(kernels)
+    with whole_file(kernels) as file:
+        kernel_picture(weights, towers=recipe.towers, title=title).save(file, "PNG")
     return [curve, kernels]
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Writes a figure in the format that the name says, whole or not at all."""
+    with whole_file(path) as file:
+        figure.savefig(file, format=path.suffix[1:].lower(), dpi=110)
 
 
 def run_figure(run_dir: Path) -> Any:
     """The figure of one run: losses of training and validation, errors of validation."""
     history = read_history(run_dir)
     figure, (losses, errors) = _figure([history], 2)
-    figure.suptitle(f"{run_dir}: {history.title}")
+    figure.suptitle(f"{_shown(run_dir)}: {history.title}")
     steps = [line.step for line in history.steps]
     raw = [line.loss for line in history.steps]
     losses.plot(steps, raw, color="#c6dbef", linewidth=0.7, label="training batch")
@@ -131,7 +140,13 @@ def draw_curves(run_dirs: list[Path], picture: Path) -> None:
     """
     if not picture.parent.is_dir():
         raise UserError(f"--picture {picture}: expected a file in a directory that exists")
-    curves_figure(run_dirs).savefig(picture, dpi=110)
+    figure = curves_figure(run_dirs)
+    formats = sorted(figure.canvas.get_supported_filetypes())
+    if picture.suffix[1:].lower() not in formats:
+        raise UserError(
+            f"--picture {picture}: expected a file that ends in one of .{', .'.join(formats)}"
+        )
+    _save(figure, picture)
 
 
 def curves_figure(run_dirs: list[Path]) -> Any:
@@ -144,8 +159,8 @@ def curves_figure(run_dirs: list[Path]) -> Any:
         axes.set(ylabel=title)
     for number, (run_dir, history) in enumerate(zip(run_dirs, histories, strict=True)):
         color = f"C{number}"
-        name = run_dir.name if names.count(run_dir.name) == 1 else str(run_dir)
-        label = f"{name} ({history.title}; training: mean of {history.window} steps)"
+        name = run_dir.name if names.count(run_dir.name) == 1 else run_dir
+        label = f"{_shown(name)} ({history.title}; training: mean of {history.window} steps)"
         panels[0].plot(*history.smooth_losses(), color=color, label=label)
         at = [line.step for line in history.validations]
         values = [line.loss for line in history.validations]
@@ -155,6 +170,11 @@ def curves_figure(run_dirs: list[Path]) -> Any:
         _draw_marks(history, panels, color=color)
     _draw_legend(figure)
     return figure
+
+
+def _shown(path: Path | str) -> str:
+    """A path as matplotlib can draw it: without formulas, and bytes that are not UTF-8 escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace").replace("$", r"\$")
 
 
 def _figure(histories: list[History], num_panels: int) -> Any:

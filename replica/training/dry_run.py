@@ -33,7 +33,8 @@ def dry_run(run: Run) -> str:
     steps = steps if run.steps is None else min(steps, run.steps)
     shapes = whole_shapes(recipe, num_classes=run.num_classes)
     parameters = sum(shape.numel() for shape in shapes.values())
-    images = -(-recipe.batch_size // devices.num_copies)
+    batch_size = min(recipe.batch_size, len(data.train))
+    images = -(-batch_size // devices.num_copies)
     memory = training_memory(
         recipe,
         num_classes=run.num_classes,
@@ -48,7 +49,7 @@ def dry_run(run: Run) -> str:
         f"validate on, {run.num_classes:,} classes",
         f"parameters: {parameters:,}{halves}",
         f"processes: {devices.num_processes} on {devices.kind}, each with {images} images of the "
-        f"{recipe.batch_size} of a batch",
+        f"{batch_size} of a batch",
         f"memory per process: {_megabytes(memory.total)} = weights {_megabytes(memory.weights)} + "
         f"velocities {_megabytes(memory.velocities)} + gradients {_megabytes(memory.gradients)} + "
         f"activations {_megabytes(memory.activations)}; buffers of the libraries come on top",

@@ -36,7 +36,7 @@ class TrainOptions:
     seed: int | None
     init: Path | None
     new_head: bool
-    new_layers: str
+    new_layers: str | None
     gpus: int | None
     split: int | None
     device: str
@@ -57,9 +57,19 @@ class TrainOptions:
     dry_run: bool
 
 
-def layers_in(texts: Iterable[str]) -> list[str]:
-    """The layers of options such as `--freeze conv1,conv2 --freeze conv3`."""
-    return [layer.strip() for text in texts for layer in text.split(",") if layer.strip()]
+def layers_in(option: str, texts: Iterable[str]) -> list[str]:
+    """The layers of options such as `--freeze conv1,conv2 --freeze conv3`.
+
+    Raises:
+        UserError: a text names none.
+    """
+    layers = []
+    for text in texts:
+        named = [layer.strip() for layer in text.split(",") if layer.strip()]
+        if not named:
+            raise UserError(f"{option} {text!r}: expected layers such as conv1,conv2")
+        layers += named
+    return layers
 
 
 def rates_in(texts: Iterable[str], *, example: str) -> list[tuple[str, float]]:

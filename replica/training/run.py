@@ -116,8 +116,13 @@ def _new_run(options: TrainOptions, torchrun: Torchrun | None, say: Say) -> Run:
     if options.recipe is None:
         why = f"named by the data at {data_dir}" if data.recipe else "no --recipe given"
         say(f"recipe: {name} ({why})")
-    recipe = _with_rates(with_changes(find_recipe(name), options.changes), options)
+    recipe = recipe_of(name, options)
     check_fits_images(recipe, data)
+    if recipe.batch_size > len(data.train):
+        say(
+            f"batch: all {len(data.train)} training images (recipe {recipe.name}: "
+            f"{recipe.batch_size})"
+        )
     if data.held_out != "val":
         say(f"validation: on the {data.held_out} images (the data has no val)")
     run_dir = options.out or new_run_dir()
@@ -157,13 +162,22 @@ def _new_run(options: TrainOptions, torchrun: Torchrun | None, say: Say) -> Run:
         keep=options.keep or NUM_KEPT,
         loader_threads=options.loader_threads,
         init=init,
-        tensorboard=options.tensorboard and can_write_events(say),
+        tensorboard=options.tensorboard and can_write_events(run_dir, say),
     )
+
+
+def recipe_of(name: str, options: TrainOptions) -> Recipe:
+    """A recipe with all changes that the options make.
+
+    Raises:
+        UserError: there is no such recipe, or it cannot be changed so.
+    """
+    return _with_rates(with_changes(find_recipe(name), options.changes), options)
 
 
 def _with_rates(recipe: Recipe, options: TrainOptions) -> Recipe:
     """The recipe with what `--freeze` and `--rate` set from its first epoch on."""
-    rates = [(layer, 0.0) for layer in layers_in(options.freeze)]
+    rates = [(layer, 0.0) for layer in layers_in("--freeze", options.freeze)]
     rates += rates_in(options.rate, example="fc8=0.01")
     if not rates:
         return recipe
@@ -204,7 +218,8 @@ def _initialization(
 ) -> Initialization:
     """Where the first weights come from with `--init`, which must fit but for the new layers."""
     checkpoint = load_checkpoint(path)
-    new = tuple(layers_in([options.new_layers]))
+    named = [] if options.new_layers is None else [options.new_layers]
+    new = tuple(layers_in("--new-layers", named))
     head = recipe.fully_connected[-1].name
     if options.new_head and head not in new:
         new = (*new, head)
@@ -277,7 +292,7 @@ def _resumed_run(options: TrainOptions, torchrun: Torchrun | None, say: Say) -> 
         keep=options.keep or record.keep,
         loader_threads=options.loader_threads,
         init=init,
-        tensorboard=options.tensorboard and can_write_events(say),
+        tensorboard=options.tensorboard and can_write_events(run_dir, say),
     )
 
 
@@ -369,10 +384,16 @@ def say_what_computes(say: Say) -> None:
     say(f"memory: {keep_large_blocks()}")
 
 
-def can_write_events(say: Say) -> bool:
-    """Whether TensorBoard is installed, which writes the event files."""
+def can_write_events(run_dir: Path, say: Say) -> bool:
+    """Whether TensorBoard is installed, which writes the event files, and takes the directory."""
     is_installed = importlib.util.find_spec("tensorboard") is not None
     if not is_installed:
         install = "pip install 'replica-alexnet[tensorboard]'"
         say(f"tensorboard: no event files (tensorboard is not installed: {install})")
-    return is_installed
+        return False
+    try:
+        str(run_dir).encode()
+    except UnicodeEncodeError:
+        say("tensorboard: no event files (it writes only where the path is UTF-8)")
+        return False
+    return True
