@@ -1,11 +1,14 @@
 """Folders, tars and zips are read in place, and what is not what it should be is refused."""
 
 import os
+import re
+import sys
 import tarfile
 import zipfile
 
 import pytest
-from archives import tar_bytes, zip_bytes
+from archives import bomb_gz, sparse_head, tar_bytes, tar_header, zip_bytes
+from conftest import run
 
 from data_prep.errors import UserError
 from data_prep.sources.archives import nested_tar_files, tar_files
@@ -202,6 +205,131 @@ def test_an_encrypted_zip_is_refused(tmp_path):
     (tmp_path / "secret.zip").write_bytes(bytes(data))
     with pytest.raises(UserError, match="is encrypted or compressed in a way"):
         open_tree(tmp_path / "secret.zip")
+
+
+# In a process that may take 256 MiB more than it has after its imports.
+READ_IN_LITTLE = """
+import resource, sys, time
+from pathlib import Path
+from data_prep.errors import UserError
+from data_prep.sources.trees import open_tree
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + (256 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+began = time.process_time()
+try:
+    open_tree(Path(sys.argv[1]))
+except UserError as error:
+    print(error)
+print(f"{time.process_time() - began:.1f}")
+"""
+HEADS = {
+    "a long name": tar_header("././@LongLink", tarfile.GNUTYPE_LONGNAME, 1 << 32),
+    "a long link": tar_header("././@LongLink", tarfile.GNUTYPE_LONGLINK, 1 << 32),
+    "a PAX header": tar_header("x", tarfile.XHDTYPE, 1 << 32),
+    "a global PAX header": tar_header("x", tarfile.XGLTYPE, 1 << 32),
+    "a long name after a file": tar_header("x", tarfile.REGTYPE, 1)
+    + b"1".ljust(512, b"\0")
+    + tar_header("././@LongLink", tarfile.GNUTYPE_LONGNAME, 1 << 32),
+    "holes without an end": sparse_head(),
+}
+
+
+@pytest.mark.fault(27)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("kind", ["gz", "plain"])
+def test_a_header_of_gigabytes_is_refused_in_little_memory_and_time(tmp_path, head, kind):
+    path = tmp_path / "bomb.tar"
+    if kind == "gz":
+        filler = b"0\n" if "holes" in head else b"\0\0"
+        path.write_bytes(bomb_gz(HEADS[head], gigabytes=4, filler=filler))
+        assert path.stat().st_size < 5 << 20
+    elif "holes" in head:
+        path.write_bytes(HEADS[head] + b"0\n" * (1 << 20))
+    else:
+        path.write_bytes(HEADS[head])
+        os.truncate(path, 5 << 30)  # a hole of the file system: no block is written
+    result = run("-c", READ_IN_LITTLE, str(path))
+    assert result.returncode == 0, result.stderr
+    message, seconds = result.stdout.splitlines()
+    assert "what it says of its files is longer than any genuine archive's" in message
+    assert float(seconds) < 5
+
+
+@pytest.mark.fault(27)
+def test_files_without_bytes_count_against_the_limit_of_a_compressed_tar(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_prep.sources.archives.MAX_COMPRESSED_TAR_BYTES", 1 << 20)
+    path = tmp_path / "names.tar.gz"
+    # 400 files have 0.8 MiB in the tar; in memory each letter beside such a cat takes four bytes.
+    names = [f"{i}" + "x" * 600 + "\U0001f431" for i in range(400)]
+    for num_files, is_refused in ((100, False), (400, True)):
+        data = tar_bytes([(name, b"") for name in names[:num_files]], mode="w:gz")
+        path.write_bytes(data)
+        if is_refused:
+            with pytest.raises(UserError, match="decompress it, and give the plain tar"):
+                open_tree(path)
+        else:
+            assert len(open_tree(path).names("")) == num_files
+    path.write_bytes(tar_bytes([(f"{i}/", b"") for i in range(9)], mode="w:gz", change=as_folder))
+    assert open_tree(path).names("") == []
+    folders = tar_bytes([(f"{i}/", b"") for i in range(3000)], mode="w:gz", change=as_folder)
+    path.write_bytes(folders)  # nothing of them is held, but reading them takes time
+    with pytest.raises(UserError, match="decompress it, and give the plain tar"):
+        open_tree(path)
+
+
+def as_folder(info):
+    info.type = tarfile.DIRTYPE
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar:gz", "zip"])
+def test_a_name_longer_than_a_path_can_be_is_refused(tmp_path, kind):
+    for length in (4096, 4097):
+        files = [("x" * length, b"1")]
+        data = zip_bytes(files) if kind == "zip" else tar_bytes(files, mode="w" + kind[3:])
+        (tmp_path / "set").write_bytes(data)
+        if length == 4096:
+            assert len(open_tree(tmp_path / "set").names("")) == 1
+        else:
+            with pytest.raises(UserError, match="names of at most 4096 letters, got one of 4097"):
+                open_tree(tmp_path / "set")
+
+
+@pytest.mark.fault(27)
+def test_a_zip_whose_entries_share_their_bytes_is_refused(tmp_path):
+    """A few megabytes that a million names share would be decompressed a million times."""
+    whole = bytearray(zip_bytes([(f"{i}", bytes(1 << 16)) for i in range(9)]))
+    first = whole.index(b"PK\x01\x02")
+    for entry in re.finditer(b"PK\x01\x02", bytes(whole)):
+        whole[entry.start() + 42 : entry.start() + 46] = bytes(4)  # where the file begins
+    # Between the files and their list nothing but one file is needed.
+    start = whole.index(b"PK\x03\x04", 4)
+    small = whole[:start] + whole[first:]
+    small[-6:-2] = start.to_bytes(4, "little")
+    (tmp_path / "bomb.zip").write_bytes(bytes(small))
+    with pytest.raises(UserError, match="expected files side by side, got some over each other"):
+        open_tree(tmp_path / "bomb.zip")
+
+
+@pytest.mark.fault(27)
+def test_a_zip_with_a_list_of_gigabytes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_prep.sources.archives.MAX_ZIP_LIST_BYTES", 1000)
+    for num_files in (10, 100):
+        (tmp_path / "set.zip").write_bytes(zip_bytes([(f"{i}", b"1") for i in range(num_files)]))
+        if num_files == 10:
+            assert len(open_tree(tmp_path / "set.zip").names("")) == 10
+        else:
+            with pytest.raises(UserError, match="longer than any genuine archive's"):
+                open_tree(tmp_path / "set.zip")
+
+
+def test_of_a_zip_entry_no_more_is_read_than_a_picture_may_have(tmp_path):
+    path = tmp_path / "set.zip"
+    path.write_bytes(zip_bytes([("noise", os.urandom(5000))]))
+    place = open_tree(path).place("noise")
+    with pytest.raises(ValueError, match=r"has 50\d\d bytes, more than 500"):
+        Reader().read(place._replace(size=100), limit=500)
 
 
 # --- Input that changes

@@ -83,8 +83,9 @@ class Reader:
         if isinstance(place, str):
             data = _read_file(place, limit)
         else:
-            if place.size > limit:
-                raise ValueError(f"has {place.size} bytes, more than {limit}")
+            size = max(place.size, place.compressed)
+            if size > limit:
+                raise ValueError(f"has {size} bytes, more than {limit}")
             data = self._read_span(place)
         if len(data) > limit:
             raise ValueError(f"has more than {limit} bytes")
