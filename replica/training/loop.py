@@ -142,7 +142,7 @@ def _stop_at_lost_loss(state: RunState, batch: Batch, settings: Settings) -> NoR
     rows = state.feed.image_rows(batch.step)[batch.rows.numpy()]
     own = [(train.picture(int(row)), ok) for row, ok in zip(rows, finite, strict=True)]
     # Both towers of a copy have the same images.
-    gathered = state.mesh.gather_objects(own if state.rank.tower == 0 else [])
+    gathered = state.mesh.gather(own if state.rank.tower == 0 else [])
     pictures = [picture for of_rank in gathered for picture in of_rank]
     lost = [name for name, ok in pictures if not ok]
     path = run.run_dir / f"lost-loss-{state.step:08d}.json"
@@ -169,7 +169,8 @@ def apply_requests(state: RunState, requests: list[Request]) -> list[str]:
     step, epoch = state.step + 1, state.epoch
     if state.rank.index == 0:
         log_requests(state.run.run_dir, requests, step=step, epoch=epoch)
-    requests = state.mesh.of_rank_0(requests)
+    contents = state.mesh.of_rank_0([vars(request) for request in requests])
+    requests = [Request(**content) for content in contents]
     for request in requests:
         state.by_hand += [HandChange(step, *change) for change in request.changes.items()]
         if state.rank.index == 0:
