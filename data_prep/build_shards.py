@@ -96,6 +96,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--limit", type=int, metavar="N", help="at most N pictures of each class in each part"
     )
     which.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="read also what links in a directory point to outside of it",
+    )
+    which.add_argument(
         "--strict",
         action="store_true",
         help="stop at a picture that cannot be read and at a class without pictures",
@@ -174,6 +179,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--quality: expected --storage jpeg beside it")
     if arguments.quality is not None and not 1 <= arguments.quality <= 100:
         parser.error(f"--quality: expected 1 to 100, got {arguments.quality}")
+    if arguments.follow_links and (arguments.input is None or arguments.source == "toy"):
+        parser.error("--follow-links: expected --input beside it, a directory with pictures")
     if arguments.finish:
         given = [
             f"--{action.dest.replace('_', '-')}"
@@ -213,7 +220,7 @@ def find_pictures(arguments: argparse.Namespace, *, num_workers: int) -> Picture
     else:
         if arguments.input is None:
             raise UserError(f"--source {source}: expected --input PATH with the pictures, got none")
-        tree = open_tree(arguments.input)
+        tree = open_tree(arguments.input, follow_links=arguments.follow_links)
         if source in (None, "auto"):
             source, tree = recognize(tree, arguments.input)
             print(f"source: {source} (found at {tree.title})")
@@ -225,7 +232,7 @@ def find_pictures(arguments: argparse.Namespace, *, num_workers: int) -> Picture
     for note in found.notes:
         print(note)
     if arguments.classes is not None:
-        wanted = Folder(arguments.classes.parent)
+        wanted = Folder(arguments.classes.parent, follow_links=True)  # the user names it
         lines = text_lines(wanted, arguments.classes.name, "a wnid or a name of a class per line")
         found = found.with_classes(line.strip() for _, line in lines)
     if arguments.per_class is not None:

@@ -262,6 +262,47 @@ def test_bad_pictures_are_listed_with_their_reason_and_the_rest_is_built(picture
     assert "truncated" in listed[picture.name]
 
 
+@pytest.mark.fault(33)
+def test_a_picture_outside_of_the_input_is_listed_and_read_only_when_asked_for(tmp_path):
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    Image.new("RGB", (40, 40)).save(secret / "secret.png")
+    pictures = make_folders(tmp_path / "pictures")
+    cat = pictures / "train" / "cat"
+    (cat / "near.png").symlink_to("0.png")
+    (cat / "far.png").symlink_to(secret / "secret.png")
+    (cat / "far").symlink_to(secret)
+    arguments = [BUILD, "--input", str(pictures), "--size", "32", "--workers", "1"]
+    result = run_here(*arguments, "--output", str(tmp_path / "out"))
+    assert result.returncode == 0, result.stderr
+    reason = "is a link that leads out of the input: --follow-links reads it"
+    for name in ("far", "far.png"):
+        assert f"  train/cat/{name}: {reason}\n" in result.stdout
+    data = open_data_set(tmp_path / "out")
+    assert len(data.train) == 5
+    assert [bad.picture for bad in data.manifest.parts["train"][0].bad_pictures] == [
+        "train/cat/far",
+        "train/cat/far.png",
+    ]
+    followed = run_here(*arguments, "--follow-links", "--output", str(tmp_path / "followed"))
+    assert followed.returncode == 0, followed.stderr
+    assert "train/cat/far: is a folder" in followed.stdout
+    assert len(open_data_set(tmp_path / "followed").train) == 6
+    # What was built without them is no beginning of a build with them.
+    mixed = run_here(*arguments, "--follow-links", "--output", str(tmp_path / "out"))
+    assert_user_error(mixed, "holds another data set (differs in pictures_sha256)")
+    (pictures / "val" / "dog").rename(tmp_path / "dog")
+    (pictures / "val" / "dog").symlink_to(tmp_path / "dog")
+    result = run_here(*arguments, "--output", str(tmp_path / "third"))
+    assert_user_error(result, f"{pictures}/val/dog: is a link that leads out of the input")
+
+
+def test_follow_links_needs_a_directory_of_pictures(tmp_path):
+    for options in ([], ["--source", "toy"], ["--source", "toy", "--input", str(tmp_path)]):
+        result = run_here(BUILD, "--follow-links", *options, cwd=tmp_path)
+        assert_user_error(result, "--follow-links: expected --input beside it")
+
+
 # --- Tiny ImageNet
 
 

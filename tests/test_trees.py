@@ -407,3 +407,82 @@ def test_a_file_larger_than_the_limit_is_refused(tmp_path):
     with pytest.raises(ValueError, match="has 1001 bytes, more than 1000"):
         Reader().read(str(tmp_path / "x"), limit=1000)
     assert len(Reader().read(str(tmp_path / "x"), limit=1001)) == 1001
+
+
+# --- Links
+
+
+def with_links(top, outside):
+    """A tree whose links lead to its own files, and to others'."""
+    (top / "a" / "b").mkdir(parents=True)
+    outside.mkdir()
+    (top / "a" / "picture").write_bytes(b"inside")
+    (top / "beside").write_bytes(b"inside")
+    (outside / "picture").write_bytes(b"outside")
+    links = {
+        "a/near": "picture",
+        "a/beside": "../beside",
+        "a/b/up": "../picture",
+        "a/whole path": str(top / "a" / "picture"),
+        "folder": "a",
+        "a/near of near": "near",
+        "a/far": str(outside / "picture"),
+        "a/b/far up": "../../../outside/picture",
+        "a/far of far": "far",
+        "a/nowhere": "/nowhere",
+        "far folder": str(outside),
+    }
+    for path, target in links.items():
+        (top / path).symlink_to(target)
+    return top
+
+
+INSIDE = (
+    "a/near",
+    "a/beside",
+    "a/b/up",
+    "a/whole path",
+    "a/near of near",
+    "folder/near",
+    "folder/b/up",
+)
+OUTSIDE = ("a/far", "a/b/far up", "a/far of far", "folder/far")
+
+
+@pytest.mark.fault(33)
+def test_links_are_read_inside_of_the_input_and_refused_where_they_lead_out(tmp_path):
+    top = with_links(tmp_path / "input", tmp_path / "outside")
+    (tmp_path / "link").symlink_to(top)  # the input itself may be one
+    for tree, above in (
+        (open_tree(top), ""),
+        (open_tree(tmp_path / "link"), ""),
+        (open_tree(top).below("a"), "../"),
+    ):
+        for path in INSIDE:
+            assert Reader().read(tree.place(above + path)) == b"inside"
+        for path in (*OUTSIDE, "a/nowhere"):
+            with pytest.raises(ValueError, match="a link that leads out of the input: --follow-l"):
+                Reader().read(tree.place(above + path))
+    tree = open_tree(top)
+    for use in (tree.names, lambda path: tree.place(f"{path}/picture")):
+        with pytest.raises(UserError, match=r"far folder: is a link that leads out .*--follow-l"):
+            use("far folder")
+    for path in ("../outside/picture", str(tmp_path / "outside" / "picture")):
+        with pytest.raises(UserError, match="leads out of the input"):
+            tree.place(path)
+    with pytest.raises(UserError, match=r"a/far: is a link that leads out .*: expected a list"):
+        read_bytes(tree, "a/far", "a list")
+    with pytest.raises(UserError, match=r"x\.tar: is a link that leads out"):
+        list(nested_tar_files("x.tar", tree.place("a/far")))
+
+
+@pytest.mark.fault(33)
+def test_follow_links_reads_them_all(tmp_path):
+    tree = open_tree(with_links(tmp_path / "input", tmp_path / "outside"), follow_links=True)
+    for path in OUTSIDE:
+        assert Reader().read(tree.place(path)) == b"outside"
+    assert tree.names("far folder") == ["picture"]
+    assert Reader().read(tree.below("a").place("far")) == b"outside"
+    (tmp_path / "x.tar").write_bytes(tar_bytes(FILES))
+    with pytest.raises(UserError, match=r"--follow-links: expected a directory, but .*x.tar is a"):
+        open_tree(tmp_path / "x.tar", follow_links=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_prep.errors import UserError
-from data_prep.sources.places import ZIP_HEADER_BYTES, Held, Place, Span, container_at
+from data_prep.sources.places import ZIP_HEADER_BYTES, Held, Place, Refused, Span, container_at
 
 # A compressed tar cannot be read in the middle: it is held in memory, up to this size.
 MAX_COMPRESSED_TAR_BYTES = 2 << 30
@@ -177,6 +177,8 @@ def nested_tar_files(title: str, place: Place) -> Iterator[tuple[str, Span]]:
     try:
         if isinstance(place, str):
             yield from tar_files(Path(place))
+        elif isinstance(place, Refused):
+            raise UserError(place.reason)
         elif isinstance(place, Span) and not place.is_zip:
             yield from tar_files(Path(place.container.path), within=place)
         else:

@@ -51,7 +51,13 @@ class Pixels(NamedTuple):
     side: int
 
 
-Place = str | Span | Held | Pixels  # a string is the path of a file on disk
+class Refused(NamedTuple):
+    """A file that is listed, and not read; for this reason."""
+
+    reason: str
+
+
+Place = str | Span | Held | Pixels | Refused  # a string is the path of a file on disk
 
 
 def container_at(path: Path) -> Container:
@@ -76,8 +82,10 @@ class Reader:
         Raises:
             OSError: the file cannot be read.
             InputChangedError: an archive is not the one that was listed.
-            ValueError: the file is larger than `limit`, or an archive's entry is damaged.
+            ValueError: the file is refused, larger than `limit`, or an archive's entry is damaged.
         """
+        if isinstance(place, Refused):
+            raise ValueError(place.reason)
         if isinstance(place, Held | Pixels):
             return place.data
         if isinstance(place, str):
