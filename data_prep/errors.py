@@ -36,6 +36,11 @@ def printable(text: str) -> str:
     return "".join(_escaped(letter) for letter in text)
 
 
+def print_line(line: object) -> None:
+    """Prints a line in which names of unknown origin may stand, as `printable` shows them."""
+    print(printable(str(line)))
+
+
 def _escaped(letter: str) -> str:
     if "\udc80" <= letter <= "\udcff":  # how Python holds a byte of a name that is no UTF-8
         return f"\\x{ord(letter) - 0xDC00:02x}"

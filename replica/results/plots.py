@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.errors import UserError
+from data_prep.errors import UserError, printable
 from replica.network.kernels import kernel_picture
 from replica.training.checkpoint import last_whole_checkpoint
 from replica.training.control_log import read_log
@@ -93,7 +93,7 @@ def draw_run(run_dir: Path, out_dir: Path) -> list[Path]:
     curve, kernels = out_dir / "loss.png", out_dir / "conv1.png"
     run_figure(run_dir).savefig(curve, dpi=110)
     recipe = checkpoint.recipe
-    title = f"conv1 of {recipe.name} after step {checkpoint.step}, {run_dir}"
+    title = printable(f"conv1 of {recipe.name} after step {checkpoint.step}, {run_dir}")
     weights = checkpoint.model["conv1.weight"]
     kernel_picture(weights, towers=recipe.towers, title=title).save(kernels)
     return [curve, kernels]
@@ -103,7 +103,7 @@ def run_figure(run_dir: Path) -> Any:
     """The figure of one run: losses of training and validation, errors of validation."""
     history = read_history(run_dir)
     figure, (losses, errors) = _figure([history], 2)
-    figure.suptitle(f"{run_dir}: {history.title}")
+    figure.suptitle(printable(f"{run_dir}: {history.title}"), parse_math=False)
     steps = [line.step for line in history.steps]
     raw = [line.loss for line in history.steps]
     losses.plot(steps, raw, color="#c6dbef", linewidth=0.7, label="training batch")
@@ -145,7 +145,7 @@ def curves_figure(run_dirs: list[Path]) -> Any:
     for number, (run_dir, history) in enumerate(zip(run_dirs, histories, strict=True)):
         color = f"C{number}"
         name = run_dir.name if names.count(run_dir.name) == 1 else str(run_dir)
-        label = f"{name} ({history.title}; training: mean of {history.window} steps)"
+        label = printable(f"{name} ({history.title}; training: mean of {history.window} steps)")
         panels[0].plot(*history.smooth_losses(), color=color, label=label)
         at = [line.step for line in history.validations]
         values = [line.loss for line in history.validations]

@@ -7,13 +7,13 @@ a resumed run and `--replay` read.
 
 import json
 import os
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_prep.errors import UserError, command_for
 from data_prep.files import write_whole
+from data_prep.progress import write_line
 from replica.recipes import Recipe
 from replica.recipes.recipe import target_problem
 from replica.training.run_directory import is_live
@@ -129,7 +129,7 @@ def pending_requests(run_dir: Path, recipe: Recipe) -> list[Request]:
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             problems = [f"expected a request of replica.control ({type(error).__name__})"]
         if problems:
-            print(f"passed over {path}: {problems[0]}", file=sys.stderr)
+            write_line(f"passed over {path}: {problems[0]}")
             path.unlink(missing_ok=True)
         else:
             requests.append(request)

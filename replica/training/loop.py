@@ -12,7 +12,7 @@ from typing import NoReturn
 import torch
 import torch.nn.functional as F
 
-from data_prep.errors import command_for
+from data_prep.errors import command_for, print_line, printable
 from data_prep.files import write_whole
 from data_prep.progress import progress_bar, write_line
 from replica.distributed.heartbeat import beat
@@ -88,10 +88,10 @@ def run_rank(rank: Rank, run: Run, stop: StopRequest) -> None:
     path = _save(state, log)
     if log is not None:
         log.close()
-        print(f"saved {path}")
+        print_line(f"saved {path}")
         if stopped:
             again = f"{command_for('replica.train')} --resume --out {shlex.quote(str(run.run_dir))}"
-            print(f"stopped at step {state.step}; continue with `{again}`")
+            print_line(f"stopped at step {state.step}; continue with `{again}`")
 
 
 def _train(state: RunState, log: RunLog | None, stop: StopRequest) -> bool:
@@ -156,12 +156,13 @@ def _stop_at_lost_loss(state: RunState, batch: Batch, settings: Settings) -> NoR
         write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
     good = checkpoints_of(run.run_dir)
     more = f" and {len(lost) - NAMES_SHOWN} more" if len(lost) > NAMES_SHOWN else ""
-    raise RuntimeError(
+    line = (
         f"the loss is not finite at step {state.step}, for {len(lost)} of {len(pictures)} images "
         f"({', '.join(lost[:NAMES_SHOWN])}{more}; all are in {path}): the learning rate "
         f"{settings.learning_rate:g} is too high for this recipe, or the data is damaged; the last "
         f"good checkpoint is {good[-1] if good else 'none: the run had saved nothing yet'}"
     )
+    raise RuntimeError(printable(line))
 
 
 def apply_requests(state: RunState, requests: list[Request]) -> list[str]:
