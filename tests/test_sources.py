@@ -79,6 +79,7 @@ def test_labels_are_lines_of_the_mapping_from_the_csv_and_from_the_xml(pictures)
         assert path.split("/")[-2] == toy.WNIDS[label]
 
 
+@pytest.mark.fault(30)
 def test_the_mapping_decides_the_label_not_the_order_of_folders(pictures):
     mapping = pictures / "LOC_synset_mapping.txt"
     mapping.write_text("".join(reversed(mapping.read_text().splitlines(keepends=True))))
@@ -95,6 +96,7 @@ def test_the_directory_may_be_given_with_or_without_ilsvrc(pictures):
         assert [p.place for p in inner.parts[part]] == [p.place for p in outer.parts[part]]
 
 
+@pytest.mark.fault(31)
 def test_missing_validation_labels_are_an_error_with_the_way_out(pictures):
     (pictures / "LOC_val_solution.csv").unlink()
     shutil.rmtree(pictures / "ILSVRC" / "Annotations")
@@ -102,12 +104,14 @@ def test_missing_validation_labels_are_an_error_with_the_way_out(pictures):
     assert_user_error(result, "30 of 30 validation pictures have no label", "LOC_val_solution.csv")
 
 
+@pytest.mark.fault(30)
 def test_a_class_folder_that_the_mapping_lacks_is_refused(pictures):
     (pictures / "ILSVRC/Data/CLS-LOC/train/n12345678").mkdir()
     with pytest.raises(UserError, match=r"got 1 other names .such as n12345678"):
         kaggle.find(Folder(pictures))
 
 
+@pytest.mark.fault(29)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -122,6 +126,7 @@ def test_a_wrong_mapping_is_refused_with_its_line(tmp_path, text, message):
         kaggle.read_mapping(Folder(tmp_path), "mapping.txt")
 
 
+@pytest.mark.fault(29)
 def test_a_mapping_with_bom_and_crlf_is_read(tmp_path):
     (tmp_path / "mapping.txt").write_bytes(b"\xef\xbb\xbfn01440764 tench, Tinca tinca\r\n")
     assert kaggle.read_mapping(Folder(tmp_path), "mapping.txt") == (
@@ -130,6 +135,7 @@ def test_a_mapping_with_bom_and_crlf_is_read(tmp_path):
     )
 
 
+@pytest.mark.fault(29)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -146,6 +152,7 @@ def test_a_wrong_solution_file_is_refused_with_its_line(tmp_path, text, message)
         kaggle.read_solution(Folder(tmp_path), "solution.csv")
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -166,6 +173,7 @@ def test_wrong_annotations_are_refused(tmp_path, text, message):
         kaggle.read_annotation(Folder(tmp_path), "a.xml")
 
 
+@pytest.mark.fault(30)
 def test_classes_without_pictures_are_counted_and_strict_refuses_them(pictures, tmp_path):
     train = pictures / "ILSVRC/Data/CLS-LOC/train"
     shutil.rmtree(train / toy.WNIDS[3])
@@ -202,6 +210,7 @@ def test_class_folders_are_labelled_in_sorted_order(tmp_path):
     assert found.parts["val"][2].name == "val/cat/0.png"
 
 
+@pytest.mark.fault(30)
 def test_an_empty_class_folder_is_an_error(tmp_path):
     make_folders(tmp_path)
     (tmp_path / "val" / "dog" / "0.png").unlink()
@@ -210,6 +219,7 @@ def test_an_empty_class_folder_is_an_error(tmp_path):
         folder.find(Folder(tmp_path))
 
 
+@pytest.mark.fault(31)
 def test_flat_validation_pictures_are_refused_and_all_problems_named(tmp_path):
     make_folders(tmp_path, parts=("train",))
     (tmp_path / "val").mkdir()
@@ -234,6 +244,7 @@ def test_a_directory_with_neither_layout_is_refused(tmp_path):
 # --- Bad pictures
 
 
+@pytest.mark.fault(24, 33)
 def test_bad_pictures_are_listed_with_their_reason_and_the_rest_is_built(pictures, tmp_path):
     train = pictures / "ILSVRC/Data/CLS-LOC/train" / toy.WNIDS[0]
     (train / "a_text.JPEG").write_text("hello")
@@ -381,6 +392,7 @@ def damage_tiny(directory, what):
         (directory / path).write_text(text.replace(old, new))
 
 
+@pytest.mark.fault(29, 30, 31)
 @pytest.mark.parametrize(
     ("what", "message"),
     [

@@ -130,6 +130,7 @@ EVIL = {
 }
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize("evil", EVIL)
 @pytest.mark.parametrize("compressed", [False, True])
 def test_an_evil_tar_is_refused_as_a_whole(tmp_path, evil, compressed):
@@ -151,6 +152,7 @@ def test_an_evil_zip_is_refused(tmp_path, name):
         open_tree(tmp_path / "evil.zip")
 
 
+@pytest.mark.fault(27)
 def test_a_tar_that_is_cut_off_anywhere_is_refused(tmp_path):
     """Also where a whole file ends: Python's tarfile takes that for the end."""
     whole = tar_bytes(FILES)
@@ -173,6 +175,7 @@ def test_a_compressed_archive_that_is_cut_off_is_refused(tmp_path, kind):
             open_tree(tmp_path / "cut")
 
 
+@pytest.mark.fault(27)
 def test_a_nested_tar_that_is_none_is_refused_with_both_names(tmp_path):
     (tmp_path / "outer.tar").write_bytes(tar_bytes([("n00000001.tar", b"I am no tar" * 100)]))
     tree = open_tree(tmp_path / "outer.tar")
@@ -180,6 +183,7 @@ def test_a_nested_tar_that_is_none_is_refused_with_both_names(tmp_path):
         list(nested_tar_files("n00000001.tar", tree.place("n00000001.tar")))
 
 
+@pytest.mark.fault(27)
 def test_a_compressed_tar_that_grows_too_large_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("data_prep.sources.archives.MAX_COMPRESSED_TAR_BYTES", 1 << 20)
     (tmp_path / "bomb.tar.gz").write_bytes(tar_bytes([("zeros", bytes(2 << 20))], mode="w:gz"))
@@ -283,6 +287,7 @@ def as_folder(info):
     info.type = tarfile.DIRTYPE
 
 
+@pytest.mark.fault(33)
 @pytest.mark.parametrize("kind", ["tar", "tar:gz", "zip"])
 def test_a_name_longer_than_a_path_can_be_is_refused(tmp_path, kind):
     for length in (4096, 4097):
@@ -335,6 +340,7 @@ def test_of_a_zip_entry_no_more_is_read_than_a_picture_may_have(tmp_path):
 # --- Input that changes
 
 
+@pytest.mark.fault(33)
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_an_archive_that_changed_is_noticed_before_it_is_read(tmp_path, kind):
     path = written(tmp_path / "set", kind)
@@ -353,6 +359,7 @@ def test_an_archive_that_changed_is_noticed_before_it_is_read(tmp_path, kind):
         Reader().read(place)
 
 
+@pytest.mark.fault(33)
 def test_an_archive_that_shrinks_under_the_reader_is_noticed(tmp_path):
     path = written(tmp_path / "set", "tar")
     tree, reader = open_tree(path), Reader()
@@ -377,6 +384,7 @@ def test_only_a_few_archives_are_open_at_once(tmp_path):
 # --- Folders
 
 
+@pytest.mark.fault(33)
 def test_names_are_sorted_by_their_bytes_and_need_not_be_utf8(tmp_path):
     for name in (b"b", b"B", b"\xff\xfe", b"a\xcc\x88", "\u00e4".encode()):
         (tmp_path / os.fsdecode(name)).write_bytes(name)
@@ -387,6 +395,7 @@ def test_names_are_sorted_by_their_bytes_and_need_not_be_utf8(tmp_path):
         assert Reader().read(tree.place(name)) == os.fsencode(name)
 
 
+@pytest.mark.fault(33)
 def test_what_is_no_plain_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
