@@ -235,7 +235,7 @@ DAMAGES = {
 }
 
 
-@pytest.mark.fault(36, 37)
+@pytest.mark.fault(22, 36, 37)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_shard_of_another_form_is_refused_with_what_is_wrong(copy, damage):
     change, message = DAMAGES[damage]
@@ -244,7 +244,7 @@ def test_a_shard_of_another_form_is_refused_with_what_is_wrong(copy, damage):
         open_data_set(copy)
 
 
-@pytest.mark.fault(36)
+@pytest.mark.fault(36, 37)
 def test_a_changed_structure_is_refused_before_hdf5_sees_it(copy):
     rewrite(copy / "val-00000.h5", lambda f: f["labels"].write_direct(np.zeros(30, np.int32)),
             is_signed=False)  # fmt: skip
