@@ -19,7 +19,7 @@ from collections import Counter
 from data_prep.arguments import MOST_COUNTED, MOST_PROCESSES, nonempty_path, whole_number
 from data_prep.builder import build, complete, is_complete, start_manifest
 from data_prep.color_statistics import comparison_with_published
-from data_prep.errors import OneLineParser, UserError, command_for, run_command
+from data_prep.errors import OneLineParser, UserError, command_for, print_line, run_command
 from data_prep.files import locked
 from data_prep.job_array import join, share_file, share_of
 from data_prep.jpeg import QUALITY, SUBSAMPLING
@@ -104,6 +104,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="at most N pictures of each class in each part",
     )
     which.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="read also what links in a directory point to outside of it",
+    )
+    which.add_argument(
         "--strict",
         action="store_true",
         help="stop at a picture that cannot be read and at a class without pictures",
@@ -177,6 +182,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.quality is not None and arguments.storage != "jpeg":
         parser.error("--quality: expected --storage jpeg beside it")
+    if arguments.follow_links and (arguments.input is None or arguments.source == "toy"):
+        parser.error("--follow-links: expected --input beside it, a directory with pictures")
     if arguments.finish:
         given = [
             f"--{action.dest.replace('_', '-')}"
@@ -216,19 +223,19 @@ def find_pictures(arguments: argparse.Namespace, *, num_workers: int) -> Picture
     else:
         if arguments.input is None:
             raise UserError(f"--source {source}: expected --input PATH with the pictures, got none")
-        tree = open_tree(arguments.input)
+        tree = open_tree(arguments.input, follow_links=arguments.follow_links)
         if source in (None, "auto"):
             source, tree = recognize(tree, arguments.input)
-            print(f"source: {source} (found at {tree.title})")
+            print_line(f"source: {source} (found at {tree.title})")
         elif not SOURCES[source].is_here(tree):
             tree = next(
                 (inner for inner in only_folder(tree) if SOURCES[source].is_here(inner)), tree
             )
         found = SOURCES[source].find(tree)
     for note in found.notes:
-        print(note)
+        print_line(note)
     if arguments.classes is not None:
-        wanted = Folder(arguments.classes.parent)
+        wanted = Folder(arguments.classes.parent, follow_links=True)  # the user names it
         lines = text_lines(wanted, arguments.classes.name, "a wnid or a name of a class per line")
         found = found.with_classes(line.strip() for _, line in lines)
     if arguments.per_class is not None:
@@ -236,7 +243,7 @@ def find_pictures(arguments: argparse.Namespace, *, num_workers: int) -> Picture
     if arguments.limit is not None:
         found = found.limited(arguments.limit)
     for note in check_pictures(found, strict=arguments.strict):
-        print(note)
+        print_line(note)
     return found
 
 
@@ -279,7 +286,7 @@ def report(manifest: Manifest, output: Path, *, seconds: float | None) -> None:
         if bad:
             print(f"{part}: {len(bad)} pictures could not be read; {MANIFEST_FILE} lists them all:")
             for item in bad[:BAD_PICTURES_SHOWN]:
-                print(f"  {item.picture}: {item.reason}")
+                print_line(f"  {item.picture}: {item.reason}")
     plan, files = manifest.plan, [file for part in PARTS for file in manifest.shard_files(part)]
     num_images, num_bytes = sum(f.num_images for f in files), sum(f.num_bytes for f in files)
     print(
@@ -289,7 +296,9 @@ def report(manifest: Manifest, output: Path, *, seconds: float | None) -> None:
     statistics = open_data_set(output).statistics
     if plan.source in IMAGENET_SOURCES:
         print("\n".join(comparison_with_published(statistics)))
-    print(f"{output / MANIFEST_FILE} is complete; {LABELS_FILE} lists every image with its label")
+    print_line(
+        f"{output / MANIFEST_FILE} is complete; {LABELS_FILE} lists every image with its label"
+    )
 
 
 def estimate(pictures: PictureSet, settings: BuildSettings, *, num_workers: int) -> None:
@@ -323,7 +332,7 @@ def run(arguments: argparse.Namespace) -> None:
     output = arguments.output or DEFAULT_OUTPUT
     start = time.perf_counter()
     if arguments.output is None and not arguments.dry_run:
-        print(f"output: {output} (no --output given)")
+        print_line(f"output: {output} (no --output given)")
     if arguments.finish:
         finish(output)
         return
@@ -358,7 +367,7 @@ def run(arguments: argparse.Namespace) -> None:
                 manifest = complete(manifest, output)
             report(manifest, output, seconds=time.perf_counter() - start)
         else:
-            print(
+            print_line(
                 f"share {share[0]} of {share[1]} is ready: {len(tasks)} shards; when all are, run "
                 f"this with --finish --output {output}"
             )

@@ -4,7 +4,6 @@ import functools
 import itertools
 import random
 import subprocess
-import sys
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 from data_prep.errors import UserError
 from data_prep.files import whole_file
 from data_prep.manifest import PARTS
+from data_prep.progress import write_line
 from data_prep.shards import DataSet
 from data_prep.sources.picture_set import matching_labels
 
@@ -151,9 +151,8 @@ def draw(data: DataSet, path: Path, *, seed: int, class_name: str | None = None)
     with whole_file(path) as file:
         sheet.save(file, format="PNG")
     if replaced:
-        print(
+        write_line(
             f"{path}: no font here has the letters of {len(replaced)} class names: their wnids or "
-            "codes stand there; fonts such as Noto Sans CJK have more",
-            file=sys.stderr,
+            "codes stand there; fonts such as Noto Sans CJK have more"
         )
     return drawn

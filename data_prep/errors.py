@@ -4,6 +4,7 @@ import argparse
 import difflib
 import re
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,6 +12,9 @@ from typing import Any, NoReturn
 from data_prep.signals import exit_status, interrupt, on_stop_signals
 from data_prep.streams import lasting_output
 
+# Categories of Unicode: controls, formats, halves of codes, ends of lines and of paragraphs.
+ESCAPED = ("Cc", "Cf", "Cs", "Zl", "Zp")
+JOINERS = "\u200c\u200d"  # two formats that Persian words and emoji are written with
 EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
 
 
@@ -19,6 +23,29 @@ class UserError(ValueError):
 
     The commands print it as one line and end with exit status 2.
     """
+
+
+def printable(text: str) -> str:
+    r"""A text of unknown origin, such as a file's name, as one line that a terminal only shows.
+
+    Control characters, line ends, marks that turn the direction of writing, and bytes that are no
+    UTF-8 become escapes such as `\x1b`; every other letter stays.
+    """
+    if text.isprintable():
+        return text
+    return "".join(_escaped(letter) for letter in text)
+
+
+def print_line(line: object) -> None:
+    """Prints a line in which names of unknown origin may stand, as `printable` shows them."""
+    print(printable(str(line)))
+
+
+def _escaped(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":  # how Python holds a byte of a name that is no UTF-8
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    is_harmless = unicodedata.category(letter) not in ESCAPED or letter in JOINERS
+    return letter if is_harmless else repr(letter)[1:-1]
 
 
 def command_for(module: str) -> str:
@@ -53,7 +80,8 @@ class OneLineParser(argparse.ArgumentParser):
             meant = longer or difflib.get_close_matches(unknown[1], names, n=1, cutoff=0.75)
             if meant:
                 message += f": did you mean {' or '.join(meant)}?"
-        self.exit(2, f"{self.prog.removeprefix('python -m ')}: {message}: see --help\n")
+        line = f"{self.prog.removeprefix('python -m ')}: {message}: see --help"
+        self.exit(2, f"{printable(line)}\n")
 
 
 def run_command(
@@ -83,12 +111,13 @@ def run_command(
         except SystemExit as error:  # argparse has printed its help, or what is wrong
             end, status = error, EXIT_FAILURE if error.code else 0
         except UserError as error:
-            line, status = str(error), EXIT_USER_ERROR
+            line, status = printable(str(error)), EXIT_USER_ERROR
         except OSError as error:
             place = "" if error.filename is None else f"{error.filename}: "
-            line, status = f"{place}{error.strerror or error}: {way_out}", EXIT_USER_ERROR
-        except RuntimeError as error:
-            line, status = str(error), EXIT_FAILURE
+            line = printable(f"{place}{error.strerror or error}: {way_out}")
+            status = EXIT_USER_ERROR
+        except RuntimeError as error:  # may hold the traceback of a rank
+            line, status = "\n".join(map(printable, str(error).split("\n"))), EXIT_FAILURE
         except KeyboardInterrupt as error:
             line, status = when_interrupted, exit_status(error)
         if not status and (refused := refusal()):

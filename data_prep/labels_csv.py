@@ -2,9 +2,10 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from data_prep.errors import printable
 from data_prep.files import sha256_of_file, whole_file
 from data_prep.manifest import PARTS, FileEntry, Manifest
 from data_prep.shards import shards_of
@@ -28,13 +29,13 @@ def write_labels(path: Path, rows: Iterable[Row]) -> FileEntry:
     return FileEntry(path.name, path.stat().st_size, sha256_of_file(path))
 
 
-def csv_blocks(rows: Iterable[Row]) -> Iterator[bytes]:
-    """The bytes of the file, some thousand rows at a time."""
+def csv_blocks(rows: Iterable[Row], *, shown: Callable[[str], str] = printable) -> Iterator[bytes]:
+    """The bytes of the file, some thousand rows at a time; `shown` makes a name one for people."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("image", "wnid", "index", "name", "part"))
-    for number, row in enumerate(rows, start=1):
-        writer.writerow(row)
+    for number, (picture, wnid, label, name, part) in enumerate(rows, start=1):
+        writer.writerow((shown(picture), shown(wnid), label, shown(name), part))
         if number % 1000 == 0:
             yield text.getvalue().encode("utf-8", "surrogateescape")
             text.seek(0)

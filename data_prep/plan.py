@@ -9,6 +9,7 @@ from data_prep.manifest import MANIFEST_FILE, PARTS, Plan, Storage, shard_file
 from data_prep.pictures import PictureFormat, decoder_name
 from data_prep.shard_builder import BuildSettings, ShardTask
 from data_prep.sources.picture_set import PictureSet
+from data_prep.sources.places import Refused
 
 # The seed of the fixed order in which training goes through the images; see replica/feed/feed.py.
 CYCLE_SEED = 2012
@@ -66,7 +67,9 @@ def plan_of(
     for part in PARTS:
         digest = hashlib.sha256()
         for picture in pictures.parts.get(part, ()):
-            line = f"{picture.name}\0{picture.label}\n"
+            # A build with --follow-links has other pictures than one without.
+            refused = "\0refused" if isinstance(picture.place, Refused) else ""
+            line = f"{picture.name}\0{picture.label}{refused}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
         digests[part] = digest.hexdigest()
     return Plan(

@@ -6,6 +6,8 @@ import threading
 import time
 from typing import Any, Self
 
+from data_prep.errors import printable
+
 try:
     from tqdm import tqdm
 except ImportError:
@@ -98,9 +100,9 @@ def _say_that_tqdm_is_absent() -> None:
 def write_line(line: str) -> None:
     """A line of its own on standard error, above a bar that is there."""
     if tqdm is None:
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
     else:
-        tqdm.write(line, file=sys.stderr)
+        tqdm.write(printable(line), file=sys.stderr)
 
 
 def duration(seconds: float) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.color_statistics import PixelSummer
-from data_prep.errors import UserError
+from data_prep.errors import UserError, printable
 from data_prep.jpeg import encode_jpeg
 from data_prep.manifest import BadPicture, ShardEntry, Storage
 from data_prep.pictures import BadPictureError, Decoded, PictureFormat, decode_picture, fit_pixels
@@ -78,11 +78,6 @@ def read_picture(picture: Picture, reader: Reader, picture_format: PictureFormat
     return decode_picture(data, picture_format)
 
 
-def shown_name(name: str) -> str:
-    """A picture's name as text; bytes that are no UTF-8 become escapes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
 def build_shard(task: ShardTask, settings: BuildSettings) -> tuple[ShardTask, ShardEntry]:
     """Builds one shard, and returns its manifest entry.
 
@@ -103,10 +98,8 @@ def build_shard(task: ShardTask, settings: BuildSettings) -> tuple[ShardTask, Sh
                 decoded = read_picture(picture, reader, settings.picture_format)
             except BadPictureError as error:
                 if settings.strict:
-                    raise UserError(
-                        f"{shown_name(picture.name)}: {error} (--strict stops here)"
-                    ) from None
-                bad.append(BadPicture(shown_name(picture.name), str(error)))
+                    raise UserError(f"{picture.name}: {error} (--strict stops here)") from None
+                bad.append(BadPicture(printable(picture.name), str(error)))
                 count(BAD_PICTURES)
                 count(PICTURES)
                 continue

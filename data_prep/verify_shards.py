@@ -22,7 +22,7 @@ from data_prep.arguments import (
     nonempty_path,
     whole_number,
 )
-from data_prep.errors import OneLineParser, UserError, command_for, run_command
+from data_prep.errors import OneLineParser, UserError, command_for, print_line, run_command
 from data_prep.shards import open_data_set
 from data_prep.workers import num_cores
 
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
         num_pictures = contact_sheet.draw(
             data, arguments.contact_sheet, seed=seed, class_name=arguments.class_name
         )
-        print(f"{arguments.contact_sheet}: {num_pictures} pictures, seed {seed}")
+        print_line(f"{arguments.contact_sheet}: {num_pictures} pictures, seed {seed}")
         return
     faults = verification.stray_files(data)
     checks: list[verification.ShardCheck] = []
@@ -99,16 +99,17 @@ def run(arguments: argparse.Namespace) -> None:
     print("\n".join(verification.describe_parts(data)))
     if checks:
         duplicates = verification.find_duplicates(data, checks)
-        print("\n".join(verification.describe_duplicates(data, duplicates)))
+        for line in verification.describe_duplicates(data, duplicates):
+            print_line(line)
     for fault in faults:
-        print(f"fault: {fault}")
+        print_line(f"fault: {fault}")
     if faults:
         raise UserError(
             f"{arguments.data}: {len(faults)} faults: remove the files that are named and build "
             "again; the others are kept"
         )
     how = "has the files, sizes and labels" if arguments.quick else "is in every byte"
-    print(f"{arguments.data}: {how} that its manifest says")
+    print_line(f"{arguments.data}: {how} that its manifest says")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ import sys
 from functools import partial
 
 from data_prep.arguments import nonempty_name, nonempty_path, number
-from data_prep.errors import OneLineParser, UserError, command_for, run_command
+from data_prep.errors import OneLineParser, UserError, command_for, print_line, run_command
 from replica.training.control_log import ACTIONS, send_request
 from replica.training.options import layers_in, rates_in
 
@@ -93,7 +93,7 @@ def control(arguments: argparse.Namespace) -> None:
         reason=arguments.reason,
         wait_seconds=arguments.wait,
     )
-    print(f"{line}: from step {line.step}, epoch {line.epoch}")
+    print_line(f"{line}: from step {line.step}, epoch {line.epoch}")
 
 
 def main(argv: list[str] | None = None) -> int:

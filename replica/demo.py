@@ -27,6 +27,8 @@ from data_prep.errors import (
     OneLineParser,
     UserError,
     command_for,
+    print_line,
+    printable,
     run_command,
 )
 from replica import train
@@ -47,7 +49,7 @@ def run_shown(module: str, *arguments: str) -> str:
     Raises:
         subprocess.CalledProcessError: it failed; its own message has been shown.
     """
-    print(f"$ {command_for(module)} {shlex.join(arguments)}", flush=True)
+    print(printable(f"$ {command_for(module)} {shlex.join(arguments)}"), flush=True)
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
@@ -78,7 +80,7 @@ def run_demo(out: Path, train_arguments: list[str]) -> dict[str, Any]:
     try:
         figures = draw_run(run_dir, out)
     except UserError as error:  # matplotlib is not installed
-        print(f"no pictures: {error}")
+        print_line(f"no pictures: {error}")
         figures = []
     is_inside, sentence = judge(tested["top1_error"])
     return {
@@ -127,7 +129,7 @@ def demo(arguments: argparse.Namespace, train_arguments: list[str]) -> int:
             f"{low:.1%} to {high:.1%}; chance {result[f'chance_{name}_error']:.0%})"
         )
     print(result["verdict"])
-    print(f"wrote {', '.join([str(path), *result['figures']])} in {result['seconds']} s")
+    print_line(f"wrote {', '.join([str(path), *result['figures']])} in {result['seconds']} s")
     return 0 if result["is_as_expected"] else EXIT_FAILURE
 
 

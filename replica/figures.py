@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from data_prep.arguments import nonempty_path
-from data_prep.errors import OneLineParser, command_for, run_command
+from data_prep.errors import OneLineParser, command_for, print_line, run_command
 from replica.results.plots import draw_curves, draw_run
 from replica.training.run_directory import newest_run
 
@@ -45,13 +45,13 @@ def draw(arguments: argparse.Namespace) -> None:
     """Draws, and prints the names of the files."""
     if arguments.what == "curves":
         draw_curves(arguments.runs, arguments.picture)
-        print(f"wrote {arguments.picture}")
+        print_line(f"wrote {arguments.picture}")
         return
     run_dir = arguments.run or newest_run(purpose="draw")
     if arguments.run is None:
-        print(f"run: {run_dir} (no --run given: the newest)")
+        print_line(f"run: {run_dir} (no --run given: the newest)")
     for path in draw_run(run_dir, arguments.out or run_dir / "figures"):
-        print(f"wrote {path}")
+        print_line(f"wrote {path}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,7 +11,7 @@ import sys
 from dataclasses import asdict
 
 from data_prep.arguments import nonempty_path
-from data_prep.errors import OneLineParser, command_for, run_command
+from data_prep.errors import OneLineParser, command_for, printable, run_command
 from data_prep.manifest import PARTS
 from replica.results.evaluation import test_network
 from replica.training.numerics import PRECISIONS
@@ -53,7 +53,7 @@ def test(arguments: argparse.Namespace) -> None:
 
     def say(line: str) -> None:
         # With --json, standard output holds the result alone.
-        print(line, file=sys.stderr if arguments.json else sys.stdout)
+        print(printable(line), file=sys.stderr if arguments.json else sys.stdout)
 
     result = test_network(
         arguments.checkpoint,

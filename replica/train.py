@@ -18,7 +18,14 @@ from data_prep.arguments import (
     number,
     whole_number,
 )
-from data_prep.errors import EXIT_USER_ERROR, OneLineParser, UserError, command_for, run_command
+from data_prep.errors import (
+    EXIT_USER_ERROR,
+    OneLineParser,
+    UserError,
+    command_for,
+    print_line,
+    run_command,
+)
 from replica.distributed.launch import run_processes
 from replica.distributed.mesh import Rank
 from replica.distributed.torchrun import run_under_torchrun, torchrun_here
@@ -202,7 +209,7 @@ def train(options: TrainOptions) -> int:
     # Of many processes with the same arguments one says what it found.
     is_first = torchrun is None or torchrun.rank == 0
     try:
-        run = prepare_run(options, torchrun, say=print if is_first else say_nothing)
+        run = prepare_run(options, torchrun, say=print_line if is_first else say_nothing)
         if options.dry_run:
             if is_first:
                 print(dry_run(run))

@@ -1,5 +1,6 @@
 """Archives and data sets that the tests write: small, and of every official form."""
 
+import gzip
 import io
 import tarfile
 import zipfile
@@ -125,3 +126,23 @@ def write_ilsvrc(directory, *, year=2012, num_val=40, ids=None, train_wnids=None
     if year == 2010:
         (directory / "ILSVRC2010_test_ground_truth.txt").write_bytes(lines["test"])
     return directory
+
+
+def bomb_gz(head, *, gigabytes, filler=b"\0\0"):
+    """A gzip file of some megabytes: `head`, and then gigabytes of two bytes again and again."""
+    block = gzip.compress(filler * (1 << 25))  # gzip files one after the other are one
+    return gzip.compress(head) + gigabytes * 16 * block
+
+
+def tar_header(name, kind, size):
+    """The 512 bytes before a file, or before what a tar says of the next file."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def sparse_head():
+    """How a file with holes begins: after this come where they are, a number a line."""
+    record = b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n"
+    header = tar_header("x", tarfile.XHDTYPE, len(record)) + record.ljust(512, b"\0")
+    return header + tar_header("x", tarfile.REGTYPE, 1 << 32) + b"99999999\n"

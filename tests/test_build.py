@@ -152,12 +152,14 @@ def report(package):
     return json.loads(result.stdout)
 
 
+@pytest.mark.fault(42)
 def test_a_library_that_is_not_built_is_reported(package):
     state = report(package)
     assert state["libraries"]["cpu"]["reason"] == "not built: run `make clean setup`"
     assert state["live"]["local_response_norm"].startswith("plain PyTorch (not built")
 
 
+@pytest.mark.fault(42)
 @pytest.mark.parametrize("kind", ["text", "truncated", "foreign"])
 def test_a_binary_that_is_not_ours_is_reported_and_the_reference_serves(package, kind):
     binary = package / "cuda_ext" / "_cpu.abi3.so"

@@ -96,6 +96,7 @@ def test_metrics_have_one_line_per_step_and_every_field(two_towers):
         assert line["images_per_second"] > 0
 
 
+@pytest.mark.fault(21)
 def test_the_test_command_counts_every_image_once(two_towers, shards_dir):
     checkpoint = str(checkpoints_of(two_towers[0])[-1])
     ten = run_here("-m", "replica.test", "--checkpoint", checkpoint, "--ten-crop", "--json")

@@ -118,6 +118,7 @@ def command(request, monkeypatch):
     return request.param, importlib.import_module(name)
 
 
+@pytest.mark.fault(45)
 def test_no_command_minds_that_nobody_reads_its_output(command, monkeypatch, capsys):
     reader, writer = os.pipe()
     os.close(reader)

@@ -136,6 +136,7 @@ def test_a_limit_keeps_the_first_of_each_class(labels, limit):
         assert [item for item in kept if item.label == label] == of_class[:limit]
 
 
+@pytest.mark.fault(41)
 @FAST
 @given(path=st.lists(st.sampled_from((
     "wnids", "class_names", "image_size", "cycle_seed", "complete", "recipe", "storage", "parts",
@@ -163,6 +164,7 @@ def test_any_value_anywhere_in_a_manifest_is_judged(shards_dir, path, value):
     assert re.match(r"expected |(train|val|test) lacks shard ", message)
 
 
+@pytest.mark.fault(41)
 @FAST
 @given(value=JSON)
 def test_any_json_as_a_manifest_is_refused(tmp_path, value):

@@ -41,6 +41,7 @@ def narrow():
     return expected_of(weights, images, labels)
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize("placement", ["one device", "two towers", "two copies"])
 def test_logits_and_gradients_are_those_of_the_oracle(placement, narrow, tmp_path):
     processes = 1 if placement == "one device" else 2

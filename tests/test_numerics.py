@@ -233,6 +233,7 @@ def test_compiling_is_refused_where_pytorchs_path_has_a_space(monkeypatch):
     check_numerics(Numerics(), Devices("cpu", 1, 1))
 
 
+@pytest.mark.fault(18)
 def test_deterministic_algorithms_are_refused_where_there_are_none():
     """And the switch is really on: PyTorch refuses what has no fixed order."""
     try:

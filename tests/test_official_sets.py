@@ -146,6 +146,7 @@ def damage_official(directory, what):
         (directory / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(tar_bytes([], mode="w:gz"))
 
 
+@pytest.mark.fault(30)
 @pytest.mark.parametrize(
     ("what", "message"),
     [
@@ -217,6 +218,7 @@ def test_labels_that_differ_between_xml_and_csv_are_refused(toy_dir, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault(30)
 def test_a_mapping_with_more_or_fewer_classes_shows_the_difference(toy_dir, tmp_path):
     copy = shutil.copytree(toy_dir, tmp_path / "copy")
     mapping = copy / "LOC_synset_mapping.txt"
@@ -477,6 +479,7 @@ class CallsSystem:
         return os.system, ("touch HACKED",)
 
 
+@pytest.mark.fault(40)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -575,6 +578,7 @@ def test_a_named_source_that_is_not_there_says_what_is_missing(tmp_path):
             SOURCES[source].find(Folder(tmp_path / "input"))
 
 
+@pytest.mark.fault(31)
 def test_held_out_pictures_that_all_have_one_label_are_refused(tmp_path):
     """Such as a flat folder of pictures that was put into one class folder."""
     for part, classes in (("train", ("cat", "dog")), ("val", ("cat", "dog"))):

@@ -277,6 +277,7 @@ def test_results_do_not_depend_on_the_number_of_threads(name, dtype):
         assert all(torch.equal(same[0], other) for other in same[1:]), case
 
 
+@pytest.mark.fault(17)
 @needs_compiled
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["NCHW", "channels last"])
@@ -295,6 +296,7 @@ def test_more_elements_than_a_32_bit_index_reaches(layout):
     assert not out[-2].any()
 
 
+@pytest.mark.fault(16)
 @each_operator
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_types_are_summed_in_float32(name, dtype):
@@ -306,6 +308,7 @@ def test_16_bit_types_are_summed_in_float32(name, dtype):
     assert torch.equal(y, call(name, [t.float() for t in tensors], **PAPER).to(dtype))
 
 
+@pytest.mark.fault(16)
 @needs_compiled
 def test_denormal_numbers_are_kept(instruction_set):
     for dtype in DTYPES:
@@ -339,6 +342,7 @@ def test_an_expanded_gradient_is_read_right():
             assert torch.equal(actual, expected), layout
 
 
+@pytest.mark.fault(16, 17)
 @pytest.mark.parametrize(
     "shape",
     [(0, 6, 3, 3), (2, 6, 0, 3), (2, 0, 3, 3), (1, 6), (2, 6, 4), (1, 6, 2, 2, 2)],
@@ -358,6 +362,7 @@ def test_empty_and_unusual_shapes_work(shape, dtype):
         assert torch.equal(local_response_norm_out(x, **PAPER, towers=2, out=out), y)
 
 
+@pytest.mark.fault(17)
 def test_channels_last_is_kept_in_five_dimensions():
     x = activations((2, 6, 2, 3, 4))
     last = x.contiguous(memory_format=torch.channels_last_3d)
@@ -388,6 +393,7 @@ def test_nan_and_infinity_go_through_the_formula(channels):
             assert (y[[0, 6]] > 0.5).all()
 
 
+@pytest.mark.fault(16)
 @needs_compiled
 def test_a_sum_that_overflows_divides_by_infinity(instruction_set):
     x = torch.full((1, 20, 2, 3), 1e25)

@@ -96,6 +96,7 @@ def test_the_filter_is_the_one_that_was_asked_for():
     assert len(seen) == len(pictures.FILTERS)
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize(
     "size", [(1, 1), (1, 300), (600, 2), (40, 1600), (1600, 40), (1, 255), (255, 1)]
 )
@@ -153,6 +154,7 @@ MODES = {
 }
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_becomes_the_right_rgb(mode):
     data, color = MODES[mode]
@@ -169,6 +171,7 @@ def with_orientation(orientation, picture):
     return encoded(picture, "JPEG", quality=95, exif=exif)
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_ignored_and_counted(orientation):
     picture = gradient(300, 280)
@@ -178,6 +181,7 @@ def test_exif_rotation_is_ignored_and_counted(orientation):
     assert not turned.has_bad_exif
 
 
+@pytest.mark.fault(26)
 def test_damaged_exif_is_counted_and_the_picture_kept():
     picture = gradient(300, 280)
     data = with_orientation(6, picture)
@@ -203,6 +207,7 @@ def png_header(width, height):
     return bytes(data)
 
 
+@pytest.mark.fault(24, 25)
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -230,6 +235,7 @@ def test_what_is_no_picture_gives_its_reason(data, reason, decoder):
         decode_picture(data, PictureFormat(decoder=decoder))
 
 
+@pytest.mark.fault(23)
 def test_a_picture_65500_pixels_wide_is_decoded_where_it_is_not_too_narrow():
     data = encoded(plain((9, 8, 7), (65_500, 300)), "JPEG", quality=95)
     assert np.abs(decode_picture(data).image.astype(int) - (9, 8, 7)).max() <= 2

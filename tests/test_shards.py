@@ -106,6 +106,7 @@ def read_in_child(data, queue):
     queue.put((data.val.image(3).sum(), data.val.labels[3]))
 
 
+@pytest.mark.fault(38)
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_an_open_data_set_may_be_read_by_other_processes(data, method):
     """However they are started; a handle or a map that crossed over would give wrong pixels."""
@@ -124,6 +125,7 @@ def test_an_open_data_set_may_be_read_by_other_processes(data, method):
         child.join()
 
 
+@pytest.mark.fault(39)
 def test_a_read_only_directory_is_enough(copy):
     files = list(copy.iterdir())
     for path in [*files, copy]:
@@ -144,6 +146,7 @@ def test_no_data_names_the_command_that_builds_it(tmp_path):
     assert_user_error(result, "no data at", "none", "python data_prep/build_shards.py")
 
 
+@pytest.mark.fault(36)
 def test_missing_and_truncated_shards_are_all_named(copy):
     (copy / "train-00000.h5").unlink()
     os.truncate(copy / "val-00000.h5", 1000)
@@ -232,6 +235,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.fault(22, 36, 37)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_shard_of_another_form_is_refused_with_what_is_wrong(copy, damage):
     change, message = DAMAGES[damage]
@@ -240,6 +244,7 @@ def test_a_shard_of_another_form_is_refused_with_what_is_wrong(copy, damage):
         open_data_set(copy)
 
 
+@pytest.mark.fault(36, 37)
 def test_a_changed_structure_is_refused_before_hdf5_sees_it(copy):
     rewrite(copy / "val-00000.h5", lambda f: f["labels"].write_direct(np.zeros(30, np.int32)),
             is_signed=False)  # fmt: skip
@@ -247,6 +252,7 @@ def test_a_changed_structure_is_refused_before_hdf5_sees_it(copy):
         open_data_set(copy)
 
 
+@pytest.mark.fault(36)
 def test_swapped_shards_are_refused(copy):
     first, second = copy / "train-00000.h5", copy / "val-00000.h5"
     manifest = json.loads((copy / "manifest.json").read_text())
@@ -300,6 +306,7 @@ def test_a_file_that_is_no_hdf5_is_refused(copy):
         open_data_set(copy)
 
 
+@pytest.mark.fault(41)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -322,6 +329,7 @@ def test_a_wrong_manifest_is_refused(tmp_path, text, message):
 # --- Interruptions
 
 
+@pytest.mark.fault(34)
 def test_a_build_continues_and_gives_the_same_bytes(toy_dir, shards_dir, copy):
     (copy / "train-00001.h5").unlink()
     (copy / "statistics.h5").unlink()

@@ -79,6 +79,7 @@ def test_labels_are_lines_of_the_mapping_from_the_csv_and_from_the_xml(pictures)
         assert path.split("/")[-2] == toy.WNIDS[label]
 
 
+@pytest.mark.fault(30)
 def test_the_mapping_decides_the_label_not_the_order_of_folders(pictures):
     mapping = pictures / "LOC_synset_mapping.txt"
     mapping.write_text("".join(reversed(mapping.read_text().splitlines(keepends=True))))
@@ -95,6 +96,7 @@ def test_the_directory_may_be_given_with_or_without_ilsvrc(pictures):
         assert [p.place for p in inner.parts[part]] == [p.place for p in outer.parts[part]]
 
 
+@pytest.mark.fault(31)
 def test_missing_validation_labels_are_an_error_with_the_way_out(pictures):
     (pictures / "LOC_val_solution.csv").unlink()
     shutil.rmtree(pictures / "ILSVRC" / "Annotations")
@@ -102,12 +104,14 @@ def test_missing_validation_labels_are_an_error_with_the_way_out(pictures):
     assert_user_error(result, "30 of 30 validation pictures have no label", "LOC_val_solution.csv")
 
 
+@pytest.mark.fault(30)
 def test_a_class_folder_that_the_mapping_lacks_is_refused(pictures):
     (pictures / "ILSVRC/Data/CLS-LOC/train/n12345678").mkdir()
     with pytest.raises(UserError, match=r"got 1 other names .such as n12345678"):
         kaggle.find(Folder(pictures))
 
 
+@pytest.mark.fault(29)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -122,6 +126,7 @@ def test_a_wrong_mapping_is_refused_with_its_line(tmp_path, text, message):
         kaggle.read_mapping(Folder(tmp_path), "mapping.txt")
 
 
+@pytest.mark.fault(29)
 def test_a_mapping_with_bom_and_crlf_is_read(tmp_path):
     (tmp_path / "mapping.txt").write_bytes(b"\xef\xbb\xbfn01440764 tench, Tinca tinca\r\n")
     assert kaggle.read_mapping(Folder(tmp_path), "mapping.txt") == (
@@ -130,6 +135,7 @@ def test_a_mapping_with_bom_and_crlf_is_read(tmp_path):
     )
 
 
+@pytest.mark.fault(29)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -146,6 +152,7 @@ def test_a_wrong_solution_file_is_refused_with_its_line(tmp_path, text, message)
         kaggle.read_solution(Folder(tmp_path), "solution.csv")
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -166,6 +173,7 @@ def test_wrong_annotations_are_refused(tmp_path, text, message):
         kaggle.read_annotation(Folder(tmp_path), "a.xml")
 
 
+@pytest.mark.fault(30)
 def test_classes_without_pictures_are_counted_and_strict_refuses_them(pictures, tmp_path):
     train = pictures / "ILSVRC/Data/CLS-LOC/train"
     shutil.rmtree(train / toy.WNIDS[3])
@@ -202,6 +210,7 @@ def test_class_folders_are_labelled_in_sorted_order(tmp_path):
     assert found.parts["val"][2].name == "val/cat/0.png"
 
 
+@pytest.mark.fault(30)
 def test_an_empty_class_folder_is_an_error(tmp_path):
     make_folders(tmp_path)
     (tmp_path / "val" / "dog" / "0.png").unlink()
@@ -210,6 +219,7 @@ def test_an_empty_class_folder_is_an_error(tmp_path):
         folder.find(Folder(tmp_path))
 
 
+@pytest.mark.fault(31)
 def test_flat_validation_pictures_are_refused_and_all_problems_named(tmp_path):
     make_folders(tmp_path, parts=("train",))
     (tmp_path / "val").mkdir()
@@ -234,6 +244,7 @@ def test_a_directory_with_neither_layout_is_refused(tmp_path):
 # --- Bad pictures
 
 
+@pytest.mark.fault(24, 33)
 def test_bad_pictures_are_listed_with_their_reason_and_the_rest_is_built(pictures, tmp_path):
     train = pictures / "ILSVRC/Data/CLS-LOC/train" / toy.WNIDS[0]
     (train / "a_text.JPEG").write_text("hello")
@@ -260,6 +271,47 @@ def test_bad_pictures_are_listed_with_their_reason_and_the_rest_is_built(picture
     assert listed.keys() == {"a_text.JPEG", "a_folder", "loop", picture.name}
     assert "neither JPEG nor PNG" in listed["a_text.JPEG"]
     assert "truncated" in listed[picture.name]
+
+
+@pytest.mark.fault(33)
+def test_a_picture_outside_of_the_input_is_listed_and_read_only_when_asked_for(tmp_path):
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    Image.new("RGB", (40, 40)).save(secret / "secret.png")
+    pictures = make_folders(tmp_path / "pictures")
+    cat = pictures / "train" / "cat"
+    (cat / "near.png").symlink_to("0.png")
+    (cat / "far.png").symlink_to(secret / "secret.png")
+    (cat / "far").symlink_to(secret)
+    arguments = [BUILD, "--input", str(pictures), "--size", "32", "--workers", "1"]
+    result = run_here(*arguments, "--output", str(tmp_path / "out"))
+    assert result.returncode == 0, result.stderr
+    reason = "is a link that leads out of the input: --follow-links reads it"
+    for name in ("far", "far.png"):
+        assert f"  train/cat/{name}: {reason}\n" in result.stdout
+    data = open_data_set(tmp_path / "out")
+    assert len(data.train) == 5
+    assert [bad.picture for bad in data.manifest.parts["train"][0].bad_pictures] == [
+        "train/cat/far",
+        "train/cat/far.png",
+    ]
+    followed = run_here(*arguments, "--follow-links", "--output", str(tmp_path / "followed"))
+    assert followed.returncode == 0, followed.stderr
+    assert "train/cat/far: is a folder" in followed.stdout
+    assert len(open_data_set(tmp_path / "followed").train) == 6
+    # What was built without them is no beginning of a build with them.
+    mixed = run_here(*arguments, "--follow-links", "--output", str(tmp_path / "out"))
+    assert_user_error(mixed, "holds another data set (differs in pictures_sha256)")
+    (pictures / "val" / "dog").rename(tmp_path / "dog")
+    (pictures / "val" / "dog").symlink_to(tmp_path / "dog")
+    result = run_here(*arguments, "--output", str(tmp_path / "third"))
+    assert_user_error(result, f"{pictures}/val/dog: is a link that leads out of the input")
+
+
+def test_follow_links_needs_a_directory_of_pictures(tmp_path):
+    for options in ([], ["--source", "toy"], ["--source", "toy", "--input", str(tmp_path)]):
+        result = run_here(BUILD, "--follow-links", *options, cwd=tmp_path)
+        assert_user_error(result, "--follow-links: expected --input beside it")
 
 
 # --- Tiny ImageNet
@@ -340,6 +392,7 @@ def damage_tiny(directory, what):
         (directory / path).write_text(text.replace(old, new))
 
 
+@pytest.mark.fault(29, 30, 31)
 @pytest.mark.parametrize(
     ("what", "message"),
     [

@@ -431,6 +431,7 @@ def free_port():
         return server.getsockname()[1]
 
 
+@pytest.mark.fault(20)
 @linux
 @pytest.mark.parametrize(
     "processes", [1, pytest.param(2, marks=pytest.mark.slow)], ids=["two towers", "two pairs"]

@@ -56,6 +56,7 @@ def flip_pixel(file):
     file["images"][7, 100, 100, 1] ^= 1
 
 
+@pytest.mark.fault(36)
 def test_one_flipped_bit_of_a_pixel_is_found_though_all_digests_fit(copy):
     signed(copy / "train-00000.h5", flip_pixel)
     result = run_here(VERIFY, str(copy))
@@ -137,6 +138,7 @@ def test_labels_that_differ_from_the_list_are_found(copy):
     assert "fault: labels.csv: does not say what the shards say" in result.stdout
 
 
+@pytest.mark.fault(32)
 def test_duplicates_are_found_within_and_across_parts_and_nothing_is_removed(tmp_path):
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)) for _ in range(6)]

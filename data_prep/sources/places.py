@@ -51,7 +51,13 @@ class Pixels(NamedTuple):
     side: int
 
 
-Place = str | Span | Held | Pixels  # a string is the path of a file on disk
+class Refused(NamedTuple):
+    """A file that is listed, and not read; for this reason."""
+
+    reason: str
+
+
+Place = str | Span | Held | Pixels | Refused  # a string is the path of a file on disk
 
 
 def container_at(path: Path) -> Container:
@@ -76,15 +82,18 @@ class Reader:
         Raises:
             OSError: the file cannot be read.
             InputChangedError: an archive is not the one that was listed.
-            ValueError: the file is larger than `limit`, or an archive's entry is damaged.
+            ValueError: the file is refused, larger than `limit`, or an archive's entry is damaged.
         """
+        if isinstance(place, Refused):
+            raise ValueError(place.reason)
         if isinstance(place, Held | Pixels):
             return place.data
         if isinstance(place, str):
             data = _read_file(place, limit)
         else:
-            if place.size > limit:
-                raise ValueError(f"has {place.size} bytes, more than {limit}")
+            size = max(place.size, place.compressed)
+            if size > limit:
+                raise ValueError(f"has {size} bytes, more than {limit}")
             data = self._read_span(place)
         if len(data) > limit:
             raise ValueError(f"has more than {limit} bytes")

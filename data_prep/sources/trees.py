@@ -6,24 +6,48 @@ from pathlib import Path, PurePosixPath
 
 from data_prep.errors import UserError
 from data_prep.sources.archives import compressed_tar_files, file_kind, tar_files, zip_files
-from data_prep.sources.places import Place
+from data_prep.sources.places import Place, Refused
+
+LEADS_OUT = "is a link that leads out of the input: --follow-links reads it"
 
 
 class Folder:
-    """A directory on disk; messages call it by its title."""
+    """A directory on disk; messages call it by its title.
 
-    def __init__(self, root: Path, title: str | None = None):
+    Links below it that lead out of it, or out of the tree that it is `below`, are not followed: a
+    directory is refused, a file has no place to be read at; `follow_links` follows them all.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        title: str | None = None,
+        *,
+        top: Path | None = None,
+        follow_links: bool = False,
+    ):
         self.root, self.title = root, title or str(root)
+        self._top, self._follows = (top or root).resolve(), follow_links
+        self._links: dict[str, frozenset[str]] = {}  # of the directories that were looked into
 
     def names(self, directory: str) -> list[str]:
-        """The names in a directory in byte order; none where there is no such directory."""
+        """The names in a directory in byte order; none where there is no such directory.
+
+        Raises:
+            UserError: it cannot be listed, or a link on the way to it leads out.
+        """
+        place = self.root / directory
+        if self._leads_out(place):
+            raise UserError(f"{place}: {LEADS_OUT}")
         try:
-            return sorted(os.listdir(self.root / directory), key=os.fsencode)
+            with os.scandir(place) as listing:
+                entries = [(entry.name, entry.is_symlink()) for entry in listing]
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
-            place = self.root / directory
             raise UserError(f"{place}: cannot be listed: {error.strerror}") from None
+        self._links[directory] = frozenset(name for name, is_link in entries if is_link)
+        return sorted((name for name, _ in entries), key=os.fsencode)
 
     def is_dir(self, path: str) -> bool:
         """Whether the path is a directory."""
@@ -35,11 +59,20 @@ class Folder:
 
     def place(self, path: str) -> Place:
         """Where the bytes of a file are."""
+        directory, _, name = path.rpartition("/")
+        if directory not in self._links:
+            self.names(directory)
+        if name in self._links.get(directory, ()) and self._leads_out(self.root / path):
+            return Refused(LEADS_OUT)
         return str(self.root / path)
 
     def below(self, directory: str) -> "Folder":
         """The tree below one of the directories."""
-        return Folder(self.root / directory, f"{self.title}/{directory}")
+        title = f"{self.title}/{directory}"
+        return Folder(self.root / directory, title, top=self._top, follow_links=self._follows)
+
+    def _leads_out(self, place: Path) -> bool:
+        return not self._follows and not Path(os.path.realpath(place)).is_relative_to(self._top)
 
 
 class Archive:
@@ -96,15 +129,17 @@ def visible_names(tree: Tree, directory: str) -> list[str]:
     return [name for name in tree.names(directory) if not name.startswith(".")]
 
 
-def open_tree(path: Path) -> Tree:
+def open_tree(path: Path, *, follow_links: bool = False) -> Tree:
     """The tree at a path: a directory, a zip file or a tar file; else a UserError."""
     if path.is_dir():
-        return Folder(path)
+        return Folder(path, follow_links=follow_links)
     expected = f"{path}: expected a directory, a zip file or a tar file, found"
     if not path.exists():
         raise UserError(f"{expected} none there")
     kind = file_kind(path)
     if kind is None:
         raise UserError(f"{expected} something else")
+    if follow_links:
+        raise UserError(f"--follow-links: expected a directory, but {path} is a {kind} file")
     files = {"zip": zip_files, "tar": tar_files}.get(kind, compressed_tar_files)
     return Archive(str(path), dict(files(path)))

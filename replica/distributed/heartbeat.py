@@ -13,9 +13,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 
-from torch.distributed import Store
+from torch.distributed import DistStoreError, Store
+
+from data_prep.errors import printable
 
 # How often a process publishes its count and reads those of the others.
 INTERVAL_SECONDS = 1.0
@@ -29,9 +32,31 @@ class _Pulse:
     place: str = "starting"
     name: str = ""
     since: float = 0.0
+    text: bytes = b""  # as the store has it
 
 
 _own = _Pulse(count=0)
+
+
+def _published(store: Store, rank: int) -> bytes:
+    """What the store has of a process; nothing where it has published nothing yet."""
+    key = f"pulse {rank}"
+    try:
+        text: bytes = store.get(key) if store.check([key]) else b""
+    except DistStoreError:  # it was deleted in between
+        return b""
+    return text
+
+
+def _pulse_of(text: bytes) -> _Pulse | None:
+    """What a process says of itself, or None: the store has no password, so others may write it."""
+    try:
+        count, place, name = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    if type(count) is not int or not isinstance(place, str) or not isinstance(name, str):
+        return None
+    return _Pulse(count, printable(place), printable(name))
 
 
 def beat(place: str) -> None:
@@ -56,9 +81,11 @@ def watch(
 ) -> None:
     """Starts the thread that publishes this process's count and looks at the others'.
 
-    The store is reached by all processes, and nothing else uses it. `on_hung` does not return; it
-    is called with one line that names a process without a change for `timeout` seconds.
+    The store is reached by all processes, and nothing else of the run uses it. `on_hung` does not
+    return; it is called with one line that names a process without a change for `timeout` seconds.
+    What somebody else writes there is no count; as long as it changes, nobody is named.
     """
+    store.set_timeout(timedelta(seconds=INTERVAL_SECONDS))
     name = f"rank {rank} (pid {os.getpid()} on {socket.gethostname()})"
     started = time.monotonic()
     seen = {r: _Pulse(since=started, name=f"rank {r}") for r in range(num_processes)}
@@ -67,11 +94,9 @@ def watch(
         store.set(f"pulse {rank}", json.dumps([_own.count, _own.place, name]))
         now = time.monotonic()
         for other, known in seen.items():
-            if not store.check([f"pulse {other}"]):
-                continue
-            count, place, other_name = json.loads(store.get(f"pulse {other}"))
-            if count != known.count:
-                seen[other] = _Pulse(count, place, other_name, now)
+            text = _published(store, other)
+            if text != known.text:
+                seen[other] = replace(_pulse_of(text) or known, since=now, text=text)
 
     def run() -> None:
         while True:

@@ -1,5 +1,6 @@
 """The ranks of a run as a grid: copies of the network, and the towers of each copy."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,7 @@ class Mesh:
 
     def __init__(self, rank: Rank) -> None:
         devices = rank.devices
+        self.device = rank.device
         self.is_distributed = devices.num_processes > 1
         # Of the ranks with this tower, one per copy; None where there is one copy.
         self.copies: dist.ProcessGroup | None = None
@@ -92,14 +94,26 @@ class Mesh:
             dist.all_reduce(tensor)
         return tensor
 
-    def gather_objects(self, value: Any) -> list[Any]:
-        """One value of every rank, in their order."""
+    def gather(self, value: Any) -> list[Any]:
+        """One value of every rank, in their order, as JSON has them: tuples are lists.
+
+        PyTorch's own exchanges of objects unpickle what they receive, which runs what it says.
+        """
+        text = json.dumps(value).encode()
         if not self.is_distributed:
-            return [value]
-        values: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(values, value)
-        return values
+            return [json.loads(text)]
+        own = torch.tensor(list(text), dtype=torch.uint8, device=self.device)
+        size = torch.tensor([len(own)], device=self.device)
+        sizes = [torch.zeros_like(size) for _ in range(dist.get_world_size())]
+        dist.all_gather(sizes, size)
+        lengths = [int(size) for size in sizes]
+        padded = own.new_zeros(max(lengths))
+        padded[: len(own)] = own
+        texts = [torch.zeros_like(padded) for _ in lengths]
+        dist.all_gather(texts, padded)
+        pairs = zip(texts, lengths, strict=True)
+        return [json.loads(bytes(text[:length].tolist())) for text, length in pairs]
 
     def of_rank_0(self, value: Any) -> Any:
-        """The value that rank 0 has."""
-        return self.gather_objects(value)[0]
+        """The value that rank 0 has, as `gather` gives it."""
+        return self.gather(value)[0]

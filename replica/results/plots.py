@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.errors import UserError
+from data_prep.errors import UserError, printable
 from data_prep.files import whole_file
 from replica.network.kernels import kernel_picture
 from replica.training.checkpoint import last_whole_checkpoint
@@ -95,7 +94,7 @@ def draw_run(run_dir: Path, out_dir: Path) -> list[Path]:
     curve, kernels = out_dir / "loss.png", out_dir / "conv1.png"
     _save(run_figure(run_dir), curve)
     recipe = checkpoint.recipe
-    title = f"conv1 of {recipe.name} after step {checkpoint.step}, {_shown(run_dir)}"
+    title = printable(f"conv1 of {recipe.name} after step {checkpoint.step}, {run_dir}")
     weights = checkpoint.model["conv1.weight"]
     with whole_file(kernels) as file:
         kernel_picture(weights, towers=recipe.towers, title=title).save(file, "PNG")
@@ -112,7 +111,7 @@ def run_figure(run_dir: Path) -> Any:
     """The figure of one run: losses of training and validation, errors of validation."""
     history = read_history(run_dir)
     figure, (losses, errors) = _figure([history], 2)
-    figure.suptitle(f"{_shown(run_dir)}: {history.title}")
+    figure.suptitle(_shown(f"{run_dir}: {history.title}"))
     steps = [line.step for line in history.steps]
     raw = [line.loss for line in history.steps]
     losses.plot(steps, raw, color="#c6dbef", linewidth=0.7, label="training batch")
@@ -159,8 +158,8 @@ def curves_figure(run_dirs: list[Path]) -> Any:
         axes.set(ylabel=title)
     for number, (run_dir, history) in enumerate(zip(run_dirs, histories, strict=True)):
         color = f"C{number}"
-        name = run_dir.name if names.count(run_dir.name) == 1 else run_dir
-        label = f"{_shown(name)} ({history.title}; training: mean of {history.window} steps)"
+        name = run_dir.name if names.count(run_dir.name) == 1 else str(run_dir)
+        label = _shown(f"{name} ({history.title}; training: mean of {history.window} steps)")
         panels[0].plot(*history.smooth_losses(), color=color, label=label)
         at = [line.step for line in history.validations]
         values = [line.loss for line in history.validations]
@@ -172,9 +171,9 @@ def curves_figure(run_dirs: list[Path]) -> Any:
     return figure
 
 
-def _shown(path: Path | str) -> str:
-    """A path as matplotlib can draw it: without formulas, and bytes that are not UTF-8 escaped."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace").replace("$", r"\$")
+def _shown(text: str) -> str:
+    """A text as matplotlib draws it: without formulas and controls."""
+    return printable(text).replace("$", r"\$")
 
 
 def _figure(histories: list[History], num_panels: int) -> Any:

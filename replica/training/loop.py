@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import torch
 
-from data_prep.errors import command_for
+from data_prep.errors import command_for, print_line, printable
 from data_prep.files import write_whole
 from data_prep.progress import progress_bar, write_line
 from replica.distributed.heartbeat import beat
@@ -135,10 +135,10 @@ def _run(state: RunState, log: RunLog | None, stop: StopRequest) -> None:
     path = _save(state, log)
     if log is not None:
         log.progress.close()
-        print(f"saved {path}")
+        print_line(f"saved {path}")
         if stopped:
             again = f"{command_for('replica.train')} --resume --out {shlex.quote(str(run.run_dir))}"
-            print(f"stopped at step {state.step}; continue with `{again}`")
+            print_line(f"stopped at step {state.step}; continue with `{again}`")
 
 
 def _train(state: RunState, log: RunLog | None, stop: StopRequest) -> bool:
@@ -184,7 +184,7 @@ def _stop_at_lost_loss(state: RunState, step: _Step) -> NoReturn:
     rows = state.feed.image_rows(batch.step)[batch.rows.numpy()]
     own = [(train.picture(int(row)), ok) for row, ok in zip(rows, finite, strict=True)]
     # Both towers of a copy have the same images.
-    gathered = state.mesh.gather_objects(own if state.rank.tower == 0 else [])
+    gathered = state.mesh.gather(own if state.rank.tower == 0 else [])
     pictures = [picture for of_rank in gathered for picture in of_rank]
     lost = [name for name, ok in pictures if not ok]
     path = run.run_dir / f"lost-loss-{step.step:08d}.json"
@@ -198,12 +198,13 @@ def _stop_at_lost_loss(state: RunState, step: _Step) -> NoReturn:
         write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
     good = checkpoints_of(run.run_dir)
     more = f" and {len(lost) - NAMES_SHOWN} more" if len(lost) > NAMES_SHOWN else ""
-    raise RuntimeError(
+    line = (
         f"the loss is not finite at step {step.step}, for {len(lost)} of {len(pictures)} images "
         f"({', '.join(lost[:NAMES_SHOWN])}{more}; all are in {path}): the learning rate "
         f"{step.settings.learning_rate:g} is too high for this recipe, or the data is damaged; the "
         f"last good checkpoint is {good[-1] if good else 'none: the run had saved nothing yet'}"
     )
+    raise RuntimeError(printable(line))
 
 
 def apply_requests(state: RunState, requests: list[Request]) -> list[str]:
@@ -211,7 +212,8 @@ def apply_requests(state: RunState, requests: list[Request]) -> list[str]:
     step, epoch = state.step + 1, state.epoch
     if state.rank.index == 0:
         log_requests(state.run.run_dir, requests, step=step, epoch=epoch)
-    requests = state.mesh.of_rank_0(requests)
+    contents = state.mesh.of_rank_0([vars(request) for request in requests])
+    requests = [Request(**content) for content in contents]
     for request in requests:
         state.by_hand += [HandChange(step, *change) for change in request.changes.items()]
         if state.rank.index == 0:

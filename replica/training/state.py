@@ -39,7 +39,8 @@ class RunState:
         step: how many steps are done.
         val_errors: top-1 error after each epoch, which the schedule reads.
         by_hand: what was set by hand, of steps to come too (in a resumed or replayed run).
-        captured: steps as CUDA graphs, which `step.py` makes and uses.
+        captured, numbers: what `step.py` keeps: steps as CUDA graphs; rates and decays, and the
+            tensors of them on the device.
         end_error: top-1 error where a session ends in mid-epoch. Not part of a checkpoint, so that
             a run that goes on from there is the uninterrupted one.
     """
@@ -55,6 +56,7 @@ class RunState:
     val_errors: list[float]
     by_hand: list[HandChange] = field(default_factory=list)
     captured: dict[Any, Any] = field(default_factory=dict)
+    numbers: tuple[Any, list[torch.Tensor]] | None = None
     end_error: float | None = None
 
     @cached_property
@@ -122,14 +124,14 @@ def begin(run: Run, rank: Rank) -> RunState:
     model.to(rank.device, parameter_dtype(run.numerics.precision))
     velocities = {name: torch.zeros_like(w) for name, w in model.named_parameters()}
     feed = TrainFeed(data, run.recipe, run.seed, rank.copy, rank.devices.num_copies)
-    is_first = rank.index == 0
-    by_hand = mesh.of_rank_0(hand_changes(run.run_dir, run.recipe) if is_first else None)
+    changes = hand_changes(run.run_dir, run.recipe) if rank.index == 0 else []
+    by_hand = [HandChange(**change) for change in mesh.of_rank_0([vars(x) for x in changes])]
     state = RunState(run, rank, mesh, data, feed, model, velocities, 0, [], by_hand)
     if run.resume_from is not None:
         _restore_(state, load_checkpoint(run.resume_from))
     elif run.init is not None:
         _take_over_(state, load_checkpoint(Path(run.init.checkpoint)), run.init.new_layers)
-    steps = mesh.gather_objects(state.step)
+    steps = mesh.gather(state.step)
     if len(set(steps)) > 1:
         raise RuntimeError(
             f"expected every process to find the same checkpoint, got steps {steps}: does every "
@@ -254,6 +256,6 @@ def describe(state: RunState, numerics: NumericsInForce) -> RunRecord:
         ),
         devices=rank.devices,
         numerics=numerics,
-        ranks=state.mesh.gather_objects(own),
+        ranks=[RankRecord(**record) for record in state.mesh.gather(vars(own))],
         machine=describe_machine(rank.devices.kind),
     )

@@ -101,13 +101,18 @@ def to_device(values: Any, device: torch.device, dtype: torch.dtype) -> torch.Te
 def _inputs(state: RunState, batch: Batch, settings: Settings, names: tuple[str, ...]) -> _Inputs:
     device, numerics = state.rank.device, state.run.numerics
     images = batch.images.to(device, parameter_dtype(numerics.precision), non_blocking=True)
-    numbers = [[of[name] for name in names] for of in (settings.rates, settings.weight_decays)]
+    numbers = tuple(
+        tuple(of[name] for name in names) for of in (settings.rates, settings.weight_decays)
+    )
+    if state.numbers is None or state.numbers[0] != numbers:  # they seldom change
+        on_device = [to_device(values, device, torch.float64) for values in numbers]
+        state.numbers = numbers, on_device
     return _Inputs(
         images.contiguous(memory_format=numerics.torch_memory_format),
         batch.labels.to(device, non_blocking=True),
         batch.rows.to(device, non_blocking=True),
         to_device([batch.step], device, torch.int64),
-        *(to_device(values, device, torch.float64) for values in numbers),
+        *state.numbers[1],
     )
 
 
@@ -135,7 +140,7 @@ def _compute_(
     losses = losses.detach()
     right = count_on_device(logits.detach().softmax(dim=1), inputs.labels)
     # Not from the probabilities, which end at the smallest number that is not zero.
-    sums = torch.stack([*right, losses.double().sum()])
+    sums = torch.cat([right, losses.double().sum(0, keepdim=True)])
     return Measured(len(losses), sums, losses)
 
 
