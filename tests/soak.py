@@ -228,8 +228,8 @@ class Runs(Soak):
         keep = self.rng.randint(1, 3)
         options = ["--keep", str(keep), "--checkpoint-steps", str(self.rng.randint(2, 9))]
         largest = checkpoints_of(whole)[-1].stat().st_size
+        before = 0  # whole ones
         for kind in kinds(self.rng):
-            before = len(checkpoints_of(out)) if out.exists() else 0
             limit = self.rng.randrange(100, 2 * largest)
             more = ["--resume"] if out.exists() else []
             self.disturb(self.command(gpus, out, *options, *more), kind, gpus, limit)
@@ -237,8 +237,10 @@ class Runs(Soak):
             if len(found) < min(before, keep):
                 raise DifferenceError(f"{before} checkpoints before {kind}, {len(found)} after it")
             # The only one, damaged, is refused: a run does not silently begin again.
-            if len(found) > 1 and self.rng.random() < 0.5:
+            is_flipped = len(found) > 1 and self.rng.random() < 0.5
+            if is_flipped:
                 self.flip(found[-1])
+            before = len(found) - is_flipped
         self.finish(self.command(gpus, out, *options, *(["--resume"] if out.exists() else [])))
         states = [torch.load(checkpoints_of(d)[-1], weights_only=True) for d in (out, whole)]
         assert_same_state(*states)
