@@ -61,21 +61,21 @@ class Soak:
         self.faults: Counter[str] = Counter()
         self.recoveries = 0
         self.differences: list[str] = []
-        self.started = 0
+        self.seconds: dict[str, float] = {}
 
-    def disturb(self, command: list[str], kind: str, seconds: float, limit: int) -> int:
+    def disturb(self, command: list[str], kind: str, length: str, limit: int) -> int:
         """Starts a command, does a fault of this kind to it, and waits for its end.
 
         Args:
             command: arguments of Python.
             kind: a key of SIGNALS, or "full disk".
-            seconds: that the command needs undisturbed.
+            length: what of `seconds` says how long the command takes; adapted to how busy the
+                machine is, so that a fault seldom comes after its end.
             limit: the largest size that a file may reach on a full disk, in bytes.
 
         Returns:
             Its exit status.
         """
-        self.started += 1
 
         def small_disk() -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -93,7 +93,8 @@ class Soak:
         )
         if kind in SIGNALS:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(self.rng.uniform(0.05, 1.1) * seconds)
+                process.wait(self.rng.uniform(0.02, 1) * self.seconds[length])
+            self.seconds[length] *= 1.1 if process.poll() is None else 0.8
             pids = [pid for pid in in_session(process.pid) if not is_resource_tracker(pid)]
             if pids and process.poll() is None:
                 victim = self.rng.choice(pids) if kind == "kill" else process.pid
@@ -170,7 +171,7 @@ class Builds(Soak):
 
     def prepare(self, source: Path) -> None:
         """Builds undisturbed what the others are compared with."""
-        self.source, self.seconds = source, {}
+        self.source = source
         for storage in ("raw", "jpeg"):
             began = time.monotonic()
             self.finish(self.command(storage, self.directory / storage))
@@ -188,7 +189,7 @@ class Builds(Soak):
         largest = max(path.stat().st_size for path in whole.glob("*.h5"))
         for kind in kinds(self.rng):
             limit = self.rng.randrange(1000, largest)
-            self.disturb(self.command(storage, out), kind, self.seconds[storage], limit)
+            self.disturb(self.command(storage, out), kind, storage, limit)
         self.finish(self.command(storage, out))
         assert_same(out, whole)
         victim = self.rng.choice([path for path in out.iterdir() if path.stat().st_size])
@@ -209,7 +210,7 @@ class Runs(Soak):
 
     def prepare(self, shards: Path) -> None:
         """Trains undisturbed what the others are compared with."""
-        self.shards, self.seconds = shards, {}
+        self.shards = shards
         for gpus in ("1", "2"):
             began = time.monotonic()
             self.finish(self.command(gpus, self.directory / f"whole-{gpus}"))
@@ -227,16 +228,19 @@ class Runs(Soak):
         keep = self.rng.randint(1, 3)
         options = ["--keep", str(keep), "--checkpoint-steps", str(self.rng.randint(2, 9))]
         largest = checkpoints_of(whole)[-1].stat().st_size
+        before = 0  # whole ones
         for kind in kinds(self.rng):
-            before = len(checkpoints_of(out)) if out.exists() else 0
             limit = self.rng.randrange(100, 2 * largest)
             more = ["--resume"] if out.exists() else []
-            self.disturb(self.command(gpus, out, *options, *more), kind, self.seconds[gpus], limit)
+            self.disturb(self.command(gpus, out, *options, *more), kind, gpus, limit)
             found = checkpoints_of(out) if out.exists() else []
             if len(found) < min(before, keep):
                 raise DifferenceError(f"{before} checkpoints before {kind}, {len(found)} after it")
-            if found and self.rng.random() < 0.3:
+            # The only one, damaged, is refused: a run does not silently begin again.
+            is_flipped = len(found) > 1 and self.rng.random() < 0.5
+            if is_flipped:
                 self.flip(found[-1])
+            before = len(found) - is_flipped
         self.finish(self.command(gpus, out, *options, *(["--resume"] if out.exists() else [])))
         states = [torch.load(checkpoints_of(d)[-1], weights_only=True) for d in (out, whole)]
         assert_same_state(*states)
