@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+from cuda_ext.convolution_ways import PRODUCTS
 from data_prep.errors import EXIT_USER_ERROR, OneLineParser, UserError, command_for, run_command
 from replica.distributed.launch import run_processes
 from replica.distributed.mesh import Rank
@@ -100,6 +101,13 @@ def _parser() -> OneLineParser:
         "--deterministic",
         choices=("on", "off"),
         help="refuse algorithms whose sums have no fixed order (default: on, on GPUs off)",
+    )
+    where(
+        "--convolution",
+        choices=PRODUCTS,
+        help="who multiplies: PyTorch's library, or own: images in blocks of pixels on CPUs, own "
+        "kernels in float32 on GPUs (default: what was measured to win on this kind of processor, "
+        "on GPUs the library; python -m replica.info --operators shows it)",
     )
     where(
         "--loader-threads",

@@ -278,6 +278,7 @@ def test_the_receptive_field_is_the_part_of_the_crop_that_moves_an_output():
         (["fc8.reads_both_towers=false"], ("fc8.reads_both_towers", "both towers")),
         (["fc8.dropout=true"], ("fc8", "logits")),
         (["conv1.padding=1"], ("conv1.padding", "two numbers")),
+        (["conv2.padding=2,6"], ("conv2.padding: expected at most the 5 of its kernels, got 2,6",)),
         (["conv1.weight_decay=-1"], ("conv1.weight_decay", ">= 0", "-1")),
         (["without=fc6,fc7,fc8"], ("a fully connected one",)),
     ],
@@ -315,7 +316,10 @@ def test_print_shows_the_layers_in_the_order_in_which_they_run():
     lines = str(network()).splitlines()
     first = [line.split("(")[1].split(")")[0] for line in lines[1:6]]
     assert first == ["conv1", "conv1_activation", "conv1_lrn", "conv1_pooling", "conv2"]
-    assert "16 x 3 x 11 x 11, reads image, stride=4, padding=(0, 3)" in lines[1]
+    assert (
+        "16 x 3 x 11 x 11, reads image, stride=4, padding=(0, 3), split_conv2d of towers=1"
+        in (lines[1])
+    )
     assert "n=5, k=2.0, alpha=0.0001, beta=0.75, towers=2" in lines[3]
 
 

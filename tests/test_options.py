@@ -14,14 +14,14 @@ OPTIONS = {
     "--input --limit --output --per-class --quality --resampling --shard --size --source "
     "--storage --strict --workers",
     "data_prep.verify_shards": "--class --contact-sheet --quick --seed --workers",
-    "replica.train": "--batch-size --checkpoint-steps --classes --compile --data --deterministic "
-    "--device --dry-run --epochs --freeze --gpus --init --keep --loader-threads --lr "
-    "--memory-format --momentum --new-head --new-layers --no-tensorboard --out --precision --rate "
-    "--recipe --replay --resume --seed --set --split --steps --timeout --weight-decay",
+    "replica.train": "--batch-size --checkpoint-steps --classes --compile --convolution --data "
+    "--deterministic --device --dry-run --epochs --freeze --gpus --init --keep --loader-threads "
+    "--lr --memory-format --momentum --new-head --new-layers --no-tensorboard --out --precision "
+    "--rate --recipe --replay --resume --seed --set --split --steps --timeout --weight-decay",
     "replica.control": "--bias-lr --checkpoint --color-noise --freeze --lr --rate --reason --stop "
     "--wait",
     "replica.test": "--checkpoint --data --device --json --part --precision --ten-crop",
-    "replica.info": "--json --recipe --set",
+    "replica.info": "--json --operators --recipe --set",
     "replica.figures": "--out --run",
     "replica.figures curves": "--picture",
     "replica.demo": "--out",
@@ -79,6 +79,7 @@ def test_what_is_not_asked_for_is_left_open_and_aliases_are_changes():
         memory_format=None,
         compile=None,
         deterministic=None,
+        convolution=None,
         loader_threads=1,
         timeout=600.0,
         steps=None,

@@ -1,7 +1,5 @@
 """`split_conv2d` against loops in float64: reference, both arrangements, the GPU's kernels."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -9,8 +7,15 @@ import torch.nn.functional as F
 from conftest import PROJECT_DIR, run
 
 import cuda_ext
-from cuda_ext import reference, split_conv2d, split_conv2d_add_, split_conv2d_backward
-from cuda_ext.split_conv2d import MEASURED_FAMILIES, processor_family, way_of
+from cuda_ext import (
+    convolution_ways,
+    reference,
+    split_conv2d,
+    split_conv2d_add_,
+    split_conv2d_backward,
+    split_conv2d_products,
+)
+from cuda_ext.convolution_ways import MEASURED_FAMILIES, processor_family, way_of
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels last": torch.channels_last}
@@ -201,8 +206,9 @@ def test_the_layout_of_the_image_or_of_the_weight_is_kept(products):
                 y = split_conv2d(*leaves, bias, **options_of(case), products=products)
                 assert torch.allclose(y, expected, rtol=1e-5, atol=1e-5)
                 assert y.is_contiguous(memory_format=layout)
-                for found in torch.autograd.grad(y, leaves, gradient):
-                    assert found.is_contiguous(memory_format=layout)
+                of_x, of_weight = torch.autograd.grad(y, leaves, gradient)
+                assert of_x.is_contiguous(memory_format=layout)
+                assert of_weight.stride() == other.stride()
     x, weight, bias, _ = inputs_of("conv2")
     gaps = torch.empty(*x.shape[:3], 2 * x.shape[3], dtype=x.dtype)[..., ::2].copy_(x)
     expected = split_conv2d(x, weight, bias, **options_of("conv2"))
@@ -483,16 +489,15 @@ def test_the_way_of_a_layer_is_what_was_measured():
 @needs_compiled
 @pytest.mark.parametrize("family", MEASURED_FAMILIES)
 def test_the_operator_goes_the_way_that_is_recorded(family, monkeypatch):
-    module = sys.modules["cuda_ext.split_conv2d"]
     arranged = []
-    in_blocks = module._image_in_blocks
+    in_blocks = split_conv2d_products._image_in_blocks
 
     def recording(*arguments):
         arranged.append(len(arguments))
         return in_blocks(*arguments)
 
-    monkeypatch.setattr(module, "processor_family", lambda: family)
-    monkeypatch.setattr(module, "_image_in_blocks", recording)
+    monkeypatch.setattr(convolution_ways, "processor_family", lambda: family)
+    monkeypatch.setattr(split_conv2d_products, "_image_in_blocks", recording)
     x, weight, bias, gradient = inputs_of("conv1")
     split_conv2d(x, weight, bias, **options_of("conv1"))
     assert bool(arranged) == MEASURED_FAMILIES[family].forward
