@@ -111,6 +111,8 @@ def test_the_cuda_file_compiles_for_every_architecture(chosen, tmp_path):
     assert result.returncode == 0, result.stderr
     (output,) = tmp_path.rglob("local_response_norm.o")
     assert output.stat().st_size > 100_000
+    (output,) = tmp_path.rglob("split_conv2d.o")
+    assert output.stat().st_size > 50_000
     if not chosen and toolchain.nvcc_version(f"{home}/bin/nvcc") >= (12, 8):
         for architecture in ("80", "90", "100", "120"):
             assert f"code=sm_{architecture}" in result.stderr

@@ -35,12 +35,17 @@ CASES = {
     "pixels": ((3, 5, 4, 4), 7, (1, 1), {"stride": 1, "padding": (0, 0)}),
     "one kernel": ((2, 3, 6, 6), 1, (3, 3), {"stride": 2, "padding": (1, 1)}),
 }
+# More rows than a tile of the GPU's kernels has, and a sum that they cut into parts.
+LARGE = {
+    "many kernels": ((1, 66, 3, 5), 70, (2, 2), {"stride": 1, "padding": (1, 0)}),
+    "many places": ((3, 2, 25, 23), 4, (3, 3), {"stride": 1, "padding": (1, 1), "towers": 2}),
+}
 each_case = pytest.mark.parametrize("case", CASES)
 
 
 def inputs_of(case, dtype=torch.float64):
     """x, weight, bias, and a gradient of y."""
-    shape, kernels, sides, options = CASES[case]
+    shape, kernels, sides, options = {**CASES, **LARGE}[case]
     rng = np.random.default_rng(0)
     weight_shape = (kernels, shape[1] // options.get("towers", 1), *sides)
     height, width = (
@@ -85,7 +90,7 @@ def oracle(x, weight, bias, *, stride, padding, towers=1, activation="none", gra
 
 
 def options_of(case, **changes):
-    return {**CASES[case][3], **changes}
+    return {**{**CASES, **LARGE}[case][3], **changes}
 
 
 def close(actual, expected, relative):
