@@ -386,26 +386,26 @@ def test_results_do_not_depend_on_the_number_of_threads():
 
 
 @needs_compiled
-def test_opcheck_passes():
-    for case in ("conv1", "conv2", "one kernel"):
-        options = {"towers": 1, **options_of(case)}
-        numbers = (options["stride"], *options["padding"], options["towers"])
-        for layout in LAYOUTS.values():
-            x, weight, bias, y = moved(inputs_of(case, torch.float32), layout)
-            leaves = [t.detach().requires_grad_() for t in (x, weight, bias)]
-            operators = torch.ops.replica
-            for products in ("library", "own"):
-                check = torch.library.opcheck
-                check(operators.split_conv2d.default, (*leaves, *numbers, True, products))
-                check(
-                    operators.split_conv2d_add_.default,
-                    (y, x, weight, bias, *numbers, True, products),
-                )
-                needed = [True, False, True]
-                check(
-                    operators.split_conv2d_backward.default,
-                    (y, x, weight, *numbers, products, needed),
-                )
+@pytest.mark.parametrize(
+    ("case", "layout", "products"),
+    [
+        ("conv1", "channels last", "own"),
+        ("conv1", "NCHW", "own"),
+        ("conv2", "channels last", "library"),
+        ("one kernel", "NCHW", "library"),
+    ],
+)
+def test_opcheck_passes(case, layout, products):
+    options = {"towers": 1, **options_of(case)}
+    numbers = (options["stride"], *options["padding"], options["towers"])
+    x, weight, bias, y = moved(inputs_of(case, torch.float32), LAYOUTS[layout])
+    leaves = [t.detach().requires_grad_() for t in (x, weight, bias)]
+    operators, end = torch.ops.replica, (True, products)
+    torch.library.opcheck(operators.split_conv2d.default, (*leaves, *numbers, *end))
+    arguments = (y, x, weight, bias, *numbers, *end)
+    torch.library.opcheck(operators.split_conv2d_add_.default, arguments)
+    arguments = (y, x, weight, *numbers, products, [True, False, True])
+    torch.library.opcheck(operators.split_conv2d_backward.default, arguments)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own code
