@@ -323,6 +323,13 @@ def test_print_shows_the_layers_in_the_order_in_which_they_run():
     assert "n=5, k=2.0, alpha=0.0001, beta=0.75, towers=2" in lines[3]
 
 
+def test_a_network_is_told_who_multiplies():
+    model = network()
+    model.set_products_("own")
+    for number in range(1, 6):
+        assert str(model.get_submodule(f"conv{number}")).endswith("products=own)")
+
+
 def test_a_hook_sees_each_layer_in_both_placements():
     for placement, units in ((Placement(2), 1024), (TwoDevices(tower=0, peer=1), 512)):
         model = AlexNet(MINI, num_classes=NUM_CLASSES, placement=placement)
