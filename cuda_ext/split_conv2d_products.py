@@ -162,7 +162,7 @@ def _forward(
     if _needs_float32(x):
         wide = (x.float(), weight.float(), None if bias is None else bias.float())
         return _forward(*wide, stride, before, after, towers, relu, products).half()
-    memory_format = _format(x, weight)
+    memory_format, bias = _format(x, weight), None if bias is None else bias.contiguous()
     x, weight = (t.contiguous(memory_format=memory_format) for t in (x, weight))
     if _is_own_on_cuda(x, products):
         y = _empty(x, output_shape(x, weight, stride, before, after), memory_format)
@@ -202,6 +202,7 @@ def _add(
     relu: bool,
     products: str,
 ) -> None:
+    bias = None if bias is None else bias.contiguous()
     is_last = not y.is_contiguous()
     memory_format = torch.channels_last if is_last else torch.contiguous_format
     x, weight = (t.contiguous(memory_format=memory_format) for t in (x, weight))

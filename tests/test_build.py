@@ -267,7 +267,7 @@ def test_operators_stay_within_their_tensors_under_address_sanitizer(tmp_path):
     pytest_command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     chosen = ["-m", "not slow", "-k", "not torch_compile and not switch and not report"]
     result = subprocess.run(
-        [*pytest_command, *chosen, "tests/test_operators.py"],
+        [*pytest_command, *chosen, "tests/test_operators.py", "tests/test_split_conv2d.py"],
         cwd=tmp_path,
         env={**os.environ, "LD_PRELOAD": " ".join(runtime), "ASAN_OPTIONS": "detect_leaks=0"},
         capture_output=True,

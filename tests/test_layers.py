@@ -401,6 +401,17 @@ def test_training_mode_drops_by_torchs_generator_where_no_masks_are_given():
     assert torch.equal(after[after > 0], before[after > 0])
 
 
+def test_for_onnx_a_network_is_made_of_its_operators(monkeypatch):
+    model = network("crop_size=96").eval()
+    x = images(96).float()
+    with torch.no_grad():
+        expected = model(x)
+        monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+        traced = torch.export.export(model, (x,))
+        torch.testing.assert_close(traced.module()(x), expected, rtol=1e-5, atol=1e-5)
+    assert not [node for node in traced.graph.nodes if "replica" in str(node.target)]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of the exporter itself
 def test_onnx_gives_the_same_network(tmp_path):

@@ -217,7 +217,11 @@ def test_the_layout_of_the_image_or_of_the_weight_is_kept(products):
     x, weight, bias, _ = inputs_of("conv2")
     gaps = torch.empty(*x.shape[:3], 2 * x.shape[3], dtype=x.dtype)[..., ::2].copy_(x)
     expected = split_conv2d(x, weight, bias, **options_of("conv2"))
-    assert torch.equal(split_conv2d(gaps, weight, bias, **options_of("conv2")), expected)
+    apart = torch.stack([bias, bias + 1], dim=1)[:, 0]
+    assert torch.equal(split_conv2d(gaps, weight, apart, **options_of("conv2")), expected)
+    ended = split_conv2d_add_(expected.clone(), x, weight, bias, **options_of("conv2"))
+    again = split_conv2d_add_(expected.clone(), gaps, weight, apart, **options_of("conv2"))
+    assert torch.equal(ended, again)
 
 
 def test_second_derivatives():
@@ -409,7 +413,7 @@ def test_opcheck_passes(case, layout, products):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own code
-def test_compile_and_export():
+def test_torch_compile_and_export():
     x, weight, bias, _ = inputs_of("conv1", torch.float32)
     options = options_of("conv1", activation="relu")
 
