@@ -26,6 +26,7 @@ from cuda_ext.library import (
 from cuda_ext.local_response_norm import local_response_norm, local_response_norm_out
 from cuda_ext.momentum_sgd import momentum_sgd_
 from cuda_ext.philox_dropout import philox_dropout
+from cuda_ext.split_conv2d import split_conv2d, split_conv2d_add_, split_conv2d_backward
 
 __all__ = [
     "compiled_cuda_state",
@@ -36,4 +37,7 @@ __all__ = [
     "momentum_sgd_",
     "philox_dropout",
     "set_instruction_set",
+    "split_conv2d",
+    "split_conv2d_add_",
+    "split_conv2d_backward",
 ]

@@ -149,6 +149,10 @@ def implementations() -> dict[str, str]:
         "momentum_sgd_ on CUDA": on_cuda,
         "philox_dropout": "compiled" if cpu.is_live else on_cpu,
         "philox_dropout on CUDA": on_cuda,
+        "split_conv2d": "PyTorch's products, compiled around them" if cpu.is_live else on_cpu,
+        "split_conv2d on CUDA": "PyTorch's products, or compiled ones in float32"
+        if cuda.is_live
+        else on_cuda,
     }
 
 

@@ -100,3 +100,41 @@ def philox_dropout(
 
 
 _WORD = (1 << 32) - 1
+
+
+def split_conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    stride: int,
+    padding: tuple[int, int],
+    towers: int = 1,
+    activation: str = "none",
+) -> torch.Tensor:
+    """The formula of `cuda_ext.split_conv2d`: of each place its patch, and its products."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    num_kernels, channels, height, width = weight.shape
+    before, after = padding
+    padded = F.pad(x.to(wide), (before, after, before, after))
+    rows = (padded.shape[2] - height) // stride + 1
+    columns = (padded.shape[3] - width) // stride + 1
+    patches = F.unfold(padded, (height, width), stride=stride)
+    patches = patches.view(x.shape[0], towers, channels * height * width, rows * columns)
+    kernels = weight.to(wide).reshape(towers, num_kernels // towers, -1)
+    y = torch.einsum("tki,ntip->ntkp", kernels, patches)
+    y = y.reshape(x.shape[0], num_kernels, rows, columns)
+    if bias is not None:
+        y = y + bias.to(wide).view(-1, 1, 1)
+    return (y.relu() if activation == "relu" else y).to(x.dtype)
+
+
+def finish_products(
+    y: torch.Tensor, others: torch.Tensor, bias: torch.Tensor | None, relu: bool
+) -> torch.Tensor:
+    """What `cuda_ext.split_conv2d_add_` makes of both halves' products, rounded once."""
+    wide = torch.float64 if y.dtype == torch.float64 else torch.float32
+    total = y.to(wide) + others.to(wide)
+    if bias is not None:
+        total = total + bias.to(wide).view(-1, 1, 1)
+    return (total.relu() if relu else total).to(y.dtype)

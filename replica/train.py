@@ -9,6 +9,7 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 
+from cuda_ext.convolution_ways import PRODUCTS
 from data_prep.arguments import (
     MOST_COUNTED,
     MOST_PROCESSES,
@@ -138,6 +139,13 @@ def _parser() -> OneLineParser:
         "--deterministic",
         choices=("on", "off"),
         help="refuse algorithms whose sums have no fixed order (default: on, on GPUs off)",
+    )
+    where(
+        "--convolution",
+        choices=PRODUCTS,
+        help="who multiplies: PyTorch's library, or own: images in blocks of pixels on CPUs, own "
+        "kernels in float32 on GPUs (default: what was measured to win on this kind of processor, "
+        "on GPUs the library; python -m replica.info --operators shows it)",
     )
     where(
         "--loader-threads",

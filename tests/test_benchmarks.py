@@ -127,6 +127,20 @@ def test_without_a_gpu_its_rows_say_not_measured():
     assert "2x8x5x5 channels last bfloat16: backward" in rows
 
 
+def test_convolutions_are_compared_layer_by_layer():
+    options = ("--recipe", "mini", "--batch-size", "1", "--rounds", "3", "--layer", "conv1")
+    rows = rows_from("split_conv2d", *options, start=run)
+    assert len(rows) == 2 * 2 * 3 * 2
+    row = rows["conv1 channels last bfloat16: own forward + backward"]
+    assert row["baseline"] == "conv1 channels last bfloat16: library forward + backward"
+    assert row["ratio"] > 0
+    wrong = run_here("-m", "benchmarks", "split_conv2d", "--layer", "conv9")
+    assert_user_error(wrong, "--layer conv9", "expected one of conv1, conv2")
+    rows = rows_from("split_conv2d", "--layer", "conv1", "--batch-size", "1", "--device", "cuda")
+    for row in rows.values():
+        assert row["value"] or row["note"] == "PyTorch sees no CUDA device"
+
+
 @pytest.mark.slow
 def test_the_allocator_is_compared_with_stock():
     options = ("--recipe", "mini", "--batch-size", "4", "--steps", "1", "--processes", "1")

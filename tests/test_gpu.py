@@ -38,6 +38,49 @@ def test_the_operator_on_a_gpu_is_the_formula(name, layout, parameters):
             assert (np.abs(results[0].double().numpy() - exact) <= limit).all(), (shape, dtype)
 
 
+@pytest.mark.parametrize("products", ["library", "own"])
+@pytest.mark.parametrize("layout", ["NCHW", "channels last"])
+def test_the_split_convolution_on_a_gpu_is_the_formula(products, layout, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    shapes = {
+        "conv1": ((3, 3, 67, 67), (96, 3, 11, 11), {"stride": 4, "padding": (1, 2)}),
+        "conv2": ((3, 96, 27, 27), (256, 48, 5, 5), {"padding": (2, 2), "towers": 2}),
+        "conv5": ((40, 384, 13, 13), (256, 192, 3, 3), {"padding": (1, 1), "towers": 2}),
+    }
+    for x_shape, weight_shape, options in shapes.values():
+        options = {"stride": 1, "activation": "relu", **options}
+        x, weight, bias = (
+            torch.randn(shape, dtype=torch.float64, requires_grad=True)
+            for shape in (x_shape, weight_shape, weight_shape[:1])
+        )
+        y = cuda_ext.reference.split_conv2d(x, weight, bias, **options)
+        gradient = torch.randn_like(y)
+        exact = [y, *torch.autograd.grad(y, (x, weight, bias), gradient)]
+        results = []
+        for _ in range(2):
+            leaves = [t.detach().float() for t in (x, weight)]
+            leaves = [*(layouts(t)[layout].cuda() for t in leaves), bias.detach().float().cuda()]
+            leaves = [t.requires_grad_() for t in leaves]
+            y = cuda_ext.split_conv2d(*leaves, **options, products=products)
+            results.append([y, *torch.autograd.grad(y, leaves, gradient.float().cuda())])
+        for one, again, right in zip(*results, exact, strict=True):
+            assert torch.equal(one, again)
+            right = right.detach()
+            # A sum near zero that ReLU keeps or drops changes its gradient: not in one of these.
+            assert (one.detach().cpu() - right).abs().max() <= 1e-4 * right.abs().max()
+
+
+def test_the_end_of_a_layer_on_a_gpu_is_that_on_the_cpu():
+    x, weight, bias = torch.randn(4, 8, 9, 9), torch.randn(6, 8, 3, 3), torch.randn(6)
+    y = torch.randn(4, 6, 7, 7)
+    for products in ("library", "own"):
+        on_gpu = [t.cuda() for t in (y, x, weight, bias)]
+        cuda_ext.split_conv2d_add_(*on_gpu, activation="relu", products=products)
+        expected = cuda_ext.split_conv2d_add_(y.clone(), x, weight, bias, activation="relu")
+        assert torch.allclose(on_gpu[0].cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_gradients_are_those_of_the_function():
     x = torch.randn(2, 6, 2, 3, dtype=torch.float64, device="cuda", requires_grad=True)
     assert torch.autograd.gradcheck(
@@ -69,13 +112,16 @@ def test_tensors_on_two_devices_are_refused():
 
 SMALL = """
 import torch
-from cuda_ext import local_response_norm
+from cuda_ext import local_response_norm, split_conv2d
 for memory_format in (torch.contiguous_format, torch.channels_last):
     for n in (3, 5):
         x = torch.randn(2, 40, 5, 7, device="cuda").contiguous(memory_format=memory_format)
         x.requires_grad_()
         y = local_response_norm(x, n=n, k=2.0, alpha=1e-4, beta=0.75, towers=2)
         y.square().sum().backward()
+    w = torch.randn(66, 20, 3, 3, device="cuda", requires_grad=True)
+    y = split_conv2d(x, w, None, stride=2, padding=(1, 2), towers=2, products="own")
+    y.square().sum().backward()
 torch.cuda.synchronize()
 """
 

@@ -55,6 +55,7 @@ WAYS = {
     "float32": (("--precision", "float32"), UNITS_FLOAT32, FLOAT32),
     "contiguous": (("--memory-format", "contiguous"), UNITS_FLOAT32, FLOAT32),
     "not deterministic": (("--deterministic", "off"), UNITS_FLOAT32, FLOAT32),
+    "own products": (("--convolution", "own"), UNITS_FLOAT32, FLOAT32),
     "bf16": (("--precision", "bf16"), UNITS_BFLOAT16, BFLOAT16),
     "bf16, two towers": (("--precision", "bf16", "--gpus", "2"), UNITS_BFLOAT16, BFLOAT16),
     "compiled": (("--compile", "default"), UNITS_FLOAT32, FLOAT32),
@@ -65,6 +66,7 @@ GPU_WAYS = {
     "GPU, tf32": ((*GPU, "--precision", "tf32"), UNITS_TF32, TF32),
     "GPU, bf16": ((*GPU, "--precision", "bf16"), UNITS_BFLOAT16, BFLOAT16),
     "GPU, contiguous": ((*GPU, "--memory-format", "contiguous"), UNITS_FLOAT32, FLOAT32),
+    "GPU, own products": ((*GPU, "--convolution", "own"), UNITS_FLOAT32, FLOAT32),
     "GPU, deterministic": ((*GPU, "--deterministic", "on"), UNITS_FLOAT32, FLOAT32),
     "GPU, compiled": ((*GPU, "--compile", "default"), UNITS_FLOAT32, FLOAT32),
     "GPU, CUDA graphs": ((*GPU, "--compile", "cuda-graphs"), UNITS_FLOAT32, FLOAT32),
@@ -149,6 +151,7 @@ def test_the_record_says_how_a_run_computed(ways):
         ("bf16", "precision", "bf16"),
         ("contiguous", "memory_format", "contiguous"),
         ("not deterministic", "deterministic", False),
+        ("own products", "convolution", "own"),
     ):
         assert getattr(read_run_record(ways(name)[0]).numerics, field) == value
 

@@ -6,6 +6,7 @@ N images, C channels, H rows, W columns, K classes.
 import torch
 from torch import Tensor, nn
 
+from cuda_ext.convolution_ways import Products
 from replica.network.dropout_masks import DropoutMask
 from replica.network.layers import (
     BatchNorm,
@@ -94,6 +95,12 @@ class AlexNet(nn.Module):
                 beta=recipe.same_map_beta,
             )
         return BatchNorm(channels, num_dimensions=num_dimensions, placement=self.placement)
+
+    def set_products_(self, products: Products) -> None:
+        """Who multiplies in the convolutions, as in `cuda_ext.split_conv2d`."""
+        for module in self.children():
+            if isinstance(module, SplitConv2d):
+                module.products = products
 
     def dropout_masks(self, rows: Tensor, *, seed: int, step: int | Tensor) -> Masks:
         """Which outputs stay in a training step, by the layer's name (paper 4.2).

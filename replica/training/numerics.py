@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.utils.deterministic
 
+from cuda_ext.convolution_ways import Products
 from data_prep.errors import UserError
 from replica.distributed.devices import Devices
 
@@ -35,12 +36,14 @@ class Numerics:
     """How a run computes; recorded with it, and the same in all of its sessions.
 
     Where it is deterministic, PyTorch refuses algorithms whose sums have no fixed order.
+    `convolution` says who multiplies, as the `products` of `cuda_ext.split_conv2d`.
     """
 
     precision: str = "float32"
     memory_format: str = "channels_last"
     compile: str = "off"
     deterministic: bool = True
+    convolution: Products = "measured"
 
     @property
     def torch_memory_format(self) -> torch.memory_format:

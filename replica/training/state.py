@@ -119,6 +119,7 @@ def begin(run: Run, rank: Rank) -> RunState:
     data = open_data_set(run.data_dir)
     placement = rank.placement(run.recipe.towers, add_over_copies=mesh.add_over_copies)
     model = AlexNet(run.recipe, num_classes=run.num_classes, placement=placement)
+    model.set_products_(run.numerics.convolution)
     if run.resume_from is None:
         initialize_(model, seed=run.seed)
     model.to(rank.device, parameter_dtype(run.numerics.precision))

@@ -45,6 +45,8 @@ COMPILED = {
     "local_response_norm.cuh": ["tests/test_cuda_kernels.py"],
     "local_response_norm_kernels.inl": ["tests/test_operators.py"],
     "momentum_sgd.cpp": ["tests/test_optimizer.py"],
+    "split_conv2d.cpp": ["tests/test_split_conv2d.py"],
+    "split_conv2d.cuh": ["tests/test_cuda_split_conv2d.py"],
     "large_blocks.cpp": ["tests/test_allocator.py"],
 }
 # Goldens compare the product with itself, and others do not have the real pictures.
