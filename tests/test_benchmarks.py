@@ -59,6 +59,16 @@ def test_the_operator_is_compared_with_a_copy():
     assert forward["ratio"] == pytest.approx(forward["value"] / copy["value"])
 
 
+def test_the_one_pass_is_compared_with_three_operators():
+    rows = rows_from("relu_lrn_pool", "--shape", "2,6,7,7", "--rounds", "3")
+    kind = "2x6x7x7 channels last float32: "
+    pytorchs = rows[f"{kind}PyTorch forward + backward"]
+    assert pytorchs["baseline"] == f"{kind}one pass forward + backward"
+    assert pytorchs["ratio"] == pytest.approx(
+        pytorchs["value"] / rows[pytorchs["baseline"]]["value"]
+    )
+
+
 @pytest.mark.slow
 def test_other_libraries_are_compared_or_named():
     options = ("--shape", "2,6,5,5", "--rounds", "3")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cuda_ext.convolution_ways import Products
+from replica.network import fusion
 from replica.network.dropout_masks import DropoutMask
 from replica.network.layers import (
     BatchNorm,
@@ -32,12 +33,23 @@ class AlexNet(nn.Module):
     `conv1_activation`, `conv1_lrn`, `conv1_pooling`, ..., `fc6`, `fc6_activation`, `fc6_dropout`,
     ..., `fc8`. Parameters are named `conv1.weight`, `conv1.bias`, ..., `fc8.bias`. A process with
     one tower holds the tower's half of each along dimension 0.
+
+    Where ReLU, local response normalization and max pooling follow each other, as in the paper or
+    as in the first layer of the source, `cuda_ext.relu_lrn_pool` does the work of the three: the
+    same bits, in one pass. Where one of them has a hook, or a graph is traced, they run themselves;
+    with `fused=False` they always do.
     """
 
     def __init__(
-        self, recipe: Recipe, *, num_classes: int, placement: Placement | None = None
+        self,
+        recipe: Recipe,
+        *,
+        num_classes: int,
+        placement: Placement | None = None,
+        fused: bool = True,
     ) -> None:
         super().__init__()
+        self.fused = fused
         self.recipe = recipe
         self.num_classes = num_classes
         self.placement = placement or Placement(recipe.towers)
@@ -138,7 +150,14 @@ class AlexNet(nn.Module):
         Returns:
             (N, K), the same in every process of a pair.
         """
-        for module in self.children():
+        modules = list(self.children())
+        while modules:
+            following = modules[: fusion.LENGTH]
+            if self.fused and (y := fusion.fuse(following, x)) is not None:
+                x = y
+                del modules[: fusion.LENGTH]
+                continue
+            module = modules.pop(0)
             x = module(x, masks) if isinstance(module, Dropout) else module(x)
         return self.placement.join_logits(x, num_classes=self.num_classes)
 

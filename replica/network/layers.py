@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cuda_ext import local_response_norm, reference, split_conv2d
+from cuda_ext import local_response_norm, reference, same_map_norm, split_conv2d
 from cuda_ext.convolution_ways import Products
 from replica.network.dropout_masks import DropoutMask
 from replica.network.placement import Placement
@@ -152,9 +152,9 @@ class SameMapNorm(_ResponseNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C here, H, W), the same shape back."""
-        # The division by 1 makes it a sum; zeros around the border add nothing to it.
-        sums = F.avg_pool2d(x * x, self.n, stride=1, padding=self.n // 2, divisor_override=1)
-        return x * (self.k + self.alpha * sums) ** -self.beta
+        # As in LocalResponseNorm.
+        normalize = reference.same_map_norm if torch.onnx.is_in_onnx_export() else same_map_norm
+        return normalize(x, n=self.n, k=self.k, alpha=self.alpha, beta=self.beta)
 
 
 class BatchNorm(nn.Module):
@@ -233,3 +233,4 @@ def drop(x: Tensor, masks: Masks | None, layer: str, keep: float, is_training: b
 torch.fx.wrap("drop")
 torch.fx.wrap("local_response_norm")
 torch.fx.wrap("split_conv2d")
+torch.fx.wrap("same_map_norm")
