@@ -1,5 +1,6 @@
 """What only a CUDA device can show; skipped with the reason where there is none."""
 
+import itertools
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from runs import lines_of
 from test_operators import DTYPES, OPERATORS, PAPER, call, half_unit, inputs_of, layouts
 
 import cuda_ext
+from cuda_ext import reference
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 
@@ -86,6 +88,53 @@ def test_gradients_are_those_of_the_function():
     assert torch.autograd.gradcheck(
         lambda x: cuda_ext.local_response_norm(x, n=5, k=1.0, alpha=0.5, beta=0.75, towers=2), (x,)
     )
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "channels last"])
+@pytest.mark.parametrize("order", ["relu-norm-pool", "norm-pool-relu"])
+@pytest.mark.parametrize("ties", ["first", "all"])
+def test_the_one_pass_on_a_gpu_is_its_three_operators(layout, order, ties):
+    """Forward bit for bit; the gradient once rounded, theirs at each step in 16 bits."""
+    letters = dict(PAPER, towers=2)
+    for shape, dtype in itertools.product(((3, 96, 13, 13), (1, 40, 5, 7), (0, 96, 3, 3)), DTYPES):
+        (x,) = inputs_of("local_response_norm", shape, dtype)
+        x = layouts(x)[layout].cuda().requires_grad_()
+        y = cuda_ext.relu_lrn_pool(x, **letters, order=order, ties=ties)
+        three = x.relu() if order == "relu-norm-pool" else x
+        three = cuda_ext.local_response_norm(three, **letters)
+        three = cuda_ext.max_pool2d(three, window=3, stride=2, ties=ties)
+        three = three if order == "relu-norm-pool" else three.relu()
+        assert torch.equal(y, three), (shape, dtype)
+        gradient = torch.randn_like(y)
+        own, expected = (torch.autograd.grad(one, x, gradient)[0] for one in (y, three))
+        assert torch.equal(
+            own,
+            torch.autograd.grad(
+                cuda_ext.relu_lrn_pool(x, **letters, order=order, ties=ties), x, gradient
+            )[0],
+        )
+        unit = 4 * max(torch.finfo(dtype).eps, 1e-12)
+        largest = expected.abs().max() if expected.numel() else 0
+        assert ((own - expected).abs() <= unit * largest).all(), (shape, dtype)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "channels last"])
+def test_the_same_map_normalization_on_a_gpu_is_the_formula(layout):
+    letters = {"n": 5, "k": 1.0, "alpha": 0.001 / 25, "beta": 0.75}
+    for shape, dtype in itertools.product(((3, 20, 13, 11), (1, 3, 2, 2)), DTYPES):
+        g, x = inputs_of("local_response_norm_backward", shape, dtype)
+        exact = (
+            reference.same_map_norm(x.double(), **letters).numpy(),
+            reference.same_map_norm_backward(g.double(), x.double(), **letters).numpy(),
+        )
+        moved = layouts(x)[layout].cuda().requires_grad_()
+        y = cuda_ext.same_map_norm(moved, **letters)
+        results = y, torch.autograd.grad(y, moved, g.cuda())[0]
+        for result, right in zip(results, exact, strict=True):
+            limit = (1e-12 if dtype == torch.float64 else 1e-6) * np.abs(right).max()
+            if dtype.itemsize == 2:
+                limit = limit + half_unit(right, dtype)
+            assert (np.abs(result.detach().cpu().double().numpy() - right) <= limit).all()
 
 
 @pytest.mark.fault(17)

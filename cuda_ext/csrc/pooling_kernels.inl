@@ -77,36 +77,55 @@ void pool_row_of_rows(
   }
 }
 
-// The gradient of row `row` of one map, in `sums`: stored by vectors V. `gradient` and `winners`
-// are those of the map's first window.
+// A window that holds a pixel.
+struct Source {
+  int64_t from;  // the first channel of a window
+  int which;     // the bit of the pixel's place there
+};
+
+// The sum over kNum sources, or where that is 0 over `num`, for all channels.
+template <int kNum, typename V, typename A, typename T>
+inline void add_sources(
+    const T* gradient, const int16_t* winners, const Source* sources, int num, int64_t channels,
+    A* sums) {
+  const auto add = [&](int64_t c, int64_t count) __attribute__((always_inline)) {
+    V sum = V::zero();
+#pragma GCC unroll 4
+    for (int i = 0; i < (kNum ? kNum : num); ++i) {
+      const int64_t at = sources[i].from + c;
+      sum = sum + V::load_where(gradient + at, winners + at, sources[i].which, count);
+    }
+    return sum;
+  };
+  int64_t c = 0;
+  for (; c + V::kLanes <= channels; c += V::kLanes) add(c, V::kLanes).store(sums + c);
+  if constexpr (V::kLanes <= 16) {
+    if (c < channels) store(add(c, channels - c), sums + c, channels - c);
+  }
+}
+
+// The gradient of columns [begin, end) of row `row` of one map, in `sums`: stored by vectors V.
+// `gradient` and `winners` are those of the map's first window.
 template <typename V, typename A, typename T>
-void unpool_row_of_rows(
-    const T* gradient, const int16_t* winners, int64_t row, const Windows& w, A* sums) {
+void unpool_pixels(
+    const T* gradient, const int16_t* winners, int64_t row, int64_t begin, int64_t end,
+    const Windows& w, A* sums) {
   const Range vertical = windows_of(row, w.window, w.stride, w.out_rows);
-  for (int64_t column = 0; column < w.columns; ++column) {
+  for (int64_t column = begin; column < end; ++column, sums += w.channels) {
     const Range across = windows_of(column, w.window, w.stride, w.out_columns);
-    int64_t from[kMostPlaces];
-    int which[kMostPlaces], num = 0;
+    Source sources[kMostPlaces];
+    int num = 0;
     for (int64_t r = vertical.first; r <= vertical.last; ++r) {
       for (int64_t q = across.first; q <= across.last; ++q) {
-        from[num] = (r * w.out_columns + q) * w.channels;
-        which[num++] = 1 << ((row - r * w.stride) * w.window + column - q * w.stride);
+        const int64_t place = (row - r * w.stride) * w.window + column - q * w.stride;
+        sources[num++] = {(r * w.out_columns + q) * w.channels, 1 << place};
       }
     }
-    const auto add = [&](int64_t c, int64_t count) __attribute__((always_inline)) {
-      V sum = V::zero();
-      for (int i = 0; i < num; ++i) {
-        const int64_t at = from[i] + c;
-        sum = sum + V::load_where(gradient + at, winners + at, which[i], count);
-      }
-      return sum;
-    };
-    A* const to = sums + column * w.channels;
-    int64_t c = 0;
-    for (; c + V::kLanes <= w.channels; c += V::kLanes) add(c, V::kLanes).store(to + c);
-    if constexpr (V::kLanes <= 16) {
-      if (c < w.channels) store(add(c, w.channels - c), to + c, w.channels - c);
-    }
+    const auto add = num == 1   ? add_sources<1, V, A, T>
+                     : num == 2 ? add_sources<2, V, A, T>
+                     : num == 4 ? add_sources<4, V, A, T>
+                                : add_sources<0, V, A, T>;
+    add(gradient, winners, sources, num, w.channels, sums);
   }
 }
 
@@ -190,20 +209,23 @@ void unpool_plane(
   std::fill(sums, sums + (last - first) * w.columns, A(0));
   const int64_t begin = windows_of(first, w.window, w.stride, w.out_rows).first;
   const int64_t end = windows_of(last - 1, w.window, w.stride, w.out_rows).last;
-  int64_t rows[kMostPlaces], columns[kMostPlaces];
+  int64_t rows[kMostPlaces], offsets[kMostPlaces];
   for (int64_t place = 0; place < w.window * w.window; ++place) {
     rows[place] = place / w.window;
-    columns[place] = place % w.window;
+    offsets[place] = rows[place] * w.columns + place % w.window;
   }
   for (int64_t r = begin; r <= end; ++r) {
+    const int64_t top = r * w.stride - first;
+    const bool is_inside = top >= 0 && top + w.window <= last - first;
     for (int64_t q = 0; q < w.out_columns; ++q) {
       unsigned bits = static_cast<uint16_t>(winners[r * w.out_columns + q]);
       const A value = static_cast<A>(gradient[r * w.out_columns + q]);
+      const int64_t corner = top * w.columns + q * w.stride;
       for (; bits; bits &= bits - 1) {
         const int place = __builtin_ctz(bits);
-        const int64_t row = r * w.stride + rows[place] - first;
-        if (row < 0 || row >= last - first) continue;
-        sums[row * w.columns + q * w.stride + columns[place]] += value;
+        const int64_t row = top + rows[place];
+        if (!is_inside && (row < 0 || row >= last - first)) continue;
+        sums[corner + offsets[place]] += value;
       }
     }
   }
@@ -239,14 +261,20 @@ template <typename T, typename A>
 void fused_rows_backward(
     const T* gradient, const int16_t* winners, const T* x, const Problem<A>& p, const Windows& w,
     bool relu_first, int64_t first, int64_t last, std::vector<A>& sums, T* out) {
-  const int64_t size = w.columns * w.channels;
-  sums.resize(size);
+  // Some pixels at a time: their sums, x and result stay in the first-level cache.
+  const int64_t block = std::clamp<int64_t>(2048 / w.channels, 1, w.columns);
+  sums.resize(block * w.channels);
   const auto normalize = relu_first ? rows<true, true, A, T, A> : rows<true, false, A, T, A>;
   for (int64_t row = first; row < last; ++row) {
-    with_row_vector<T>(
-        p, [&]<typename V>(V) { unpool_row_of_rows<V>(gradient, winners, row, w, sums.data()); });
-    const int64_t num_rows = size / p.channels;
-    normalize(sums.data(), x + row * size, num_rows, p, out + row * size);
+    for (int64_t column = 0; column < w.columns; column += block) {
+      const int64_t end = std::min(column + block, w.columns);
+      with_row_vector<T>(p, [&]<typename V>(V) {
+        unpool_pixels<V>(gradient, winners, row, column, end, w, sums.data());
+      });
+      const int64_t at = (row * w.columns + column) * w.channels;
+      const int64_t num_rows = (end - column) * w.channels / p.channels;
+      normalize(sums.data(), x + at, num_rows, p, out + at);
+    }
   }
 }
 
@@ -367,7 +395,7 @@ void pool_backward(const T* gradient, const T* x, const Windows& w, T* out) {
   }
   sums.resize(columns);
   for (int64_t row = 0; row < w.rows; ++row) {
-    unpool_row_of_rows<V>(gradient, winners.data(), row, w, sums.data());
+    unpool_pixels<V>(gradient, winners.data(), row, 0, w.columns, w, sums.data());
     keep(columns, out + row * columns);
   }
 }
