@@ -172,7 +172,7 @@ def _cast(*tensors: torch.Tensor | None) -> tuple[Any, ...]:
     """As autocast does for the library's convolution, which leaves float64 as it is."""
     (first, *_) = tensors
     kind = first.device.type if first is not None else "cpu"
-    if not torch.is_autocast_enabled(kind):
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)

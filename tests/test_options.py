@@ -10,8 +10,8 @@ from replica.train import parse_arguments
 from replica.training.options import TrainOptions
 
 OPTIONS = {
-    "data_prep.build_shards": "--classes --decoder --dry-run --finish --fit --images-per-shard "
-    "--input --limit --output --per-class --quality --resampling --shard --size --source "
+    "data_prep.build_shards": "--classes --decoder --dry-run --finish --fit --follow-links "
+    "--images-per-shard --input --limit --output --per-class --quality --resampling --shard --size --source "
     "--storage --strict --workers",
     "data_prep.verify_shards": "--class --contact-sheet --quick --seed --workers",
     "replica.train": "--batch-size --checkpoint-steps --classes --compile --convolution --data "
@@ -31,6 +31,7 @@ OPTIONS = {
     "benchmarks.__main__ local_response_norm_gpu": "--json --rounds --save --shape",
     "benchmarks.__main__ split_conv2d": "--batch-size --device --json --layer --recipe --rounds "
     "--save --threads",
+    "benchmarks.__main__ relu_lrn_pool": "--json --rounds --save --shape --threads",
     "benchmarks.__main__ allocator": "--batch-size --json --processes --recipe --save --steps",
     "benchmarks.__main__ training": "--batch-size --json --only --recipe --rounds --save --steps",
     "benchmarks.__main__ training_gpu": "--batch-size --data --device --json --loader-threads "

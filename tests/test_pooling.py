@@ -444,7 +444,7 @@ X = torch.zeros(1, 8, 7, 6)
             "expected channels divisible by towers, got 8 channels and 3 towers",
         ),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)[:60]),
 )
 def test_wrong_arguments_are_refused_with_the_rule(function, changes, message):
     x = changes.pop("x", X) if "x" in changes else X
