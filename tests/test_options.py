@@ -11,8 +11,8 @@ from replica.training.options import TrainOptions
 
 OPTIONS = {
     "data_prep.build_shards": "--classes --decoder --dry-run --finish --fit --follow-links "
-    "--images-per-shard --input --limit --output --per-class --quality --resampling --shard --size --source "
-    "--storage --strict --workers",
+    "--images-per-shard --input --limit --output --per-class --quality --resampling --shard "
+    "--size --source --storage --strict --workers",
     "data_prep.verify_shards": "--class --contact-sheet --quick --seed --workers",
     "replica.train": "--batch-size --checkpoint-steps --classes --compile --convolution --data "
     "--deterministic --device --dry-run --epochs --freeze --gpus --init --keep --loader-threads "
