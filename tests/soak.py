@@ -231,8 +231,7 @@ class Runs(Soak):
         before = 0  # whole ones
         for kind in kinds(self.rng):
             limit = self.rng.randrange(100, 2 * largest)
-            more = ["--resume"] if out.exists() else []
-            self.disturb(self.command(gpus, out, *options, *more), kind, gpus, limit)
+            self.disturb(self.command(gpus, out, *options, *resumed(out)), kind, gpus, limit)
             found = checkpoints_of(out) if out.exists() else []
             if len(found) < min(before, keep):
                 raise DifferenceError(f"{before} checkpoints before {kind}, {len(found)} after it")
@@ -241,7 +240,7 @@ class Runs(Soak):
             if is_flipped:
                 self.flip(found[-1])
             before = len(found) - is_flipped
-        self.finish(self.command(gpus, out, *options, *(["--resume"] if out.exists() else [])))
+        self.finish(self.command(gpus, out, *options, *resumed(out)))
         states = [torch.load(checkpoints_of(d)[-1], weights_only=True) for d in (out, whole)]
         assert_same_state(*states)
         for kind in ("step", "val"):
@@ -250,6 +249,11 @@ class Runs(Soak):
                 for found in (lines_of(out, kind), lines_of(whole, kind))
             ]
             assert lines[0] == lines[1], f"lines of {kind}"
+
+
+def resumed(out: Path) -> list[str]:
+    """How a run goes on: what failed before it had a record is begun by the same command."""
+    return ["--resume"] if (out / "run.json").exists() else []
 
 
 def main() -> int:
