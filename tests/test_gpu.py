@@ -11,9 +11,11 @@ import torch
 from conftest import PROJECT_DIR, run
 from runs import lines_of
 from test_operators import DTYPES, OPERATORS, PAPER, call, half_unit, inputs_of, layouts
+from test_step import batch_of, one_step, state_of
 
 import cuda_ext
 from cuda_ext import reference
+from replica.recipes import MINI
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 
@@ -135,6 +137,44 @@ def test_the_same_map_normalization_on_a_gpu_is_the_formula(layout):
             if dtype.itemsize == 2:
                 limit = limit + half_unit(right, dtype)
             assert (np.abs(result.detach().cpu().double().numpy() - right) <= limit).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dropout_on_a_gpu_is_that_of_the_cpu(dtype):
+    rows, x = torch.tensor([0, 5, 3, 4_000_000_000]), torch.randn(4, 298).to(dtype)
+    how = {"key": (9, 4), "layer": 1, "units": slice(3, 301), "keep": 0.5}
+    expected = cuda_ext.philox_dropout(x, step=7, rows=rows, **how)
+    on_gpu = cuda_ext.philox_dropout(x.cuda(), step=7, rows=rows.cuda(), **how)
+    assert torch.equal(on_gpu.cpu(), expected)
+
+
+def test_the_update_on_a_gpu_is_that_of_the_cpu():
+    shapes = [(5, 3), (0,), (200_003,), (1_024,)]
+    numbers = {
+        "learning_rates": [0.02, 0.5, 0.0, 0.01],
+        "momentum": 0.9,
+        "weight_decays": [0.1] * 4,
+    }
+    tensors = [[torch.randn(shape) for shape in shapes] for _ in "wvg"]
+    moved = [[tensor.cuda() for tensor in kind] for kind in tensors]
+    cuda_ext.momentum_sgd_(*tensors, **numbers)
+    cuda_ext.momentum_sgd_(*moved, **numbers)
+    for kind, on_gpu in zip(tensors[:2], moved[:2], strict=True):
+        for one, other in zip(kind, on_gpu, strict=True):
+            torch.testing.assert_close(other.cpu(), one, rtol=1e-6, atol=1e-6)
+
+
+def test_a_captured_step_is_the_step():
+    plain, captured = state_of(MINI, "cuda"), state_of(MINI, "cuda", compile="cuda-graphs")
+    for parameter in plain.model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    captured.model.load_state_dict(plain.model.state_dict())
+    for step, num in enumerate((3, 3, 2, 3)):
+        batch = batch_of(MINI, num, step)
+        expected, got = one_step(plain, batch), one_step(captured, batch)
+        torch.testing.assert_close(got.sums, expected.sums)
+        for name, weight in plain.weights.items():
+            torch.testing.assert_close(captured.weights[name], weight)
 
 
 @pytest.mark.fault(17)
