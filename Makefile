@@ -45,6 +45,7 @@ test-gpu: setup ## the tests that need a GPU; where there is none, they fail
 
 bench-gpu: setup ## speed on a GPU, operator and training; without one the rows say "not measured"
 	$(BIN)/python -m benchmarks local_response_norm_gpu
+	$(BIN)/python -m benchmarks split_conv2d --device cuda
 	$(BIN)/python -m benchmarks training_gpu
 
 # With a Python that has its own PyTorch: no .venv, no pip, no network.

@@ -17,6 +17,8 @@ from setuptools import Extension, setup
 CSRC = Path("cuda_ext/csrc")
 ARCHITECTURES = "TORCH_CUDA_ARCH_LIST"
 OLDEST_SETUPTOOLS = 77  # as in pyproject.toml, whose license line older ones do not read
+MEMORY_SOURCE = CSRC / "large_blocks.cpp"
+CPU_SOURCES = sorted(path for path in CSRC.glob("*.cpp") if path != MEMORY_SOURCE)
 HEADERS = sorted(str(path) for path in CSRC.glob("*") if path.suffix in (".h", ".inl", ".cuh"))
 
 
@@ -58,7 +60,7 @@ def cuda_library() -> Extension:
         os.environ[ARCHITECTURES] = toolchain.architectures(version)
     library = CUDAExtension(
         "cuda_ext._cuda",
-        sources=[str(CSRC / "local_response_norm.cu")],
+        sources=sorted(str(path) for path in CSRC.glob("*.cu")),
         depends=HEADERS,
         define_macros=[TARGET, ("USE_CUDA", None)],
         extra_compile_args={
@@ -90,7 +92,7 @@ def extensions() -> list[Extension]:
     libraries = [
         CppExtension(
             "cuda_ext._cpu",
-            sources=[str(CSRC / "local_response_norm.cpp"), str(CSRC / "momentum_sgd.cpp")],
+            sources=[str(path) for path in CPU_SOURCES],
             depends=HEADERS,
             define_macros=[TARGET],
             # No fast-math: NaN and infinity keep their meaning, and each sum its order and its
@@ -105,7 +107,7 @@ def extensions() -> list[Extension]:
         CppExtension(
             "cuda_ext._memory",
             optional=True,
-            sources=[str(CSRC / "large_blocks.cpp")],
+            sources=[str(MEMORY_SOURCE)],
             define_macros=[("REPLICA_TORCH_VERSION", f'"{torch.__version__}"')],
             extra_compile_args=["-std=c++20", "-O2"],
             py_limited_api=True,

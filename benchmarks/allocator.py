@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measure import Row, say
+from cuda_ext import momentum_sgd_
 from replica.network.alexnet import AlexNet
 from replica.network.initialization import initialize_
 from replica.recipes import RECIPES
 from replica.training.allocator import SETTINGS, SWITCH, keep_large_blocks
-from replica.training.optimizer import sgd_step_
 
 LARGE = (128, 96, 55, 55)
 
@@ -79,7 +79,7 @@ def _one_process(arguments: argparse.Namespace) -> dict[str, float]:
     def step() -> None:
         loss = F.cross_entropy(model(images), labels)
         gradients = list(torch.autograd.grad(loss, weights))
-        sgd_step_(
+        momentum_sgd_(
             weights,
             velocities,
             gradients,

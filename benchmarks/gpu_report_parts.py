@@ -92,6 +92,16 @@ def parts_for(device: str) -> dict[str, Part]:
         "bench-operator": _benchmark(
             "the operator's speed on the GPU", device, "local_response_norm_gpu"
         ),
+        "bench-convolution": _benchmark(
+            "the convolutions of paper on the GPU, own and the library's",
+            device,
+            *("split_conv2d", "--device", device),
+            *(
+                ("--recipe", "mini", "--batch-size", "1", "--rounds", "3")
+                if device == "cpu"
+                else ()
+            ),
+        ),
         **{
             f"bench-training-{precision}": _benchmark(
                 f"the speed of training steps, {precision}",

@@ -33,11 +33,11 @@ from replica.network.alexnet import AlexNet
 from replica.recipes import RECIPES, Recipe
 from replica.recipes.geometry import geometry
 from replica.training.allocator import SWITCH, keep_large_blocks
-from replica.training.loop import train_step_
 from replica.training.numerics import Numerics, parameter_dtype, set_numerics
 from replica.training.run import Run
 from replica.training.schedule import settings_at
 from replica.training.state import RunState
+from replica.training.step import train_step_
 
 NUM_CLASSES = 1000
 MATRIX_SIDE = 2048

@@ -24,7 +24,12 @@ from cuda_ext.library import (
     set_instruction_set,
 )
 from cuda_ext.local_response_norm import local_response_norm, local_response_norm_out
+from cuda_ext.max_pool2d import max_pool2d
 from cuda_ext.momentum_sgd import momentum_sgd_
+from cuda_ext.philox_dropout import philox_dropout
+from cuda_ext.relu_lrn_pool import relu_lrn_pool
+from cuda_ext.same_map_norm import same_map_norm
+from cuda_ext.split_conv2d import split_conv2d, split_conv2d_add_, split_conv2d_backward
 
 __all__ = [
     "compiled_cuda_state",
@@ -32,6 +37,13 @@ __all__ = [
     "implementations",
     "local_response_norm",
     "local_response_norm_out",
+    "max_pool2d",
     "momentum_sgd_",
+    "philox_dropout",
+    "relu_lrn_pool",
+    "same_map_norm",
     "set_instruction_set",
+    "split_conv2d",
+    "split_conv2d_add_",
+    "split_conv2d_backward",
 ]

@@ -133,6 +133,11 @@ def _is_cut_off(path: Path) -> bool:
     return bool(path.stat().st_size < table + size * count)
 
 
+def expected(name: str, rule: str, got: object) -> ValueError:
+    """What an operator says of an argument outside of its rules."""
+    return ValueError(f"{name}: expected {rule}, got {got}")
+
+
 def implementations() -> dict[str, str]:
     """The live implementation of each operator, on the CPU and on CUDA devices."""
     cpu, cuda = compiled_state(), compiled_cuda_state()
@@ -145,8 +150,20 @@ def implementations() -> dict[str, str]:
     return {
         "local_response_norm": on_cpu,
         "local_response_norm on CUDA": on_cuda,
+        "max_pool2d": on_cpu,
+        "max_pool2d on CUDA": on_cuda,
         "momentum_sgd_": "compiled" if cpu.is_live else on_cpu,
-        "momentum_sgd_ on CUDA": plain.format("has no kernel of its own"),
+        "momentum_sgd_ on CUDA": on_cuda,
+        "philox_dropout": "compiled" if cpu.is_live else on_cpu,
+        "philox_dropout on CUDA": on_cuda,
+        "split_conv2d": "PyTorch's products, compiled around them" if cpu.is_live else on_cpu,
+        "split_conv2d on CUDA": "PyTorch's products, or compiled ones in float32"
+        if cuda.is_live
+        else on_cuda,
+        "relu_lrn_pool": on_cpu,
+        "relu_lrn_pool on CUDA": on_cuda,
+        "same_map_norm": on_cpu,
+        "same_map_norm on CUDA": on_cuda,
     }
 
 

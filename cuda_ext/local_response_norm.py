@@ -5,6 +5,7 @@ The kernels are in `csrc`; where there is none for a device, `reference` serves.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from cuda_ext import library, reference
 
+_NAME = "local_response_norm"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -42,7 +44,7 @@ def local_response_norm(
     Raises:
         ValueError: an argument is outside of these rules.
     """
-    parameters = _checked(x, n=n, k=k, alpha=alpha, beta=beta, towers=towers)
+    parameters = checked_letters(_NAME, x, n=n, k=k, alpha=alpha, beta=beta, towers=towers)
     result: torch.Tensor = torch.ops.replica.local_response_norm(x, *parameters)
     return result
 
@@ -70,7 +72,7 @@ def local_response_norm_out(
     Raises:
         ValueError: an argument is outside of these rules, or a gradient would be needed.
     """
-    parameters = _checked(x, n=n, k=k, alpha=alpha, beta=beta, towers=towers)
+    parameters = checked_letters(_NAME, x, n=n, k=k, alpha=alpha, beta=beta, towers=towers)
     if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
         raise ValueError(
             "local_response_norm: expected tensors without a gradient beside out, got one that "
@@ -81,10 +83,15 @@ def local_response_norm_out(
     return out
 
 
-def _checked(
-    x: torch.Tensor, *, n: int, k: float, alpha: float, beta: float, towers: int
+def checked_letters(
+    name: str, x: torch.Tensor, *, n: int, k: float, alpha: float, beta: float, towers: int
 ) -> tuple[int, float, float, float, int]:
-    """The parameters as the registered operators take them; NumPy's numbers are welcome."""
+    """The parameters as registered operators take them; NumPy's numbers are welcome.
+
+    Raises:
+        ValueError: an argument is outside of the rules of `local_response_norm`, or REPLICA_EXT is.
+    """
+    _expected = partial(library.expected, name)
     if library.SWITCH_PROBLEM:
         raise ValueError(library.SWITCH_PROBLEM)
     if x.dim() < 2:
@@ -108,20 +115,16 @@ def _checked(
 
 def _check_out(dense: torch.Tensor, out: torch.Tensor) -> None:
     if out.device != dense.device:
-        raise _expected("x and out on one device", f"{dense.device} and {out.device}")
+        raise library.expected(_NAME, "x and out on one device", f"{dense.device} and {out.device}")
     if out.dtype != dense.dtype or out.shape != dense.shape:
-        raise _expected(
-            f"out of {dense.dtype}, {tuple(dense.shape)}", f"{out.dtype}, {tuple(out.shape)}"
+        raise library.expected(
+            _NAME, f"out of {dense.dtype}, {tuple(dense.shape)}", f"{out.dtype}, {tuple(out.shape)}"
         )
     if dense.numel() and any(
         size > 1 and a != b
         for size, a, b in zip(dense.shape, dense.stride(), out.stride(), strict=True)
     ):
-        raise _expected(f"out of strides {dense.stride()}", out.stride())
-
-
-def _expected(rule: str, got: object) -> ValueError:
-    return ValueError(f"local_response_norm: expected {rule}, got {got}")
+        raise library.expected(_NAME, f"out of strides {dense.stride()}", out.stride())
 
 
 def _memory_format(x: torch.Tensor) -> torch.memory_format:

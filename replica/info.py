@@ -16,6 +16,7 @@ from replica.recipes import PAPER, Recipe, find_recipe, with_changes
 from replica.recipes.geometry import LayerGeometry, geometry
 
 COLUMNS = ("layer", "output", "kernel", "stride", "sees", "reads", "parameters", "neurons", "macs")
+OPERATOR_COLUMNS = ("layer", "operator", "forward", "weight gradient", "why")
 COUNTS = ("parameters", "neurons", "macs")
 
 
@@ -103,6 +104,41 @@ def as_json(recipe: Recipe, layers: list[LayerGeometry]) -> str:
     return json.dumps({**content, **totals(layers)}, indent=1)
 
 
+def operators(recipe: Recipe, layers: list[LayerGeometry]) -> list[dict[str, str]]:
+    """Which operator computes each layer on this kind of processor, which way it goes, and why."""
+    # Here, as the table of layers needs no operators.
+    from cuda_ext.convolution_ways import way_of
+
+    rows = []
+    for layer in layers:
+        towers = recipe.towers if layer.reads == "own tower" else 1
+        row = {"layer": layer.name, "operator": "PyTorch's linear"}
+        if len(layer.weight_shape) == 6:
+            row["operator"] = "PyTorch's unfold and einsum"
+        elif layer.kernel_size:
+            way = way_of(channels=layer.input_shape[0], stride=layer.stride, towers=towers)
+            row["operator"] = f"split_conv2d, towers={towers}"
+            row |= {"forward": way.forward, "weight gradient": way.weight_gradient, "why": way.why}
+        rows.append({name: row.get(name, "") for name in OPERATOR_COLUMNS})
+    return rows
+
+
+def operators_as_text(recipe: Recipe, rows: list[dict[str, str]]) -> str:
+    """A line for each layer."""
+    from cuda_ext.convolution_ways import processor_family
+
+    lines = [
+        f"recipe {recipe.name} on a CPU of the kind {processor_family()}; on CUDA every "
+        "convolution is the library's (--convolution own of replica.train: this project's)"
+    ]
+    table = [OPERATOR_COLUMNS, *(tuple(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells in table:
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = OneLineParser(
@@ -119,6 +155,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="FIELD=VALUE",
         help="change a field of the recipe, such as conv3.num_kernels=192 or without=conv4",
     )
+    parser.add_argument(
+        "--operators",
+        action="store_true",
+        help="instead: what computes each layer on this kind of processor, and why",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser.parse_args(argv)
 
@@ -127,6 +168,11 @@ def show(arguments: argparse.Namespace) -> None:
     """Prints the table."""
     recipe = with_changes(find_recipe(arguments.recipe), arguments.set)
     layers = geometry(recipe)
+    if arguments.operators:
+        rows = operators(recipe, layers)
+        content = json.dumps({"recipe": recipe.name, "operators": rows}, indent=1)
+        print(content if arguments.json else operators_as_text(recipe, rows))
+        return
     print(as_json(recipe, layers) if arguments.json else as_text(recipe, layers))
 
 

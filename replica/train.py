@@ -9,6 +9,7 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 
+from cuda_ext.convolution_ways import PRODUCTS
 from data_prep.arguments import (
     MOST_COUNTED,
     MOST_PROCESSES,
@@ -36,7 +37,14 @@ from replica.training.checkpoint import NUM_KEPT
 from replica.training.control_log import copy_log
 from replica.training.dry_run import dry_run
 from replica.training.loop import run_rank
-from replica.training.numerics import COMPILE_MODES, COMPILED, MEMORY_FORMATS, PRECISIONS, Numerics
+from replica.training.numerics import (
+    CAPTURED,
+    COMPILE_MODES,
+    COMPILED,
+    MEMORY_FORMATS,
+    PRECISIONS,
+    Numerics,
+)
 from replica.training.options import (
     DEFAULT_DATA,
     DEFAULT_SEED,
@@ -124,13 +132,20 @@ def _parser() -> OneLineParser:
     where(
         "--compile",
         choices=COMPILE_MODES,
-        help=f"torch.compile for {COMPILED}, each compiled anew for the smaller last batch of an "
-        f"epoch; also with CUDA graphs (default: {Numerics.compile})",
+        help=f"default: torch.compile for {COMPILED}; cuda-graphs: {CAPTURED}, as one CUDA graph; "
+        f"anew for the smaller last batch of an epoch (default: {Numerics.compile})",
     )
     where(
         "--deterministic",
         choices=("on", "off"),
         help="refuse algorithms whose sums have no fixed order (default: on, on GPUs off)",
+    )
+    where(
+        "--convolution",
+        choices=PRODUCTS,
+        help="who multiplies: PyTorch's library, or own: images in blocks of pixels on CPUs, own "
+        "kernels in float32 on GPUs (default: what was measured to win on this kind of processor, "
+        "on GPUs the library; python -m replica.info --operators shows it)",
     )
     where(
         "--loader-threads",

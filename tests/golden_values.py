@@ -25,11 +25,12 @@ from replica.distributed.mesh import Rank
 from replica.feed.feed import TrainFeed
 from replica.recipes import MINI as TODAYS_MINI
 from replica.recipes import PAPER, with_changes
-from replica.training.loop import run_rank, train_step_
+from replica.training.loop import run_rank
 from replica.training.numerics import Numerics
 from replica.training.run import Run
 from replica.training.run_directory import read_metrics
 from replica.training.state import begin
+from replica.training.step import train_step_
 
 GOLDENS = Path(__file__).resolve().parent / "goldens"
 SHARDS, OLD_RUN, VALUES = GOLDENS / "shards", GOLDENS / "run", GOLDENS / "values.json"
@@ -97,8 +98,8 @@ def first_losses(recipe, data_dir, run_dir):
     state = begin(run, Rank(0, run.devices))
     losses = []
     for batch in state.feed.batches(0, STEPS):
-        counts = train_step_(state, batch, settings=state.settings(batch.step + 1))
-        losses.append(counts.mean_loss)
+        measured = train_step_(state, batch, settings=state.settings(batch.step + 1))
+        losses.append(measured.counts().mean_loss)
     return losses
 
 

@@ -12,9 +12,9 @@ from runs import large_weights
 from replica.distributed.mesh import Mesh, Rank
 from replica.network.alexnet import AlexNet, whole_shapes
 from replica.recipes import PAPER
-from replica.training.loop import train_step_
 from replica.training.run import Run
 from replica.training.state import begin
+from replica.training.step import train_step_
 
 SEED, STEP = 11, 5
 NUM_CLASSES = 7  # odd: the towers' halves of the logits differ

@@ -59,6 +59,16 @@ def test_the_operator_is_compared_with_a_copy():
     assert forward["ratio"] == pytest.approx(forward["value"] / copy["value"])
 
 
+def test_the_one_pass_is_compared_with_three_operators():
+    rows = rows_from("relu_lrn_pool", "--shape", "2,6,7,7", "--rounds", "3")
+    kind = "2x6x7x7 channels last float32: "
+    pytorchs = rows[f"{kind}PyTorch forward + backward"]
+    assert pytorchs["baseline"] == f"{kind}one pass forward + backward"
+    assert pytorchs["ratio"] == pytest.approx(
+        pytorchs["value"] / rows[pytorchs["baseline"]]["value"]
+    )
+
+
 @pytest.mark.slow
 def test_other_libraries_are_compared_or_named():
     options = ("--shape", "2,6,5,5", "--rounds", "3")
@@ -125,6 +135,20 @@ def test_without_a_gpu_its_rows_say_not_measured():
     for row in rows.values():
         assert row["value"] or row["note"] == "PyTorch sees no CUDA device"
     assert "2x8x5x5 channels last bfloat16: backward" in rows
+
+
+def test_convolutions_are_compared_layer_by_layer():
+    options = ("--recipe", "mini", "--batch-size", "1", "--rounds", "3", "--layer", "conv1")
+    rows = rows_from("split_conv2d", *options, start=run)
+    assert len(rows) == 2 * 2 * 3 * 2
+    row = rows["conv1 channels last bfloat16: own forward + backward"]
+    assert row["baseline"] == "conv1 channels last bfloat16: library forward + backward"
+    assert row["ratio"] > 0
+    wrong = run_here("-m", "benchmarks", "split_conv2d", "--layer", "conv9")
+    assert_user_error(wrong, "--layer conv9", "expected one of conv1, conv2")
+    rows = rows_from("split_conv2d", "--layer", "conv1", "--batch-size", "1", "--device", "cuda")
+    for row in rows.values():
+        assert row["value"] or row["note"] == "PyTorch sees no CUDA device"
 
 
 @pytest.mark.slow

@@ -278,6 +278,7 @@ def test_the_receptive_field_is_the_part_of_the_crop_that_moves_an_output():
         (["fc8.reads_both_towers=false"], ("fc8.reads_both_towers", "both towers")),
         (["fc8.dropout=true"], ("fc8", "logits")),
         (["conv1.padding=1"], ("conv1.padding", "two numbers")),
+        (["conv2.padding=2,6"], ("conv2.padding: expected at most the 5 of its kernels, got 2,6",)),
         (["conv1.weight_decay=-1"], ("conv1.weight_decay", ">= 0", "-1")),
         (["without=fc6,fc7,fc8"], ("a fully connected one",)),
     ],
@@ -315,8 +316,18 @@ def test_print_shows_the_layers_in_the_order_in_which_they_run():
     lines = str(network()).splitlines()
     first = [line.split("(")[1].split(")")[0] for line in lines[1:6]]
     assert first == ["conv1", "conv1_activation", "conv1_lrn", "conv1_pooling", "conv2"]
-    assert "16 x 3 x 11 x 11, reads image, stride=4, padding=(0, 3)" in lines[1]
+    assert (
+        "16 x 3 x 11 x 11, reads image, stride=4, padding=(0, 3), split_conv2d of towers=1"
+        in (lines[1])
+    )
     assert "n=5, k=2.0, alpha=0.0001, beta=0.75, towers=2" in lines[3]
+
+
+def test_a_network_is_told_who_multiplies():
+    model = network()
+    model.set_products_("own")
+    for number in range(1, 6):
+        assert str(model.get_submodule(f"conv{number}")).endswith("products=own)")
 
 
 def test_a_hook_sees_each_layer_in_both_placements():
@@ -388,6 +399,17 @@ def test_training_mode_drops_by_torchs_generator_where_no_masks_are_given():
     stays = after[before > 0] > 0
     assert 0.3 < stays.float().mean() < 0.7
     assert torch.equal(after[after > 0], before[after > 0])
+
+
+def test_for_onnx_a_network_is_made_of_its_operators(monkeypatch):
+    model = network("crop_size=96").eval()
+    x = images(96).float()
+    with torch.no_grad():
+        expected = model(x)
+        monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+        traced = torch.export.export(model, (x,))
+        torch.testing.assert_close(traced.module()(x), expected, rtol=1e-5, atol=1e-5)
+    assert not [node for node in traced.graph.nodes if "replica" in str(node.target)]
 
 
 @pytest.mark.slow

@@ -7,13 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cuda_ext import momentum_sgd_
 from replica.distributed.exchange import TwoDevices
 from replica.feed.feed import TrainFeed
 from replica.network.alexnet import AlexNet
-from replica.network.dropout_masks import dropout_mask
+from replica.network.dropout_masks import DropoutMask
 from replica.network.initialization import initialize_
+from replica.network.layers import SplitConv2d, SplitLinear
 from replica.recipes import MINI, PAPER
-from replica.training.optimizer import sgd_step_
 
 
 def network(recipe=MINI, num_classes=10, seed=5):
@@ -25,34 +26,32 @@ def network(recipe=MINI, num_classes=10, seed=5):
 # --- Wiring (Figure 2)
 
 
-def activations(model, x, monkeypatch):
+def activations(model, x):
     """The output of every convolution and linear layer."""
-    seen = []
-    for name in ("conv2d", "linear"):
-        function = getattr(F, name)
+    seen, hooks = {}, []
+    for name, module in model.named_children():
+        if isinstance(module, (SplitConv2d, SplitLinear)):
 
-        def record(*args, _function=function, **kwargs):
-            y = _function(*args, **kwargs)
-            seen.append(y.detach().clone())
-            return y
+            def record(_, __, y, name=name):
+                seen[name] = y.detach().clone()
 
-        monkeypatch.setattr(F, name, record)
+            hooks.append(module.register_forward_hook(record))
     with torch.no_grad():
         model(x)
-    monkeypatch.undo()
-    names = [layer.name for layer in (*model.recipe.convs, *model.recipe.fully_connected)]
-    return dict(zip(names, seen, strict=True))
+    for hook in hooks:
+        hook.remove()
+    return seen
 
 
-def changed_towers(model, name, monkeypatch):
+def changed_towers(model, name):
     """In which towers of the later layers something changes if tower 0 of layer `name` does."""
     torch.manual_seed(1)
     x = torch.randn(1, 3, 224, 224) * 50
-    before = activations(model, x, monkeypatch)
+    before = activations(model, x)
     with torch.no_grad():
         # One kernel of tower 0 answers differently.
         model.get_parameter(f"{name}.bias")[0] += 100.0
-    after = activations(model, x, monkeypatch)
+    after = activations(model, x)
     changed = {}
     for layer, old in before.items():
         half = old.shape[1] // 2
@@ -77,11 +76,9 @@ def changed_towers(model, name, monkeypatch):
         ("fc7", {"fc6": (0, 0), "fc7": (1, 0)}),
     ],
 )
-def test_a_change_in_tower_0_reaches_exactly_the_layers_that_read_it(
-    changed_layer, expected, monkeypatch
-):
+def test_a_change_in_tower_0_reaches_exactly_the_layers_that_read_it(changed_layer, expected):
     model = network()
-    changed = changed_towers(model, changed_layer, monkeypatch)
+    changed = changed_towers(model, changed_layer)
     layers = list(changed)
     reached = False
     for layer in layers:
@@ -92,17 +89,17 @@ def test_a_change_in_tower_0_reaches_exactly_the_layers_that_read_it(
         reached = reached or layer == changed_layer
 
 
-def test_a_wired_up_network_would_fail_the_wiring_test(monkeypatch):
+def test_a_wired_up_network_would_fail_the_wiring_test():
     convs = tuple(dataclasses.replace(conv, reads_both_towers=True) for conv in MINI.convs)
     model = network(dataclasses.replace(MINI, convs=convs))
-    assert changed_towers(model, "conv1", monkeypatch)["conv2"] == (True, True)
+    assert changed_towers(model, "conv1")["conv2"] == (True, True)
 
 
-def test_conv1_reads_three_zero_pixels_on_the_right_and_at_the_bottom(monkeypatch):
+def test_conv1_reads_three_zero_pixels_on_the_right_and_at_the_bottom():
     model = network().double()
     torch.manual_seed(0)
     x = torch.randn(1, 3, 224, 224, dtype=torch.float64)
-    conv1 = activations(model, x, monkeypatch)["conv1"]
+    conv1 = activations(model, x)["conv1"]
     padded = np.zeros((3, 227, 227))
     padded[:, :224, :224] = x[0].numpy()
     expected = oracles.convolution(
@@ -194,7 +191,7 @@ def test_std_001_at_the_width_of_mini_does_not_leave_ln_classes(tmp_path):
             logits = model(batch.images, masks=masks)
             loss = F.cross_entropy(logits, batch.labels)
             gradients = list(torch.autograd.grad(loss, weights))
-            sgd_step_(
+            momentum_sgd_(
                 weights,
                 velocities,
                 gradients,
@@ -223,8 +220,8 @@ def test_std_001_at_the_width_of_mini_does_not_leave_ln_classes(tmp_path):
 
 
 def mask(rows, units, *, step=3, layer=0, seed=9, keep=0.5):
-    rows = torch.tensor(rows)
-    return dropout_mask(rows, seed=seed, step=step, layer=layer, units=units, keep=keep)
+    draw = DropoutMask(seed, torch.tensor([step]), layer, torch.tensor(rows), units, keep)
+    return draw(torch.ones(len(rows), units.stop - units.start)) > 0
 
 
 def test_dropout_keeps_half_and_draws_anew_for_each_step_layer_and_row():

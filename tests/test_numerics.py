@@ -27,7 +27,6 @@ from replica.distributed.devices import Devices
 from replica.distributed.mesh import Rank
 from replica.recipes import MINI, with_changes
 from replica.train import parse_arguments
-from replica.training.loop import train_step_
 from replica.training.numerics import (
     COMPILED,
     Numerics,
@@ -38,6 +37,7 @@ from replica.training.numerics import (
 from replica.training.run import Run
 from replica.training.run_record import read_run_record
 from replica.training.state import begin
+from replica.training.step import train_step_
 
 SEED, SEED_OF_WEIGHTS, RATE = 4, 9, 1e-4
 # The update of every tensor lies within so many units of the last place of the type that computes
@@ -55,6 +55,7 @@ WAYS = {
     "float32": (("--precision", "float32"), UNITS_FLOAT32, FLOAT32),
     "contiguous": (("--memory-format", "contiguous"), UNITS_FLOAT32, FLOAT32),
     "not deterministic": (("--deterministic", "off"), UNITS_FLOAT32, FLOAT32),
+    "own products": (("--convolution", "own"), UNITS_FLOAT32, FLOAT32),
     "bf16": (("--precision", "bf16"), UNITS_BFLOAT16, BFLOAT16),
     "bf16, two towers": (("--precision", "bf16", "--gpus", "2"), UNITS_BFLOAT16, BFLOAT16),
     "compiled": (("--compile", "default"), UNITS_FLOAT32, FLOAT32),
@@ -65,6 +66,7 @@ GPU_WAYS = {
     "GPU, tf32": ((*GPU, "--precision", "tf32"), UNITS_TF32, TF32),
     "GPU, bf16": ((*GPU, "--precision", "bf16"), UNITS_BFLOAT16, BFLOAT16),
     "GPU, contiguous": ((*GPU, "--memory-format", "contiguous"), UNITS_FLOAT32, FLOAT32),
+    "GPU, own products": ((*GPU, "--convolution", "own"), UNITS_FLOAT32, FLOAT32),
     "GPU, deterministic": ((*GPU, "--deterministic", "on"), UNITS_FLOAT32, FLOAT32),
     "GPU, compiled": ((*GPU, "--compile", "default"), UNITS_FLOAT32, FLOAT32),
     "GPU, CUDA graphs": ((*GPU, "--compile", "cuda-graphs"), UNITS_FLOAT32, FLOAT32),
@@ -149,6 +151,7 @@ def test_the_record_says_how_a_run_computed(ways):
         ("bf16", "precision", "bf16"),
         ("contiguous", "memory_format", "contiguous"),
         ("not deterministic", "deterministic", False),
+        ("own products", "convolution", "own"),
     ):
         assert getattr(read_run_record(ways(name)[0]).numerics, field) == value
 
@@ -183,8 +186,13 @@ def test_compiled_is_what_the_help_says(tiny_shards, tmp_path, monkeypatch, caps
         return compiler
 
     backend = aot_autograd(fw_compiler=count("forward"), bw_compiler=count("backward"))
-    counting = functools.partial(torch.compile, backend=backend, dynamic=False)
-    monkeypatch.setattr(torch, "compile", lambda network, **_: counting(network))
+    counting = functools.partial(torch.compile, backend=backend)
+
+    def compile_counted(network, **options):
+        assert options == {"fullgraph": True, "dynamic": False}
+        return counting(network, **options)
+
+    monkeypatch.setattr(torch, "compile", compile_counted)
     one_step = Run(
         recipe=with_changes(MINI, [*NARROW, f"crop_size={CROP_SIZE}", f"batch_size={BATCH_SIZE}"]),
         num_classes=10,

@@ -1,14 +1,17 @@
+import ctypes
 import dataclasses
+import shutil
+import subprocess
 
 import numpy as np
 import oracles
 import pytest
 import torch
+from conftest import PROJECT_DIR
 
 import cuda_ext
-from cuda_ext import reference
+from cuda_ext import momentum_sgd_, reference
 from replica.recipes import PAPER, EpochChange, with_changes
-from replica.training.optimizer import sgd_step_
 from replica.training.schedule import HandChange, num_drops, settings_at
 
 RATES = [0.1] * 4 + [0.01] * 4  # a drop in the middle
@@ -22,7 +25,7 @@ def inputs():
 def ours(weights, gradients, rates):
     w, v = torch.tensor(weights), torch.zeros(6, dtype=torch.float64)
     for gradient, rate in zip(gradients, rates, strict=True):
-        sgd_step_(
+        momentum_sgd_(
             [w],
             [v],
             [torch.tensor(gradient)],
@@ -72,9 +75,9 @@ def test_rate_drop_keeps_old_momentum():
 def test_biases_do_not_decay():
     w, v = torch.ones(3), torch.zeros(3)
     zero = [torch.zeros(3)]
-    sgd_step_([w], [v], zero, learning_rates=[0.1], momentum=0.9, weight_decays=[0.0])
+    momentum_sgd_([w], [v], zero, learning_rates=[0.1], momentum=0.9, weight_decays=[0.0])
     assert torch.equal(w, torch.ones(3))
-    sgd_step_([w], [v], zero, learning_rates=[0.1], momentum=0.9, weight_decays=[0.5])
+    momentum_sgd_([w], [v], zero, learning_rates=[0.1], momentum=0.9, weight_decays=[0.5])
     torch.testing.assert_close(w, torch.full((3,), 0.95))
 
 
@@ -96,33 +99,73 @@ def expected_update(w, v, g, *, learning_rate, momentum, weight_decay):
     return w + after_v, after_v
 
 
+def update_one_(w, v, g, *, learning_rate, momentum, weight_decay):
+    momentum_sgd_(
+        [w],
+        [v],
+        [g],
+        learning_rates=[learning_rate],
+        momentum=momentum,
+        weight_decays=[weight_decay],
+    )
+
+
+SHAPES = [(), (0,), (7,), (5, 3), (200_003,), (6, 4, 5, 3)]
+# One of each shape; the third one is frozen.
+RATES_OF_ALL = [0.02, 0.5, 0.0, 0.01, 0.003, 1.0]
+DECAYS_OF_ALL = [0.05, 0.0, 0.5, 0.25, 0.001, 0.125]
+
+
+def of_all(dtype, shapes=SHAPES):
+    """Weights, velocities, gradients."""
+    return [
+        list(x)
+        for x in zip(*(update_inputs(s, dtype, i) for i, s in enumerate(shapes)), strict=True)
+    ]
+
+
+def in_torch(w, v, g, *, learning_rates, momentum, weight_decays):
+    rates, decays = (torch.tensor(x, dtype=torch.float64) for x in (learning_rates, weight_decays))
+    reference.momentum_sgd_(w, v, g, rates, momentum, decays)
+
+
+def assert_are_the_formula(update, dtype, shapes=SHAPES, rates=RATES_OF_ALL, decays=DECAYS_OF_ALL):
+    w, v, g = of_all(dtype, shapes)
+    expected = []
+    for *tensors, rate, decay in zip(w, v, g, rates, decays, strict=True):
+        if rate:
+            numbers = {"learning_rate": rate, "momentum": 0.9, "weight_decay": decay}
+            expected.append(expected_update(*tensors, **numbers))
+        else:
+            expected.append(tuple(x.double().numpy().copy() for x in tensors[:2]))
+    update(w, v, g, learning_rates=rates, momentum=0.9, weight_decays=decays)
+    # Three products and three sums of values near 1.
+    tolerance = 64 * np.finfo(np.float32 if dtype == torch.float32 else np.float64).eps
+    for *got, right in zip(w, v, expected, strict=True):
+        for one, other in zip(got, right, strict=True):
+            np.testing.assert_allclose(one.double().numpy(), other, rtol=0, atol=tolerance)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(), (0,), (7,), (5, 3), (200_003,), (6, 4, 5, 3)])
-def test_the_operator_is_the_formula(shape, dtype):
-    for update in (cuda_ext.momentum_sgd_, reference.momentum_sgd_):
-        w, v, g = update_inputs(shape, dtype)
-        expected = expected_update(w, v, g, **NUMBERS)
-        update(w, v, g, **NUMBERS)
-        # Three products and three sums of values near 1.
-        tolerance = 8 * np.finfo(np.float32 if dtype == torch.float32 else np.float64).eps
-        for got, right in zip((w, v), expected, strict=True):
-            np.testing.assert_allclose(got.double().numpy(), right, rtol=0, atol=8 * tolerance)
+@pytest.mark.parametrize("update", [momentum_sgd_, in_torch], ids=["operator", "reference"])
+def test_the_operator_is_the_formula_for_all_tensors_at_once(update, dtype):
+    assert_are_the_formula(update, dtype)
 
 
 @pytest.mark.parametrize("wrong", ["learning_rate", "momentum", "weight_decay"])
 def test_each_number_of_the_formula_matters(wrong):
     w, v, g = update_inputs((50,), torch.float64)
     expected, _ = expected_update(w, v, g, **NUMBERS)
-    cuda_ext.momentum_sgd_(w, v, g, **{**NUMBERS, wrong: 0.9 * NUMBERS[wrong]})
+    update_one_(w, v, g, **{**NUMBERS, wrong: 0.9 * NUMBERS[wrong]})
     assert np.abs(w.numpy() - expected).max() > 1e-5
 
 
 def test_any_layout_of_the_gradient_and_channels_last_weights_give_the_same():
     plain = update_inputs((6, 4, 5, 3), torch.float32)
-    cuda_ext.momentum_sgd_(*plain, **NUMBERS)
+    update_one_(*plain, **NUMBERS)
     w, v, g = update_inputs((6, 4, 5, 3), torch.float32)
     w, v = (x.contiguous(memory_format=torch.channels_last) for x in (w, v))
-    cuda_ext.momentum_sgd_(w, v, g, **NUMBERS)
+    update_one_(w, v, g, **NUMBERS)
     assert torch.equal(w, plain[0])
     assert torch.equal(v, plain[1])
 
@@ -133,12 +176,24 @@ def test_the_number_of_threads_does_not_change_a_bit():
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         w, v, g = update_inputs((100_001,), torch.float32)
-        cuda_ext.momentum_sgd_(w, v, g, **NUMBERS)
+        update_one_(w, v, g, **NUMBERS)
         torch.set_num_threads(before)
         results.append((w, v))
     for w, v in results[1:]:
         assert torch.equal(w, results[0][0])
         assert torch.equal(v, results[0][1])
+
+
+def test_rates_may_be_a_tensor_that_a_captured_graph_reads_anew():
+    rates = torch.tensor([0.02], dtype=torch.float64)
+    (w, v, g), (other_w, other_v, _) = (update_inputs((7,), torch.float32) for _ in range(2))
+    for rate in (0.02, 0.01, 0.0):
+        rates.fill_(rate)
+        momentum_sgd_([w], [v], [g], learning_rates=rates, momentum=0.9, weight_decays=[0.5])
+        numbers = {"learning_rate": rate, "momentum": 0.9, "weight_decay": 0.5}
+        update_one_(other_w, other_v, g, **numbers)
+        assert torch.equal(w, other_w)
+        assert torch.equal(v, other_v)
 
 
 def test_wrong_tensors_and_numbers_are_refused_and_nothing_is_changed():
@@ -152,9 +207,19 @@ def test_wrong_tensors_and_numbers_are_refused_and_nothing_is_changed():
         ((w, v.t().contiguous().t(), g), r"expected a velocity of strides \(6, 1\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            cuda_ext.momentum_sgd_(*arguments, **NUMBERS)
+            update_one_(*arguments, **NUMBERS)
     with pytest.raises(ValueError, match="expected a finite learning_rate, got nan"):
-        cuda_ext.momentum_sgd_(w, v, g, **{**NUMBERS, "learning_rate": float("nan")})
+        update_one_(w, v, g, **{**NUMBERS, "learning_rate": float("nan")})
+    numbers = {"learning_rates": [0.1], "momentum": 0.9, "weight_decays": [0.0]}
+    for tensors, changes, message in (
+        (([w, w.double()], [v, v.double()], [g, g.double()]), {}, "weights of torch.float32, cpu"),
+        (([w], [], [g]), {}, "expected 1 velocities and gradients, .* got 0 and 1"),
+        (([w], [v], [g]), {"learning_rates": [0.1, 0.2]}, "expected 1 learning_rates, .* got 2"),
+        (([w], [v], [g]), {"weight_decays": torch.zeros(1)}, r"weight_decays of \(1,\), .*float64"),
+        (([w], [v], [g]), {"momentum": float("inf")}, "expected a finite momentum, got inf"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            momentum_sgd_(*tensors, **{**numbers, **changes})
     assert torch.equal(w, before[0])
     assert torch.equal(v, before[1])
 
@@ -164,17 +229,29 @@ def test_the_registered_operator_checks_for_itself():
         pytest.skip(cuda_ext.compiled_state().reason)
     w, v, g = update_inputs((4, 6), torch.float32)
     operator = torch.ops.replica.momentum_sgd_
-    with pytest.raises(RuntimeError, match="momentum_sgd_: expected a velocity of the shape"):
-        operator(w, v[:3], g, 0.1, 0.9, 0.0)
-    with pytest.raises(RuntimeError, match="momentum_sgd_: expected a weight without gaps"):
-        operator(w[:, ::2], v[:, ::2], g[:, ::2], 0.1, 0.9, 0.0)
+    numbers = torch.zeros(1, dtype=torch.float64)
+    for tensors, message in (
+        (([w], [v[:3]], [g]), "expected a velocity of the shape"),
+        (([w[:, ::2]], [v[:, ::2]], [g[:, ::2]]), "expected a weight without gaps"),
+        (([w], [v], []), "expected a velocity and a gradient of each weight"),
+        (([w, w], [v, v], [g, g]), "expected one float64 rate and decay of each weight"),
+        (([w.long()], [v.long()], [g.long()]), "expected float32 or float64"),
+    ):
+        with pytest.raises(RuntimeError, match=f"momentum_sgd_: {message}"):
+            operator(*tensors, numbers, 0.9, numbers)
+
+
+def test_opcheck_passes():
+    w, v, g = of_all(torch.float32)
+    rates, decays = (torch.tensor(x, dtype=torch.float64) for x in (RATES_OF_ALL, DECAYS_OF_ALL))
+    torch.library.opcheck(torch.ops.replica.momentum_sgd_.default, (w, v, g, rates, 0.9, decays))
 
 
 def test_a_rate_of_zero_freezes_weight_and_velocity():
     w, v, g = update_inputs((5,), torch.float64)
     before = w.clone(), v.clone()
     other_w, other_v = w.clone(), v.clone()
-    sgd_step_(
+    momentum_sgd_(
         [w, other_w],
         [v, other_v],
         [g, g],
@@ -185,6 +262,44 @@ def test_a_rate_of_zero_freezes_weight_and_velocity():
     assert torch.equal(w, before[0])
     assert torch.equal(v, before[1])
     assert not torch.equal(other_w, before[0])
+
+
+# --- The GPU's kernel, run on a CPU one fiber a thread
+
+KERNELS = PROJECT_DIR / "cuda_ext" / "csrc" / "momentum_sgd.cuh"
+COMPILER = shutil.which("g++")
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no g++ to compile the emulation with")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_kernel_is_the_formula_in_one_launch(dtype, tmp_path):
+    library = tmp_path / "momentum_sgd.so"
+    options = ["-std=c++20", "-O1", "-shared", "-fPIC", f'-DKERNELS="{KERNELS}"']
+    driver = PROJECT_DIR / "tests" / "emulated_momentum_sgd.cpp"
+    subprocess.run([COMPILER, *options, str(driver), "-o", str(library)], check=True)
+    call = ctypes.CDLL(str(library)).emulated_momentum_sgd
+    launches = []
+
+    def emulated(w, v, g, *, learning_rates, momentum, weight_decays):
+        number = len(w)
+        pointers = [(ctypes.c_void_p * number)(*(t.data_ptr() for t in x)) for x in (w, v, g)]
+        launches.append(
+            call(
+                dtype == torch.float64,
+                number,
+                *pointers,
+                (ctypes.c_int64 * number)(*(t.numel() for t in w)),
+                (ctypes.c_double * number)(*learning_rates),
+                ctypes.c_double(momentum),
+                (ctypes.c_double * number)(*weight_decays),
+            )
+        )
+
+    shapes = [(), (0,), (7,), (5, 3), (2_051,), (1_024,)]
+    assert_are_the_formula(emulated, dtype, shapes)
+    many = [(1,)] * 64 + [(1_025,)]
+    assert_are_the_formula(emulated, dtype, many, [0.1] * 32 + [0.2] * 33, [0.5] * 65)
+    assert launches == [1, 2]
 
 
 # --- The schedule

@@ -10,25 +10,28 @@ from replica.train import parse_arguments
 from replica.training.options import TrainOptions
 
 OPTIONS = {
-    "data_prep.build_shards": "--classes --decoder --dry-run --finish --fit --images-per-shard "
-    "--input --limit --output --per-class --quality --resampling --shard --size --source "
-    "--storage --strict --workers",
+    "data_prep.build_shards": "--classes --decoder --dry-run --finish --fit --follow-links "
+    "--images-per-shard --input --limit --output --per-class --quality --resampling --shard "
+    "--size --source --storage --strict --workers",
     "data_prep.verify_shards": "--class --contact-sheet --quick --seed --workers",
-    "replica.train": "--batch-size --checkpoint-steps --classes --compile --data --deterministic "
-    "--device --dry-run --epochs --freeze --gpus --init --keep --loader-threads --lr "
-    "--memory-format --momentum --new-head --new-layers --no-tensorboard --out --precision --rate "
-    "--recipe --replay --resume --seed --set --split --steps --timeout --verify "
+    "replica.train": "--batch-size --checkpoint-steps --classes --compile --convolution --data "
+    "--deterministic --device --dry-run --epochs --freeze --gpus --init --keep --loader-threads "
+    "--lr --memory-format --momentum --new-head --new-layers --no-tensorboard --out --precision "
+    "--rate --recipe --replay --resume --seed --set --split --steps --timeout --verify "
     "--weight-decay",
     "replica.control": "--bias-lr --checkpoint --color-noise --freeze --lr --rate --reason --stop "
     "--wait",
     "replica.test": "--checkpoint --data --device --json --part --precision --ten-crop",
-    "replica.info": "--json --recipe --set",
+    "replica.info": "--json --operators --recipe --set",
     "replica.figures": "--out --run",
     "replica.figures curves": "--picture",
     "replica.demo": "--out",
     "benchmarks.__main__ local_response_norm": "--json --no-peers --rounds --save --shape "
     "--threads",
     "benchmarks.__main__ local_response_norm_gpu": "--json --rounds --save --shape",
+    "benchmarks.__main__ split_conv2d": "--batch-size --device --json --layer --recipe --rounds "
+    "--save --threads",
+    "benchmarks.__main__ relu_lrn_pool": "--json --rounds --save --shape --threads",
     "benchmarks.__main__ allocator": "--batch-size --json --processes --recipe --save --steps",
     "benchmarks.__main__ training": "--batch-size --json --only --recipe --rounds --save --steps",
     "benchmarks.__main__ training_gpu": "--batch-size --data --device --json --loader-threads "
@@ -80,6 +83,7 @@ def test_what_is_not_asked_for_is_left_open_and_aliases_are_changes():
         memory_format=None,
         compile=None,
         deterministic=None,
+        convolution=None,
         loader_threads=1,
         timeout=600.0,
         steps=None,

@@ -6,10 +6,12 @@ import pytest
 import torch
 from conftest import assert_user_error, run_here
 
+from cuda_ext import convolution_ways
 from replica import paper
 from replica.distributed.exchange import TwoDevices
-from replica.info import totals
+from replica.info import main, totals
 from replica.network.alexnet import AlexNet, whole_shapes
+from replica.network.layers import SplitConv2d, SplitLinear
 from replica.recipes import MINI, PAPER, PAPER_CONV6
 from replica.recipes.geometry import geometry
 
@@ -31,25 +33,17 @@ def outputs_of(recipe, num_classes):
     model = AlexNet(recipe, num_classes=num_classes)
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
-    shapes = []
-    conv2d, linear = torch.nn.functional.conv2d, torch.nn.functional.linear
+    shapes = {}
+    for name, module in model.named_children():
+        if isinstance(module, (SplitConv2d, SplitLinear)):
 
-    def recording(function):
-        def call(*args, **kwargs):
-            y = function(*args, **kwargs)
-            shapes.append(tuple(y.shape[1:]))
-            return y
+            def record(_, __, y, name=name):
+                shapes[name] = tuple(y.shape[1:])
 
-        return call
-
-    torch.nn.functional.conv2d, torch.nn.functional.linear = recording(conv2d), recording(linear)
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, recipe.crop_size, recipe.crop_size))
-    finally:
-        torch.nn.functional.conv2d, torch.nn.functional.linear = conv2d, linear
-    names = [layer.name for layer in (*recipe.convs, *recipe.fully_connected)]
-    return dict(zip(names, shapes, strict=True))
+            module.register_forward_hook(record)
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, 3, recipe.crop_size, recipe.crop_size))
+    return shapes
 
 
 def test_every_layer_has_the_output_shape_of_the_paper():
@@ -147,3 +141,21 @@ def test_info_compares_the_papers_own_network_alone_with_the_paper():
     assert "conv5" in changed
     assert "conv4" not in changed
     assert "paper 60,000,000" not in changed
+
+
+def test_info_says_which_operator_computes_each_layer_and_why(monkeypatch, capsys):
+    monkeypatch.setattr(convolution_ways, "processor_family", lambda: "GenuineIntel 6, AMX")
+    assert main(["--operators"]) == 0
+    first, header, conv1, conv2, *_, fc8 = capsys.readouterr().out.splitlines()
+    assert first.startswith("recipe paper on a CPU of the kind GenuineIntel 6, AMX; on CUDA every")
+    assert header.split() == ["layer", "operator", "forward", "weight", "gradient", "why"]
+    for text in ("split_conv2d, towers=1 ", "  library  ", "  blocks of pixels  ", "337 ms"):
+        assert text in conv1
+    assert "split_conv2d, towers=2 " in conv2
+    assert "blocks of pixels are for a stride and at most 16 channels" in conv2
+    assert fc8.split(maxsplit=1) == ["fc8", "PyTorch's linear"]
+    assert main(["--operators", "--json", "--set", "conv4.is_local=true"]) == 0
+    rows = {row["layer"]: row for row in json.loads(capsys.readouterr().out)["operators"]}
+    assert rows["conv3"]["operator"] == "split_conv2d, towers=1"
+    assert rows["conv4"]["operator"] == "PyTorch's unfold and einsum"
+    assert rows["conv1"]["weight gradient"] == "blocks of pixels"

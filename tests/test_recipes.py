@@ -114,7 +114,7 @@ RULES = [
 ]
 LAYER_RULES = [
     ("conv2", "num_kernels", (2,), (0, 3), ""),
-    ("conv2", "kernel_size", (1,), (0,), "at least 1"),
+    ("conv3", "kernel_size", (1,), (0,), "at least 1"),
     ("conv3", "stride", (1, 2), (0,), "at least 1"),
     (
         "conv2",

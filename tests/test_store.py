@@ -56,6 +56,17 @@ GARBAGE = (
 )
 
 
+def wait_until_pulses_are_read(store):
+    """Until rank 1 has published again and rank 0, which looks after it publishes, has looked."""
+    deadline, changes, last = time.monotonic() + 60, 0, None
+    while changes < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        pulses = [store.get(f"liveness/pulse {rank}") for rank in (1, 0)]
+        if all(pulse.startswith(b"[") for pulse in pulses) and pulses[1] != last:
+            changes, last = changes + 1, pulses[1]
+
+
 @linux
 @pytest.mark.fault(13)
 def test_a_run_goes_on_while_its_store_is_filled_with_garbage(shards_dir, tmp_path):
@@ -83,6 +94,7 @@ def test_a_run_goes_on_while_its_store_is_filled_with_garbage(shards_dir, tmp_pa
         time.sleep(0.02)
         assert process.poll() is None, process.communicate()
     steps = len(lines_of(out, "step"))
+    wait_until_pulses_are_read(store)
     os.kill(ranks[1].pid, signal.SIGSTOP)
     _, stderr = process.communicate(timeout=90)
     assert process.returncode == 1

@@ -125,6 +125,7 @@ def test_the_record_says_all_that_repeats_the_run(pretrained):
         "memory_format": "channels_last",
         "compile": "off",
         "deterministic": True,
+        "convolution": "measured",
         "allow_tf32": False,
         "cudnn_deterministic": True,
     }

@@ -16,17 +16,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "instruction_sets.h"
 #include "local_response_norm_host.h"
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define REPLICA_X86 1
-#include <immintrin.h>
-#else
-#define REPLICA_X86 0
-#endif
-
-// A step for each of kCount vectors.
-#define REPLICA_EACH _Pragma("GCC unroll 16") for (int i = 0; i < kCount; ++i)
 
 namespace {
 
@@ -34,73 +25,8 @@ using namespace local_response_norm;
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-#include "vectors_any.inl"
-
-namespace any_cpu {
-using Floats = Scalar<float>;
-template <typename T>
-using PaperVector = Floats;
-#include "local_response_norm_kernels.inl"
-}  // namespace any_cpu
-
-#if REPLICA_X86
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-namespace avx2 {
-#include "vectors_avx2.inl"
-//
-#include "local_response_norm_kernels.inl"
-}  // namespace avx2
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,prefer-vector-width=512")
-#define REPLICA_BF16 0
-namespace avx512 {
-#include "vectors_avx512.inl"
-//
-#include "local_response_norm_kernels.inl"
-}  // namespace avx512
-#undef REPLICA_BF16
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512bf16,avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,prefer-vector-width=512")
-#define REPLICA_BF16 1
-namespace avx512_bf16 {
-#include "vectors_avx512.inl"
-//
-#include "local_response_norm_kernels.inl"
-}  // namespace avx512_bf16
-#pragma GCC pop_options
-#endif
-
-enum class Isa : int64_t { kAny = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
-
-Isa best_isa() {
-#if REPLICA_X86
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
-    return __builtin_cpu_supports("avx512bf16") ? Isa::kAvx512Bf16 : Isa::kAvx512;
-  }
-  if (avx2) return Isa::kAvx2;
-#endif
-  return Isa::kAny;
-}
-
-// What runs: the best that the processor has, unless a test asked for less.
-Isa isa_in_use = best_isa();
-
-// The function of that name for the instruction set in use.
-#if REPLICA_X86
-#define REPLICA_IN_USE(...)                                  \
-  (isa_in_use == Isa::kAvx512Bf16 ? avx512_bf16::__VA_ARGS__ \
-   : isa_in_use == Isa::kAvx512   ? avx512::__VA_ARGS__      \
-   : isa_in_use == Isa::kAvx2     ? avx2::__VA_ARGS__        \
-                                  : any_cpu::__VA_ARGS__)
-#else
-#define REPLICA_IN_USE(...) any_cpu::__VA_ARGS__
-#endif
+#define REPLICA_LOOPS "local_response_norm_kernels.inl"
+#include "instruction_sets.inl"
 
 // Number of pixels that one piece of work has, of planes. Whole planes are read fastest (blocks of
 // 1,024 pixels took 1.1 times as long); larger ones than 4,096 pixels leave the second-level cache,
@@ -120,7 +46,7 @@ void run(const T* gradient, const T* x, const Problem<A>& p, T* out) {
   const auto shifted = [&](int64_t at) { return kBackward ? gradient + at : nullptr; };
   if (p.is_rows) {
     constexpr int64_t kRowsPerThread = 64;  // some 25 kB of input: less is not worth a thread
-    const auto rows = REPLICA_IN_USE(rows<kBackward, T, A>);
+    const auto rows = REPLICA_IN_USE(rows<kBackward, false, T, T, A>);
     torch::stable::parallel_for(
         0, p.groups * p.pixels, kRowsPerThread, [&](int64_t begin, int64_t end) {
           const int64_t at = begin * p.channels;
@@ -130,14 +56,14 @@ void run(const T* gradient, const T* x, const Problem<A>& p, T* out) {
   }
   const int64_t size = pixels_at_once(p);
   const int64_t pieces = (p.pixels + size - 1) / size;
-  const auto planes = REPLICA_IN_USE(planes<kBackward, T, A>);
+  const auto planes = REPLICA_IN_USE(planes<kBackward, false, T, T, A>);
   torch::stable::parallel_for(0, p.groups * pieces, 1, [&](int64_t begin, int64_t end) {
     std::vector<A> scratch;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t at = i / pieces * p.channels * p.pixels;
       const int64_t first = i % pieces * size;
       const int64_t last = std::min(first + size, p.pixels);
-      planes(shifted(at), x + at, p, first, last, scratch, out + at);
+      const int64_t at = i / pieces * p.channels * p.pixels + first;
+      planes(shifted(at), p.pixels, x + at, p, last - first, scratch, out + at, p.pixels);
     }
   });
 }
@@ -167,6 +93,7 @@ void compute(const Tensor* gradient, const Tensor& x, const Parameters& p, const
 
 // Chooses the instruction set: an Isa, or -1 for the best. Returns the choice.
 int64_t set_isa(int64_t wanted) {
+  using namespace instruction_sets;
   const int64_t best = static_cast<int64_t>(best_isa());
   STD_TORCH_CHECK(
       wanted >= -1 && wanted <= best, "set_isa: expected -1 to ", best, " on this processor, got ",

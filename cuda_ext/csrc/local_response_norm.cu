@@ -1,8 +1,6 @@
 // Gives the kernels of local_response_norm.cuh to PyTorch, through its stable C++ API.
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-
+#include "cuda_launch.cuh"
 #include "local_response_norm.cuh"
 #include "local_response_norm_host.h"
 
@@ -10,22 +8,6 @@ namespace {
 
 using namespace local_response_norm;
 namespace cuda = local_response_norm_cuda;
-
-// Starts kernels on the stream that PyTorch works on, and says at once where that fails.
-struct Launch {
-  cudaStream_t stream;
-
-  template <typename... Parameters, typename... Arguments>
-  void operator()(
-      void (*kernel)(Parameters...), unsigned grid, dim3 block, size_t shared_bytes,
-      Arguments... arguments) const {
-    kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
-    const cudaError_t status = cudaGetLastError();
-    STD_TORCH_CHECK(
-        status == cudaSuccess,
-        "local_response_norm: the CUDA kernel did not start: ", cudaGetErrorString(status));
-  }
-};
 
 template <typename T, typename A>
 void run_on(
@@ -48,9 +30,7 @@ void run_on(
 
 void compute(const Tensor* gradient, const Tensor& x, const Parameters& p, const Tensor& out) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
-  const Launch launch{static_cast<cudaStream_t>(stream)};
+  const Launch launch("local_response_norm", x);
   switch (x.scalar_type()) {
     case ScalarType::Double:
       return run_on<double, double>(gradient, x, p, out, launch);

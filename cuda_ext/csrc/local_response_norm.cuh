@@ -17,33 +17,21 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda_types.cuh"
 #include "local_response_norm_problem.h"
-
-#ifdef __CUDACC__
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#endif
 
 namespace local_response_norm_cuda {
 
 using local_response_norm::Problem;
 
-__device__ inline float widen(float value) { return value; }
-__device__ inline double widen(double value) { return value; }
-__device__ inline float widen(__half value) { return __half2float(value); }
-__device__ inline float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
+using namespace cuda_types;
 
+// What kernels read x and the gradient through, by element; `values + i` begins i elements later,
+// `values[i]` is one of them. Pointers serve, or what computes a value on the way. This passes the
+// gradient on, or not, where x was `value`.
 template <typename T, typename A>
-__device__ inline T narrow(A value) {
-  return value;
-}
-template <>
-__device__ inline __half narrow(float value) {
-  return __float2half_rn(value);
-}
-template <>
-__device__ inline __nv_bfloat16 narrow(float value) {
-  return __float2bfloat16_rn(value);
+__device__ inline A passed(const T*, A, A result) {
+  return result;
 }
 
 // base^-beta and 1 / base.
@@ -108,8 +96,7 @@ __global__ void forward_planes_kernel(const T* __restrict__ x, Problem<A> p, T* 
 
 // The terms of a channel are known kReach channels after its value, the output kReach later.
 template <typename T, typename A>
-__global__ void backward_planes_kernel(
-    const T* __restrict__ gradient, const T* __restrict__ x, Problem<A> p, T* __restrict__ out) {
+__device__ inline void backward_planes(auto gradient, auto x, const Problem<A>& p, T* out) {
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (thread >= p.groups * p.pixels) return;
   const int64_t at = thread / p.pixels * p.channels * p.pixels + thread % p.pixels;
@@ -136,8 +123,15 @@ __global__ void backward_planes_kernel(
     A sum = 0;
 #pragma unroll
     for (int j = 0; j < 2 * kReach + 1; ++j) sum += terms[j];
-    out[at + (c - 2 * kReach) * p.pixels] = narrow<T>(direct[0] - factor * values[kReach] * sum);
+    const A result = direct[0] - factor * values[kReach] * sum;
+    out[at + (c - 2 * kReach) * p.pixels] = narrow<T>(passed(x, values[kReach], result));
   }
+}
+
+template <typename T, typename A>
+__global__ void backward_planes_kernel(
+    const T* __restrict__ gradient, const T* __restrict__ x, Problem<A> p, T* __restrict__ out) {
+  backward_planes(gradient, x, p, out);
 }
 
 // Rows of channels, any n. A block does blockDim.y rows; its threads along x read neighboring
@@ -148,8 +142,8 @@ __device__ inline A* shared_values() {
   return reinterpret_cast<A*>(shared_memory);
 }
 
-template <typename T, typename A>
-__device__ inline void read_row(const T* row, const Problem<A>& p, bool is_row, A* padded) {
+template <typename A>
+__device__ inline void read_row(auto row, const Problem<A>& p, bool is_row, A* padded) {
   for (int64_t i = threadIdx.x; i < p.channels + 2 * p.reach; i += blockDim.x) {
     const int64_t c = i - p.reach;
     padded[i] = is_row && c >= 0 && c < p.channels ? widen(row[c]) : A(0);
@@ -174,8 +168,7 @@ __global__ void forward_rows_kernel(const T* __restrict__ x, Problem<A> p, T* __
 
 // In shared memory, for each row: values, terms (both with zeros around them), g * base^-beta.
 template <typename T, typename A>
-__global__ void backward_rows_kernel(
-    const T* __restrict__ gradient, const T* __restrict__ x, Problem<A> p, T* __restrict__ out) {
+__device__ inline void backward_rows(auto gradient, auto x, const Problem<A>& p, T* out) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   const bool is_row = row < p.groups * p.pixels;
   const int64_t width = p.channels + 2 * p.reach;
@@ -203,8 +196,15 @@ __global__ void backward_rows_kernel(
     A sum = 0;
     for (int64_t j = c; j <= c + 2 * p.reach; ++j) sum += terms[j];
     // direct[c] is read by the thread that may not have written it: after the barrier.
-    out[row * p.channels + c] = narrow<T>(direct[c] - factor * values[c + p.reach] * sum);
+    const A value = values[c + p.reach];
+    out[row * p.channels + c] = narrow<T>(passed(x, value, direct[c] - factor * value * sum));
   }
+}
+
+template <typename T, typename A>
+__global__ void backward_rows_kernel(
+    const T* __restrict__ gradient, const T* __restrict__ x, Problem<A> p, T* __restrict__ out) {
+  backward_rows(gradient, x, p, out);
 }
 
 // Planes with another n, and rows too wide for shared memory. One thread does one element, and
@@ -223,8 +223,8 @@ __device__ inline Place place_of(int64_t element, const Problem<A>& p) {
   return {element / size * size + pixel, p.pixels, element % size / p.pixels};
 }
 
-template <typename T, typename A>
-__device__ inline A base_at(const T* x, const Place& place, const Problem<A>& p) {
+template <typename A>
+__device__ inline A base_at(auto x, const Place& place, const Problem<A>& p) {
   const int64_t last = min(p.channels - 1, place.channel + p.reach);
   A sum = 0;
   for (int64_t j = max(int64_t(0), place.channel - p.reach); j <= last; ++j) {
@@ -242,9 +242,8 @@ __global__ void forward_any_kernel(const T* __restrict__ x, Problem<A> p, T* __r
   out[i] = narrow<T>(widen(x[i]) * inverse_powers(base, p).power);
 }
 
-template <typename T, typename A>
-__global__ void terms_any_kernel(
-    const T* __restrict__ gradient, const T* __restrict__ x, Problem<A> p, A* __restrict__ terms) {
+template <typename A>
+__device__ inline void terms_any(auto gradient, auto x, const Problem<A>& p, A* terms) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= p.groups * p.channels * p.pixels) return;
   const auto powers = inverse_powers(base_at(x, place_of(i, p), p), p);
@@ -252,9 +251,14 @@ __global__ void terms_any_kernel(
 }
 
 template <typename T, typename A>
-__global__ void backward_any_kernel(
-    const T* __restrict__ gradient, const T* __restrict__ x, const A* __restrict__ terms,
-    Problem<A> p, T* __restrict__ out) {
+__global__ void terms_any_kernel(
+    const T* __restrict__ gradient, const T* __restrict__ x, Problem<A> p, A* __restrict__ terms) {
+  terms_any(gradient, x, p, terms);
+}
+
+template <typename T, typename A>
+__device__ inline void backward_any(
+    auto gradient, auto x, const A* terms, const Problem<A>& p, T* out) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= p.groups * p.channels * p.pixels) return;
   const Place place = place_of(i, p);
@@ -264,7 +268,15 @@ __global__ void backward_any_kernel(
     sum += terms[place.first + j * place.stride];
   }
   const A direct = widen(gradient[i]) * inverse_powers(base_at(x, place, p), p).power;
-  out[i] = narrow<T>(direct - 2 * p.alpha * p.beta * widen(x[i]) * sum);
+  const A value = widen(x[i]);
+  out[i] = narrow<T>(passed(x, value, direct - 2 * p.alpha * p.beta * value * sum));
+}
+
+template <typename T, typename A>
+__global__ void backward_any_kernel(
+    const T* __restrict__ gradient, const T* __restrict__ x, const A* __restrict__ terms,
+    Problem<A> p, T* __restrict__ out) {
+  backward_any(gradient, x, terms, p, out);
 }
 
 // Host code: which kernel runs, with how many threads. `launch(kernel, grid, block, shared bytes,

@@ -12,6 +12,21 @@ inline V load(const auto* from, int64_t count) {
   return count == V::kLanes ? V::load(from) : V::load_part(from, count);
 }
 
+// What the formula sees of x: where kRelu, max(0, x).
+template <bool kRelu, typename V>
+inline V load_x(const auto* from, int64_t count) {
+  const V value = load<V>(from, count);
+  if constexpr (kRelu) return rectified(value);
+  return value;
+}
+
+// Of a derivative by max(0, x) that by x.
+template <bool kRelu, typename V>
+inline V through_relu(V value, V derivative) {
+  if constexpr (kRelu) return where_positive(value, derivative);
+  return derivative;
+}
+
 template <typename V>
 inline void store(V value, auto* to, int64_t count) {
   if (count == V::kLanes) {
@@ -57,8 +72,8 @@ inline V window_sum(const A* padded, int64_t reach) {
   return sum;
 }
 
-template <bool kBackward, typename V, typename T, typename A>
-void any_rows(const T* gradient, const T* x, int64_t num_rows, Problem<A> p, T* out) {
+template <bool kBackward, bool kRelu, typename V, typename G, typename T, typename A>
+void any_rows(const G* gradient, const T* x, int64_t num_rows, Problem<A> p, T* out) {
   const int64_t stride = whole_vectors<V>(p.channels) + 2 * p.reach;
   std::vector<A> scratch(3 * kRows * stride, A(0));
   A* squares = scratch.data();
@@ -77,14 +92,14 @@ void any_rows(const T* gradient, const T* x, int64_t num_rows, Problem<A> p, T* 
       }
     };
     each_vector([&](int64_t at, int64_t padded, int64_t count) {
-      const V value = load<V>(x + at, count);
+      const V value = load_x<kRelu, V>(x + at, count);
       (value * value).store(squares + padded + p.reach);
     });
     each_vector([&](int64_t at, int64_t padded, int64_t count) {
       const V base = multiply_add(window_sum<V>(squares + padded, p.reach), alpha, k);
       V inverse;
       const V power = inverse_power<kBackward>(base, p, &inverse);
-      const V value = load<V>(x + at, count);
+      const V value = load_x<kRelu, V>(x + at, count);
       if constexpr (kBackward) {
         const V g = load<V>(gradient + at, count) * power;
         g.store(direct + padded);
@@ -97,8 +112,9 @@ void any_rows(const T* gradient, const T* x, int64_t num_rows, Problem<A> p, T* 
     if constexpr (kBackward) {
       each_vector([&](int64_t at, int64_t padded, int64_t count) {
         const V sum = window_sum<V>(terms + padded, p.reach);
-        const V scaled = factor * load<V>(x + at, count);
-        store(subtract_product(V::load(direct + padded), scaled, sum), out + at, count);
+        const V value = load_x<kRelu, V>(x + at, count);
+        const V result = subtract_product(V::load(direct + padded), factor * value, sum);
+        store(through_relu<kRelu>(value, result), out + at, count);
       });
     }
   }
@@ -121,38 +137,37 @@ inline V window_sum_of(V before, V value, V after) {
 }
 
 // The vector that begins at channel c of a row: zeros beyond its end.
-template <typename V, typename T>
+template <bool kRelu, typename V, typename T>
 inline V load_channels(const T* x, int64_t c, int64_t channels) {
   const int64_t left = channels - c;
-  if (left >= V::kLanes) return V::load(x + c);
-  return left > 0 ? V::load_part(x + c, left) : V::zero();
+  return left > 0 ? load_x<kRelu, V>(x + c, std::min(V::kLanes, left)) : V::zero();
 }
 
 // One row from left to right, forward or backward. The terms of a vector are complete one vector
 // before the outputs that need them. Beyond the last channel a term is zero, or NaN where a channel
 // so near is NaN that the outputs are, too.
-template <bool kBackward, typename V>
+template <bool kBackward, bool kRelu, typename V>
 struct Row {
   V value, value_before, square, square_before, direct_before, term_before, term_before_that;
 
   template <typename T>
   void begin(const T* x, int64_t channels) {
-    value = load_channels<V>(x, 0, channels);
+    value = load_channels<kRelu, V>(x, 0, channels);
     square = value * value;
     value_before = square_before = direct_before = term_before = term_before_that = V::zero();
   }
 
   // Does kCount vectors, the first of which begins at channel c. Backward, the outputs are those
   // of one vector before.
-  template <int kCount, typename T>
+  template <int kCount, typename G, typename T>
   void step(
-      const T* gradient, const T* x, int64_t c, int64_t channels, V alpha, V k, V factor, T* out) {
+      const G* gradient, const T* x, int64_t c, int64_t channels, V alpha, V k, V factor, T* out) {
     V values[kCount + 2], squares[kCount + 2], base[kCount], power[kCount], inverse[kCount];
     values[0] = value_before;
     values[1] = value;
     squares[0] = square_before;
     squares[1] = square;
-    REPLICA_EACH values[i + 2] = load_channels<V>(x, c + (i + 1) * V::kLanes, channels);
+    REPLICA_EACH values[i + 2] = load_channels<kRelu, V>(x, c + (i + 1) * V::kLanes, channels);
     REPLICA_EACH squares[i + 2] = values[i + 2] * values[i + 2];
     REPLICA_EACH base[i] = window_sum_of(squares[i], squares[i + 1], squares[i + 2]);
     REPLICA_EACH base[i] = multiply_add(base[i], alpha, k);
@@ -163,10 +178,11 @@ struct Row {
       terms[1] = term_before;
       direct[0] = direct_before;
       REPLICA_EACH direct[i + 1] =
-          load_channels<V>(gradient, c + i * V::kLanes, channels) * power[i];
+          load_channels<false, V>(gradient, c + i * V::kLanes, channels) * power[i];
       REPLICA_EACH terms[i + 2] = direct[i + 1] * inverse[i] * values[i + 1];
       REPLICA_EACH base[i] = window_sum_of(terms[i], terms[i + 1], terms[i + 2]);
       REPLICA_EACH power[i] = subtract_product(direct[i], factor * values[i], base[i]);
+      REPLICA_EACH power[i] = through_relu<kRelu>(values[i], power[i]);
       REPLICA_EACH {
         const int64_t at = c + (i - 1) * V::kLanes;
         if (at >= 0) store(power[i], out + at, std::min(V::kLanes, channels - at));
@@ -191,18 +207,19 @@ struct Row {
   void end(int64_t channels, V factor, T* out) const {
     const V sum = window_sum_of(term_before_that, term_before, V::zero());
     const int64_t at = (channels - 1) / V::kLanes * V::kLanes;
-    store(subtract_product(direct_before, factor * value_before, sum), out + at, channels - at);
+    const V result = subtract_product(direct_before, factor * value_before, sum);
+    store(through_relu<kRelu>(value_before, result), out + at, channels - at);
   }
 };
 
-template <bool kBackward, typename V, typename T, typename A>
-void paper_rows(const T* gradient, const T* x, int64_t num_rows, Problem<A> p, T* out) {
+template <bool kBackward, bool kRelu, typename V, typename G, typename T, typename A>
+void paper_rows(const G* gradient, const T* x, int64_t num_rows, Problem<A> p, T* out) {
   constexpr int kTogether = !kBackward && V::kLanes > 16 ? 2 : 3;
   const int64_t channels = p.channels;
   const V k = V::all(p.k), alpha = V::all(p.alpha), factor = V::all(2 * p.alpha * p.beta);
   for (int64_t r = 0; r < num_rows; ++r, x += channels, out += channels) {
-    const T* g = kBackward ? gradient + r * channels : nullptr;
-    Row<kBackward, V> row;
+    const G* g = kBackward ? gradient + r * channels : nullptr;
+    Row<kBackward, kRelu, V> row;
     row.begin(x, channels);
     int64_t c = 0;
     for (; c + (kTogether - 1) * V::kLanes < channels; c += kTogether * V::kLanes) {
@@ -226,13 +243,13 @@ void paper_rows(const T* gradient, const T* x, int64_t num_rows, Problem<A> p, T
 constexpr int kReach = 2;
 
 // Reads kCount + 2 * kReach planes from channel first - kReach on, zeros where there is none.
-template <int kCount, typename V, typename T>
+template <int kCount, bool kRelu, typename V, typename T>
 inline void load_planes(
     const T* x, int64_t first, int64_t channels, int64_t pixels, int64_t count, V* values) {
 #pragma GCC unroll 16
   for (int j = 0; j < kCount + 2 * kReach; ++j) {
     const int64_t c = first + j - kReach;
-    values[j] = c < 0 || c >= channels ? V::zero() : load<V>(x + c * pixels, count);
+    values[j] = c < 0 || c >= channels ? V::zero() : load_x<kRelu, V>(x + c * pixels, count);
   }
 }
 
@@ -251,37 +268,37 @@ inline void powers_of(const V* values, V alpha, V k, V* power, V* inverse) {
   inverse_three_quarters<kInverse, kCount>(base, power, inverse);
 }
 
-// One tower of one image, pixels [begin, end). The fetch may point past the tensor: it reads
-// nothing there.
-template <typename V, typename T, typename A>
-void forward_paper_planes(const T* x, Problem<A> p, int64_t begin, int64_t end, T* out) {
+// `num` pixels of one tower of one image; the planes of x have p.pixels pixels, those of the result
+// may be others. The fetch may point past the tensor: it reads nothing there.
+template <bool kRelu, typename V, typename T, typename A>
+void forward_paper_planes(const T* x, Problem<A> p, int64_t num, T* out, int64_t out_pixels) {
   constexpr int kCount = 4;
   const int64_t channels = p.channels, pixels = p.pixels;
   const V k = V::all(p.k), alpha = V::all(p.alpha);
   for (int64_t first = 0; first < channels; first += kCount) {
-    for (int64_t at = begin; at < end; at += V::kLanes) {
-      const int64_t count = std::min(V::kLanes, end - at);
+    for (int64_t at = 0; at < num; at += V::kLanes) {
+      const int64_t count = std::min(V::kLanes, num - at);
       V values[kCount + 2 * kReach], power[kCount];
-      load_planes<kCount>(x + at, first, channels, pixels, count, values);
+      load_planes<kCount, kRelu>(x + at, first, channels, pixels, count, values);
       REPLICA_EACH __builtin_prefetch(x + (first + kCount + kReach + i) * pixels + at, 0, 2);
       powers_of<false, kCount>(values, alpha, k, power, static_cast<V*>(nullptr));
       REPLICA_EACH {
         if (first + i >= channels) break;
-        store(values[i + kReach] * power[i], out + (first + i) * pixels + at, count);
+        store(values[i + kReach] * power[i], out + (first + i) * out_pixels + at, count);
       }
     }
   }
 }
 
 // Rings of planes hold the terms and g * base^-beta of the channels around the output.
-template <typename V, typename T, typename A>
+template <bool kRelu, typename V, typename G, typename T, typename A>
 void backward_paper_planes(
-    const T* gradient, const T* x, Problem<A> p, int64_t begin, int64_t end,
+    const G* gradient, int64_t gradient_pixels, const T* x, Problem<A> p, int64_t num,
     std::vector<A>& scratch, T* out) {
   constexpr int kCount = 2;
   constexpr int64_t kTermPlanes = 8, kDirectPlanes = 4;
   static_assert(kCount + 2 * kReach <= kTermPlanes && kCount + kReach <= kDirectPlanes);
-  const int64_t stride = whole_vectors<V>(end - begin);
+  const int64_t stride = whole_vectors<V>(num);
   scratch.resize((kTermPlanes + kDirectPlanes) * stride);
   const int64_t channels = p.channels, pixels = p.pixels;
   const V k = V::all(p.k), alpha = V::all(p.alpha), factor = V::all(2 * p.alpha * p.beta);
@@ -290,20 +307,20 @@ void backward_paper_planes(
   const auto direct = [&](int64_t c) { return rings + (kTermPlanes + c % kDirectPlanes) * stride; };
 
   const auto make_terms = [&](int64_t first) {
-    for (int64_t at = begin; at < end; at += V::kLanes) {
-      const int64_t count = std::min(V::kLanes, end - at);
+    for (int64_t at = 0; at < num; at += V::kLanes) {
+      const int64_t count = std::min(V::kLanes, num - at);
       V values[kCount + 2 * kReach], power[kCount], inverse[kCount];
-      load_planes<kCount>(x + at, first, channels, pixels, count, values);
+      load_planes<kCount, kRelu>(x + at, first, channels, pixels, count, values);
       REPLICA_EACH {
         __builtin_prefetch(x + (first + kCount + kReach + i) * pixels + at, 0, 2);
-        __builtin_prefetch(gradient + (first + kCount + i) * pixels + at, 0, 2);
+        __builtin_prefetch(gradient + (first + kCount + i) * gradient_pixels + at, 0, 2);
       }
       powers_of<true, kCount>(values, alpha, k, power, inverse);
       REPLICA_EACH {
         if (first + i >= channels) break;
-        const V g = load<V>(gradient + (first + i) * pixels + at, count) * power[i];
-        g.store(direct(first + i) + at - begin);
-        (g * inverse[i] * values[i + kReach]).store(terms(first + i) + at - begin);
+        const V g = load<V>(gradient + (first + i) * gradient_pixels + at, count) * power[i];
+        g.store(direct(first + i) + at);
+        (g * inverse[i] * values[i + kReach]).store(terms(first + i) + at);
       }
     }
   };
@@ -311,54 +328,55 @@ void backward_paper_planes(
   int64_t made = 0;  // channels whose terms are in the rings
   for (int64_t first = 0; first < channels; first += kCount) {
     for (; made < std::min(channels, first + kCount + kReach); made += kCount) make_terms(made);
-    for (int64_t at = begin; at < end; at += V::kLanes) {
-      const int64_t count = std::min(V::kLanes, end - at);
+    for (int64_t at = 0; at < num; at += V::kLanes) {
+      const int64_t count = std::min(V::kLanes, num - at);
       V values[kCount + 2 * kReach];
 #pragma GCC unroll 16
       for (int j = 0; j < kCount + 2 * kReach; ++j) {
         const int64_t c = first + j - kReach;
-        values[j] = c < 0 || c >= channels ? V::zero() : V::load(terms(c) + at - begin);
+        values[j] = c < 0 || c >= channels ? V::zero() : V::load(terms(c) + at);
       }
       REPLICA_EACH {
         if (first + i >= channels) break;
         const int64_t place = (first + i) * pixels + at;
-        const V scaled = factor * load<V>(x + place, count);
-        const V g = V::load(direct(first + i) + at - begin);
-        store(subtract_product(g, scaled, sum_of(values + i)), out + place, count);
+        const V value = load_x<kRelu, V>(x + place, count);
+        const V g = V::load(direct(first + i) + at);
+        const V result = subtract_product(g, factor * value, sum_of(values + i));
+        store(through_relu<kRelu>(value, result), out + place, count);
       }
     }
   }
 }
 
 // Any n and beta, one output at a time.
-template <bool kBackward, typename V, typename T, typename A>
+template <bool kBackward, bool kRelu, typename V, typename G, typename T, typename A>
 void any_planes(
-    const T* gradient, const T* x, Problem<A> p, int64_t begin, int64_t end,
-    std::vector<A>& scratch, T* out) {
-  const int64_t stride = whole_vectors<V>(end - begin);
+    const G* gradient, int64_t gradient_pixels, const T* x, Problem<A> p, int64_t num,
+    std::vector<A>& scratch, T* out, int64_t out_pixels) {
+  const int64_t stride = whole_vectors<V>(num);
   if (kBackward) scratch.resize(2 * p.channels * stride);
   A* const terms = scratch.data();
   A* const direct = terms + p.channels * stride;
   for (int64_t c = 0; c < p.channels; ++c) {
     const int64_t first = std::max<int64_t>(0, c - p.reach);
     const int64_t last = std::min(p.channels - 1, c + p.reach);
-    for (int64_t at = begin; at < end; at += V::kLanes) {
-      const int64_t count = std::min(V::kLanes, end - at);
+    for (int64_t at = 0; at < num; at += V::kLanes) {
+      const int64_t count = std::min(V::kLanes, num - at);
       V sum = V::zero();
       for (int64_t j = first; j <= last; ++j) {
-        const V neighbor = load<V>(x + j * p.pixels + at, count);
+        const V neighbor = load_x<kRelu, V>(x + j * p.pixels + at, count);
         sum = multiply_add(neighbor, neighbor, sum);
       }
       const V base = multiply_add(sum, V::all(p.alpha), V::all(p.k));
       V inverse;
       const V power = inverse_power<kBackward>(base, p, &inverse);
-      const V value = load<V>(x + c * p.pixels + at, count);
+      const V value = load_x<kRelu, V>(x + c * p.pixels + at, count);
       if constexpr (kBackward) {
-        const V g = load<V>(gradient + c * p.pixels + at, count) * power;
-        g.store(direct + c * stride + at - begin);
-        (g * inverse * value).store(terms + c * stride + at - begin);
+        const V g = load<V>(gradient + c * gradient_pixels + at, count) * power;
+        g.store(direct + c * stride + at);
+        (g * inverse * value).store(terms + c * stride + at);
       } else {
-        store(value * power, out + c * p.pixels + at, count);
+        store(value * power, out + c * out_pixels + at, count);
       }
     }
   }
@@ -367,15 +385,16 @@ void any_planes(
   for (int64_t c = 0; c < p.channels; ++c) {
     const int64_t first = std::max<int64_t>(0, c - p.reach);
     const int64_t last = std::min(p.channels - 1, c + p.reach);
-    for (int64_t at = begin; at < end; at += V::kLanes) {
-      const int64_t count = std::min(V::kLanes, end - at);
+    for (int64_t at = 0; at < num; at += V::kLanes) {
+      const int64_t count = std::min(V::kLanes, num - at);
       V sum = V::zero();
       for (int64_t j = first; j <= last; ++j) {
-        sum = sum + V::load(terms + j * stride + at - begin);
+        sum = sum + V::load(terms + j * stride + at);
       }
-      const V scaled = factor * load<V>(x + c * p.pixels + at, count);
-      const V g = V::load(direct + c * stride + at - begin);
-      store(subtract_product(g, scaled, sum), out + c * p.pixels + at, count);
+      const V value = load_x<kRelu, V>(x + c * p.pixels + at, count);
+      const V g = V::load(direct + c * stride + at);
+      const V result = subtract_product(g, factor * value, sum);
+      store(through_relu<kRelu>(value, result), out + c * out_pixels + at, count);
     }
   }
 }
@@ -391,30 +410,46 @@ bool is_paper(const Problem<A>& p) {
   return std::is_same_v<A, float> && p.reach == kReach && p.three_quarters;
 }
 
-template <bool kBackward, typename T, typename A>
-void rows(const T* gradient, const T* x, int64_t num_rows, const Problem<A>& p, T* out) {
+// Calls body(V{}) with the vector that rows of such a problem are done in. A gradient of type A,
+// where that is not T, was stored by such vectors from the beginning of each row on.
+template <typename T, typename A>
+auto with_row_vector(const Problem<A>& p, auto body) {
   using V = VectorOf<A>;
   if constexpr (V::kLanes > 1) {
     using P = PaperVector<T>;
-    if (is_paper(p) && p.channels % P::kLanes == 0) {
-      return paper_rows<kBackward, P>(gradient, x, num_rows, p, out);
-    }
-    if (is_paper(p)) return paper_rows<kBackward, V>(gradient, x, num_rows, p, out);
+    if (is_paper(p) && p.channels % P::kLanes == 0) return body(P{});
   }
-  any_rows<kBackward, V>(gradient, x, num_rows, p, out);
+  return body(V{});
 }
 
-// One tower of one image, pixels [begin, end); `scratch` is kept from call to call.
-template <bool kBackward, typename T, typename A>
-void planes(
-    const T* gradient, const T* x, const Problem<A>& p, int64_t begin, int64_t end,
-    std::vector<A>& scratch, T* out) {
-  if constexpr (std::is_same_v<A, float>) {
-    using P = PaperVector<T>;
-    if (is_paper(p) && kBackward) {
-      return backward_paper_planes<P>(gradient, x, p, begin, end, scratch, out);
+template <bool kBackward, bool kRelu, typename G, typename T, typename A>
+void rows(const G* gradient, const T* x, int64_t num_rows, const Problem<A>& p, T* out) {
+  with_row_vector<T>(p, [&]<typename V>(V) {
+    if constexpr (V::kLanes > 1) {
+      if (is_paper(p)) {
+        return paper_rows<kBackward, kRelu, V>(gradient, x, num_rows, p, out);
+      }
     }
-    if (is_paper(p)) return forward_paper_planes<P>(x, p, begin, end, out);
+    if constexpr (V::kLanes <= 16) {
+      any_rows<kBackward, kRelu, V>(gradient, x, num_rows, p, out);
+    }
+  });
+}
+
+// `num` pixels of one tower of one image, from the first of each plane on; planes of x, and
+// backward of the result, have p.pixels pixels. `scratch` is kept from call to call.
+template <bool kBackward, bool kRelu, typename G, typename T, typename A>
+void planes(
+    const G* gradient, int64_t gradient_pixels, const T* x, const Problem<A>& p, int64_t num,
+    std::vector<A>& scratch, T* out, int64_t out_pixels) {
+  if constexpr (std::is_same_v<A, float>) {
+    // Two vectors at a time would take a gradient of type A in another order.
+    using P = std::conditional_t<std::is_same_v<G, T>, PaperVector<T>, Floats>;
+    if (is_paper(p) && kBackward) {
+      return backward_paper_planes<kRelu, P>(gradient, gradient_pixels, x, p, num, scratch, out);
+    }
+    if (is_paper(p)) return forward_paper_planes<kRelu, PaperVector<T>>(x, p, num, out, out_pixels);
   }
-  any_planes<kBackward, VectorOf<A>>(gradient, x, p, begin, end, scratch, out);
+  any_planes<kBackward, kRelu, VectorOf<A>>(
+      gradient, gradient_pixels, x, p, num, scratch, out, out_pixels);
 }

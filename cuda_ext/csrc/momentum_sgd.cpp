@@ -1,20 +1,10 @@
 // Gradient descent with momentum on the CPU (paper 5): one pass over weight, velocity and gradient.
-//
-// The schema and the checks are in momentum_sgd.py; those here serve callers of the registered
-// operator.
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
-#include <cstdint>
+#include "momentum_sgd_host.h"
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+using namespace momentum_sgd;
 
 // Waits for memory at any width of vectors, so one version serves every processor.
 template <typename T>
@@ -44,37 +34,22 @@ void run(
   });
 }
 
-void check_alike(const Tensor& weight, const Tensor& other, const char* name) {
-  bool alike = other.dim() == weight.dim() && other.scalar_type() == weight.scalar_type();
-  for (int64_t i = 0; alike && i < weight.dim(); ++i) {
-    alike = other.size(i) == weight.size(i) &&
-            (weight.size(i) == 1 || other.stride(i) == weight.stride(i));
+void momentum_sgd_all(
+    const Tensors& weights, const Tensors& velocities, const Tensors& gradients,
+    const Tensor& learning_rates, double momentum, const Tensor& weight_decays) {
+  if (weights.empty()) return;
+  check(weights, velocities, gradients, learning_rates, weight_decays);
+  const auto* rates = static_cast<const double*>(learning_rates.const_data_ptr());
+  const auto* decays = static_cast<const double*>(weight_decays.const_data_ptr());
+  const auto run_on = weights[0].scalar_type() == ScalarType::Double ? run<double> : run<float>;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (rates[i] == 0) continue;  // frozen
+    run_on(weights[i], velocities[i], gradients[i], rates[i], momentum, decays[i]);
   }
-  STD_TORCH_CHECK(
-      alike, "momentum_sgd_: expected a ", name,
-      " of the shape, type and strides of the weight, got another");
-}
-
-void momentum_sgd(
-    const Tensor& weight, const Tensor& velocity, const Tensor& gradient, double learning_rate,
-    double momentum, double weight_decay) {
-  check_alike(weight, velocity, "velocity");
-  check_alike(weight, gradient, "gradient");
-  if (weight.numel() == 0) return;
-  int64_t last = 0;
-  for (int64_t i = 0; i < weight.dim(); ++i) last += (weight.size(i) - 1) * weight.stride(i);
-  STD_TORCH_CHECK(
-      last + 1 == static_cast<int64_t>(weight.numel()),
-      "momentum_sgd_: expected a weight without gaps in memory, got one with gaps");
-  if (weight.scalar_type() == ScalarType::Double) {
-    return run<double>(weight, velocity, gradient, learning_rate, momentum, weight_decay);
-  }
-  STD_TORCH_CHECK(
-      weight.scalar_type() == ScalarType::Float,
-      "momentum_sgd_: expected float32 or float64, got another type");
-  run<float>(weight, velocity, gradient, learning_rate, momentum, weight_decay);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(replica, CPU, m) { m.impl("momentum_sgd_", TORCH_BOX(&momentum_sgd)); }
+STABLE_TORCH_LIBRARY_IMPL(replica, CPU, m) {
+  m.impl("momentum_sgd_", TORCH_BOX(&momentum_sgd_all));
+}

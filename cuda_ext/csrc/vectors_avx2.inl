@@ -24,6 +24,25 @@ struct Floats {
     std::memcpy(static_cast<void*>(part), from, count * sizeof(T));
     return load(part);
   }
+  // Every second value of sixteen.
+  static Floats load_second(const float* from) {
+    const __m256 mixed =
+        _mm256_shuffle_ps(_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8), 0b10001000);
+    const __m256d ordered = _mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0b11011000);
+    return {_mm256_castpd_ps(ordered)};
+  }
+  // Those among whose bits is one of `which`, zeros for the others.
+  template <typename T>
+  static Floats load_where(const T* from, const int16_t* bits, int which, int64_t count) {
+    alignas(16) int16_t part[kLanes] = {};
+    std::memcpy(part, bits, count * sizeof(int16_t));
+    const __m256i asked = _mm256_set1_epi32(which);
+    const __m256i wide =
+        _mm256_cvtepu16_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(part)));
+    const __m256i is_in = _mm256_cmpeq_epi32(_mm256_and_si256(wide, asked), asked);
+    const Floats values = count == kLanes ? load(from) : load_part(from, count);
+    return {_mm256_and_ps(_mm256_castsi256_ps(is_in), values.value)};
+  }
 
   void store(float* to) const { _mm256_storeu_ps(to, value); }
   void store(BFloat16* to) const {
@@ -58,6 +77,38 @@ inline Floats subtract_product(Floats c, Floats a, Floats b) {
   return {_mm256_fnmadd_ps(a.value, b.value, c.value)};
 }
 
+// See vectors_any.inl. Of two zeros, and with NaN, the instruction takes the second.
+inline Floats rectified(Floats value) { return {_mm256_max_ps(_mm256_setzero_ps(), value.value)}; }
+inline Floats where_positive(Floats value, Floats passed) {
+  const __m256 is_not = _mm256_cmp_ps(value.value, _mm256_setzero_ps(), _CMP_LE_OQ);
+  return {_mm256_andnot_ps(is_not, passed.value)};
+}
+inline Floats larger(Floats a, Floats b) {
+  const __m256 is_nan = _mm256_cmp_ps(b.value, b.value, _CMP_UNORD_Q);
+  return {_mm256_blendv_ps(_mm256_max_ps(b.value, a.value), b.value, is_nan)};
+}
+template <bool kAll>
+inline void take_larger(Floats& best, Floats& winners, Floats value, Floats bit) {
+  const __m256 is_larger = _mm256_or_ps(
+      _mm256_cmp_ps(value.value, best.value, _CMP_GT_OQ),
+      _mm256_cmp_ps(value.value, value.value, _CMP_UNORD_Q));
+  best.value = _mm256_blendv_ps(best.value, value.value, is_larger);
+  if constexpr (kAll) {
+    const __m256 is_equal = _mm256_cmp_ps(value.value, best.value, _CMP_EQ_OQ);
+    winners.value = _mm256_add_ps(
+        _mm256_andnot_ps(is_larger, winners.value), _mm256_and_ps(is_equal, bit.value));
+  } else {
+    winners.value = _mm256_blendv_ps(winners.value, bit.value, is_larger);
+  }
+}
+inline void store_bits(Floats bits, int16_t* to, int64_t count) {
+  const __m256i whole = _mm256_cvttps_epi32(bits.value);
+  alignas(16) int16_t part[Floats::kLanes];
+  _mm_store_si128(
+      reinterpret_cast<__m128i*>(part),
+      _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1)));
+  std::memcpy(to, part, count * sizeof(int16_t));
+}
 // Lanes kShift to kShift + 7 of the 16 lanes of a and b.
 template <int kShift>
 inline Floats shifted(Floats a, Floats b) {

@@ -35,6 +35,20 @@ struct Floats {
   void store_part(T* to, int64_t count) const {
     _mm256_mask_storeu_epi16(to, first(count), narrow(to));
   }
+  // Every second value of thirty-two.
+  static Floats load_second(const float* from) {
+    const __m512i second =
+        _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    return {_mm512_permutex2var_ps(_mm512_loadu_ps(from), second, _mm512_loadu_ps(from + 16))};
+  }
+  // Those of the first `count` among whose bits is one of `which`, zeros for the others.
+  static Floats load_where(const float* from, const int16_t* bits, int which, int64_t count) {
+    return {_mm512_maskz_loadu_ps(is_in(bits, which, count), from)};
+  }
+  template <typename T>
+  static Floats load_where(const T* from, const int16_t* bits, int which, int64_t count) {
+    return widen(_mm256_maskz_loadu_epi16(is_in(bits, which, count), from), from);
+  }
   // In whose high halves are the nearest bfloat16 values, ties to even.
   __m512i rounded() const {
     const __m512i bits = _mm512_castps_si512(value);
@@ -46,6 +60,10 @@ struct Floats {
   }
 
  private:
+  static __mmask16 is_in(const int16_t* bits, int which, int64_t count) {
+    const __m256i known = _mm256_maskz_loadu_epi16(first(count), bits);
+    return _mm256_test_epi16_mask(known, _mm256_set1_epi16(static_cast<int16_t>(which)));
+  }
   template <typename T>
   static const __m256i* as_bits(const T* from) {
     return reinterpret_cast<const __m256i*>(from);
@@ -78,6 +96,33 @@ inline Floats subtract_product(Floats c, Floats a, Floats b) {
   return {_mm512_fnmadd_ps(a.value, b.value, c.value)};
 }
 
+// See vectors_any.inl. Of two zeros, and with NaN, the instruction takes the second.
+inline Floats rectified(Floats value) { return {_mm512_max_ps(_mm512_setzero_ps(), value.value)}; }
+inline Floats where_positive(Floats value, Floats passed) {
+  const __mmask16 is_positive = _mm512_cmp_ps_mask(value.value, _mm512_setzero_ps(), _CMP_NLE_UQ);
+  return {_mm512_maskz_mov_ps(is_positive, passed.value)};
+}
+inline Floats larger(Floats a, Floats b) {
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(b.value, b.value, _CMP_UNORD_Q);
+  return {_mm512_mask_mov_ps(_mm512_max_ps(b.value, a.value), is_nan, b.value)};
+}
+template <bool kAll>
+inline void take_larger(Floats& best, Floats& winners, Floats value, Floats bit) {
+  const __mmask16 is_larger = _mm512_cmp_ps_mask(value.value, best.value, _CMP_GT_OQ) |
+                              _mm512_cmp_ps_mask(value.value, value.value, _CMP_UNORD_Q);
+  best.value = _mm512_mask_mov_ps(best.value, is_larger, value.value);
+  if constexpr (kAll) {
+    const __mmask16 is_equal = _mm512_cmp_ps_mask(value.value, best.value, _CMP_EQ_OQ);
+    winners.value = _mm512_mask_mov_ps(winners.value, is_larger, _mm512_setzero_ps());
+    winners.value = _mm512_mask_add_ps(winners.value, is_equal, winners.value, bit.value);
+  } else {
+    winners.value = _mm512_mask_mov_ps(winners.value, is_larger, bit.value);
+  }
+}
+inline void store_bits(Floats bits, int16_t* to, int64_t count) {
+  const __m256i narrow = _mm512_cvtepi32_epi16(_mm512_cvttps_epi32(bits.value));
+  _mm256_mask_storeu_epi16(to, Floats::first(count), narrow);
+}
 // Lanes kShift to kShift + 15 of the 32 lanes of a and b.
 template <int kShift>
 inline Floats shifted(Floats a, Floats b) {
@@ -131,8 +176,17 @@ struct EvenAndOdd {
   static EvenAndOdd load(const float* from) {
     return {Floats::load(from), Floats::load(from + 16)};
   }
+  // Rows of such values have only whole vectors.
+  static EvenAndOdd load_part(const float* from, int64_t) { return load(from); }
   static EvenAndOdd load_part(const BFloat16* from, int64_t count) {
     return widen(_mm512_maskz_loadu_epi16(first(count), from));
+  }
+  static EvenAndOdd load_where(
+      const BFloat16* from, const int16_t* bits, int which, int64_t count) {
+    const __m512i known = _mm512_maskz_loadu_epi16(first(count), bits);
+    const __mmask32 is_in =
+        _mm512_test_epi16_mask(known, _mm512_set1_epi16(static_cast<int16_t>(which)));
+    return widen(_mm512_maskz_loadu_epi16(is_in, from));
   }
   void store(BFloat16* to) const { _mm512_storeu_si512(to, narrow()); }
   void store(float* to) const {
@@ -177,6 +231,12 @@ inline EvenAndOdd multiply_add(EvenAndOdd a, EvenAndOdd b, EvenAndOdd c) {
 }
 inline EvenAndOdd subtract_product(EvenAndOdd c, EvenAndOdd a, EvenAndOdd b) {
   return {subtract_product(c.even, a.even, b.even), subtract_product(c.odd, a.odd, b.odd)};
+}
+inline EvenAndOdd rectified(EvenAndOdd value) {
+  return {rectified(value.even), rectified(value.odd)};
+}
+inline EvenAndOdd where_positive(EvenAndOdd value, EvenAndOdd passed) {
+  return {where_positive(value.even, passed.even), where_positive(value.odd, passed.odd)};
 }
 inline EvenAndOdd window_sum_of(EvenAndOdd before, EvenAndOdd value, EvenAndOdd after) {
   const Floats odd_before = shifted<15>(before.odd, value.odd);

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function
 
+from cuda_ext import split_conv2d, split_conv2d_add_, split_conv2d_backward
+from cuda_ext.convolution_ways import Products
 from replica.distributed.heartbeat import beat
 from replica.network.placement import Placement, one_copy, tower_slice
 
@@ -36,10 +37,19 @@ class TwoDevices(Placement):
         return _apply(_ReadBoth, x, self, layer)
 
     def convolve_both(
-        self, x: Tensor, weight: Tensor, bias: Tensor, *, stride: int, padding: int, layer: str
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        *,
+        stride: int,
+        padding: tuple[int, int],
+        products: Products,
+        layer: str,
     ) -> Tensor:
         """Convolves the own half while the other one is on its way."""
-        return _apply(_ConvolveBoth, x, weight, bias, stride, padding, self, layer)
+        how = {"stride": stride, "padding": padding, "products": products}
+        return _apply(_ConvolveBoth, x, weight, bias, how, self, layer)
 
     def join_logits(self, x: Tensor, *, num_classes: int) -> Tensor:
         """Exchanges the logits, whose halves differ in size where the number of classes is odd."""
@@ -112,9 +122,9 @@ class _ReadBoth(torch.autograd.Function):
 class _ConvolveBoth(torch.autograd.Function):
     """A convolution over both halves, in which the exchange overlaps the own half's work.
 
-    y = own weights * own half + the others' weights * the peer's half: the first product needs no
-    exchange. Backward, the gradient that the peer waits for comes first, and the gradients of the
-    own half and of all weights are computed while it travels.
+    y = own weights * own half + the others' weights * the peer's half + bias: the first product
+    needs no exchange. Backward, the gradient that the peer waits for comes first, and the gradients
+    of the own half and of all weights are computed while it travels.
     """
 
     @staticmethod
@@ -123,8 +133,7 @@ class _ConvolveBoth(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
-        stride: int,
-        padding: int,
+        how: dict[str, Any],
         placement: TwoDevices,
         layer: str,
     ) -> Tensor:
@@ -134,27 +143,24 @@ class _ConvolveBoth(torch.autograd.Function):
         wait = placement.begin_swap(x, layer=layer, direction="forward")
         own, others = placement.ordered(*weight.chunk(2, dim=1))
         with record_function(f"{layer}, own half"):
-            y = F.conv2d(x, own, bias, stride=stride, padding=padding)
+            y = split_conv2d(x, own, None, **how)
         with record_function(f"{layer}, waiting for the other half"):
             theirs = wait()
-        y += F.conv2d(theirs, others, stride=stride, padding=padding)
+        split_conv2d_add_(y, theirs, others, bias, **how)
         ctx.save_for_backward(x, theirs, own, others)
-        ctx.arguments = (stride, padding, placement, layer)
+        ctx.arguments = (how, placement, layer)
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         x, theirs, own, others = ctx.saved_tensors
-        stride, padding, placement, layer = ctx.arguments
+        how, placement, layer = ctx.arguments
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
 
-        def gradients(inputs: Tensor, weight: Tensor, *needed: bool) -> list[Tensor]:
+        def gradients(x: Tensor, weight: Tensor, of_x: bool, of_w: bool, of_bias: bool) -> Any:
             """Of the inputs, the weight and the bias; None for what is not needed."""
-            geometry = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1)
-            computed: list[Tensor] = torch.ops.aten.convolution_backward(
-                gradient, inputs, weight, [len(weight)], *geometry, needed
-            )
-            return computed
+            needed = (of_x, of_w, of_bias)
+            return split_conv2d_backward(gradient, x, weight, **how, needed=needed)
 
         if needs_x:
             of_theirs = gradients(theirs, others, True, False, False)[0]
@@ -167,7 +173,7 @@ class _ConvolveBoth(torch.autograd.Function):
         if needs_x:
             with record_function(f"{layer}, waiting for the gradient"):
                 of_x = of_x + wait()
-        return of_x, of_weight, of_bias, *[None] * 4
+        return of_x, of_weight, of_bias, *[None] * 3
 
 
 class _JoinLogits(torch.autograd.Function):

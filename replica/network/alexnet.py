@@ -6,7 +6,9 @@ N images, C channels, H rows, W columns, K classes.
 import torch
 from torch import Tensor, nn
 
-from replica.network.dropout_masks import dropout_mask
+from cuda_ext.convolution_ways import Products
+from replica.network import fusion
+from replica.network.dropout_masks import DropoutMask
 from replica.network.layers import (
     BatchNorm,
     Dropout,
@@ -31,12 +33,23 @@ class AlexNet(nn.Module):
     `conv1_activation`, `conv1_lrn`, `conv1_pooling`, ..., `fc6`, `fc6_activation`, `fc6_dropout`,
     ..., `fc8`. Parameters are named `conv1.weight`, `conv1.bias`, ..., `fc8.bias`. A process with
     one tower holds the tower's half of each along dimension 0.
+
+    Where ReLU, local response normalization and max pooling follow each other, as in the paper or
+    as in the first layer of the source, `cuda_ext.relu_lrn_pool` does the work of the three: the
+    same bits, in one pass. Where one of them has a hook, or a graph is traced, they run themselves;
+    with `fused=False` they always do.
     """
 
     def __init__(
-        self, recipe: Recipe, *, num_classes: int, placement: Placement | None = None
+        self,
+        recipe: Recipe,
+        *,
+        num_classes: int,
+        placement: Placement | None = None,
+        fused: bool = True,
     ) -> None:
         super().__init__()
+        self.fused = fused
         self.recipe = recipe
         self.num_classes = num_classes
         self.placement = placement or Placement(recipe.towers)
@@ -95,15 +108,29 @@ class AlexNet(nn.Module):
             )
         return BatchNorm(channels, num_dimensions=num_dimensions, placement=self.placement)
 
-    def dropout_masks(self, rows: Tensor, *, seed: int, step: int) -> Masks:
-        """Which outputs stay in a training step: layer -> bool (N, units here) (paper 4.2)."""
-        rows = rows.to(next(self.parameters()).device)
+    def set_products_(self, products: Products) -> None:
+        """Who multiplies in the convolutions, as in `cuda_ext.split_conv2d`."""
+        for module in self.children():
+            if isinstance(module, SplitConv2d):
+                module.products = products
+
+    def dropout_masks(self, rows: Tensor, *, seed: int, step: int | Tensor) -> Masks:
+        """Which outputs stay in a training step, by the layer's name (paper 4.2).
+
+        Args:
+            rows: int64 (N,), places in the whole batch.
+            seed: of the run.
+            step: of training, from 0; as a tensor int64 (1,), on the device of the weights.
+        """
+        device = next(self.parameters()).device
+        rows = rows.to(device)
+        at_step = step if isinstance(step, Tensor) else torch.full((1,), step, device=device)
         return {
-            layer.name: dropout_mask(
-                rows,
+            layer.name: DropoutMask(
                 seed=seed,
-                step=step,
+                step=at_step,
                 layer=number,
+                rows=rows,
                 units=self.placement.own(layer.num_units),
                 keep=self.recipe.dropout_keep,
             )
@@ -123,7 +150,14 @@ class AlexNet(nn.Module):
         Returns:
             (N, K), the same in every process of a pair.
         """
-        for module in self.children():
+        modules = list(self.children())
+        while modules:
+            following = modules[: fusion.LENGTH]
+            if self.fused and (y := fusion.fuse(following, x)) is not None:
+                x = y
+                del modules[: fusion.LENGTH]
+                continue
+            module = modules.pop(0)
             x = module(x, masks) if isinstance(module, Dropout) else module(x)
         return self.placement.join_logits(x, num_classes=self.num_classes)
 

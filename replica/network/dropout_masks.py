@@ -1,20 +1,42 @@
 """Which outputs are dropped, as a pure function of (seed, step, layer, row, unit) (paper 4.2)."""
 
+from dataclasses import dataclass
+
 import torch
 
-from replica.network.draws import UINT32_RANGE, key_of, philox
+from cuda_ext import philox_dropout
+from replica.network.draws import key_of
 
 
-def dropout_mask(
-    rows: torch.Tensor, *, seed: int, step: int, layer: int, units: slice, keep: float
-) -> torch.Tensor:
-    """Which outputs stay: bool (N, units), True with probability `keep`.
+@dataclass(frozen=True)
+class DropoutMask:
+    """Which outputs of a layer stay in a step, each with probability `keep`; applied by calling it.
 
-    Any cut of the batch or of the units over processes gives the same masks. `rows`, int64 (N,),
-    and `units` are those of this process; `step` and `layer` (fully connected) count from 0.
+    Any cut of the batch or of the units over processes gives the same.
+
+    Attributes:
+        seed: of the run.
+        step, layer: int64 (1,), of training, and the number of the fully connected layer; from 0.
+        rows: int64 (N,), places in the whole batch; on the device of the activations, as `step`.
+        units: of the whole layer, those of this process.
+        keep: the probability of staying.
     """
-    words = torch.arange(units.start // 4, (units.stop + 3) // 4, device=rows.device)
-    draws = philox(key_of(seed, "dropout"), (step, layer, rows[:, None], words[None, :]))
-    in_order = torch.stack(draws, dim=-1).flatten(1)
-    first = units.start % 4
-    return in_order[:, first : first + units.stop - units.start] < round(keep * UINT32_RANGE)
+
+    seed: int
+    step: torch.Tensor
+    layer: int
+    rows: torch.Tensor
+    units: slice
+    keep: float
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, units) with zeros for what does not stay."""
+        return philox_dropout(
+            x,
+            key=key_of(self.seed, "dropout"),
+            step=self.step,
+            layer=self.layer,
+            rows=self.rows,
+            units=self.units,
+            keep=self.keep,
+        )

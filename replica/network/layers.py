@@ -10,14 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cuda_ext import local_response_norm, reference
+from cuda_ext import local_response_norm, reference, same_map_norm, split_conv2d
+from cuda_ext.convolution_ways import Products
+from replica.network.dropout_masks import DropoutMask
 from replica.network.placement import Placement
 from replica.recipes.geometry import LayerGeometry
 
 # Of batch normalization, as in PyTorch.
 BATCH_EPSILON, BATCH_MOMENTUM = 1e-5, 0.1
-# Which outputs of each layer with dropout stay, by the layer's name.
-Masks = dict[str, Tensor]
+# What drops outputs of each layer with dropout, by the layer's name.
+Masks = dict[str, DropoutMask]
 
 
 class _Products(nn.Module):
@@ -39,22 +41,32 @@ class _Products(nn.Module):
 
 
 class SplitConv2d(_Products):
-    """A convolution over own maps, or over those of both towers (paper 3.5, Figure 2)."""
+    """A convolution over own maps, or over those of both towers (paper 3.5, Figure 2).
+
+    `products` says who multiplies, as in `cuda_ext.split_conv2d`.
+    """
+
+    products: Products = "measured"
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C here, H, W) to (N, kernels here, H', W')."""
-        before, after = self.row.padding
-        if before != after:
-            x = F.pad(x, (before, after, before, after))
-        place = {"stride": self.row.stride, "padding": before if before == after else 0}
+        stride, padding = self.row.stride, self.row.padding
+        if torch.onnx.is_in_onnx_export():  # it does not know this operator
+            before, after = padding
+            padded = F.pad(x, (before, after, before, after))
+            return F.conv2d(padded, self.weight, self.bias, stride, groups=self.groups)
+        how: dict[str, Any] = {"stride": stride, "padding": padding, "products": self.products}
         if self.reads_both_towers:
             name = self.row.name
-            return self.placement.convolve_both(x, self.weight, self.bias, layer=name, **place)
-        return F.conv2d(x, self.weight, self.bias, groups=self.groups, **place)
+            return self.placement.convolve_both(x, self.weight, self.bias, layer=name, **how)
+        return split_conv2d(x, self.weight, self.bias, towers=self.groups, **how)
 
     def extra_repr(self) -> str:
-        """What `_Products` says, with stride and padding."""
-        return f"{super().extra_repr()}, stride={self.row.stride}, padding={self.row.padding}"
+        """What `_Products` says, with stride and padding, and what computes it."""
+        row = self.row
+        place = f"stride={row.stride}, padding={row.padding}"
+        how = f"split_conv2d of towers={self.groups}, products={self.products}"
+        return f"{super().extra_repr()}, {place}, {how}"
 
 
 class SplitLocal2d(SplitConv2d):
@@ -73,6 +85,11 @@ class SplitLocal2d(SplitConv2d):
         weight = self.weight.view(self.groups, num_kernels // self.groups, -1, rows * columns)
         y = torch.einsum("ngil,gkil->ngkl", patches, weight)
         return y.reshape(len(x), num_kernels, rows, columns) + self.bias
+
+    def extra_repr(self) -> str:
+        """What `_Products` says, with stride and padding."""
+        place = f"stride={self.row.stride}, padding={self.row.padding}"
+        return f"{_Products.extra_repr(self)}, {place}"
 
 
 class SplitLinear(_Products):
@@ -135,9 +152,9 @@ class SameMapNorm(_ResponseNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C here, H, W), the same shape back."""
-        # The division by 1 makes it a sum; zeros around the border add nothing to it.
-        sums = F.avg_pool2d(x * x, self.n, stride=1, padding=self.n // 2, divisor_override=1)
-        return x * (self.k + self.alpha * sums) ** -self.beta
+        # As in LocalResponseNorm.
+        normalize = reference.same_map_norm if torch.onnx.is_in_onnx_export() else same_map_norm
+        return normalize(x, n=self.n, k=self.k, alpha=self.alpha, beta=self.beta)
 
 
 class BatchNorm(nn.Module):
@@ -206,7 +223,7 @@ class Dropout(nn.Module):
 def drop(x: Tensor, masks: Masks | None, layer: str, keep: float, is_training: bool) -> Tensor:
     """The outputs that stay; all of them, multiplied, where there is no mask at test time."""
     if masks is not None:
-        return x * masks[layer]
+        return masks[layer](x)
     if is_training:
         return x * (torch.rand_like(x) < keep)
     return x * keep
@@ -215,3 +232,5 @@ def drop(x: Tensor, masks: Masks | None, layer: str, keep: float, is_training: b
 # Each is one node of a traced graph, which looks at its arguments when it runs.
 torch.fx.wrap("drop")
 torch.fx.wrap("local_response_norm")
+torch.fx.wrap("split_conv2d")
+torch.fx.wrap("same_map_norm")

@@ -292,6 +292,9 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         if not layer.name.isalnum():
             yield f"expected names of layers of letters and digits, got {layer.name}"
         yield from _value_problems(layer, of=f"{layer.name}.")
+        if isinstance(layer, Conv) and max(layer.padding, default=0) > layer.kernel_size:
+            rule = f"at most the {layer.kernel_size} of its kernels"
+            yield f"{layer.name}.padding: expected {rule}, got {shown(layer.padding)}"
         yield from _problems_of_normalization(layer)
     if recipe.towers == 2:
         for layer in recipe.layers[:-1]:

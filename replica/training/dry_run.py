@@ -16,10 +16,10 @@ from replica.distributed.devices import Devices
 from replica.distributed.mesh import Rank
 from replica.feed.feed import TrainFeed
 from replica.network.alexnet import whole_shapes
-from replica.training.loop import train_step_
 from replica.training.numerics import set_numerics
 from replica.training.run import Run
 from replica.training.state import begin
+from replica.training.step import train_step_
 
 STEPS_TRIED = 3
 

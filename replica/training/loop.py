@@ -1,17 +1,17 @@
 """Training, step by step (paper 5): what one rank of a run does from its start to its end."""
 
-import dataclasses
 import json
 import math
 import shlex
 import sys
 import time
+from collections import deque
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import torch
-import torch.nn.functional as F
 
 from data_prep.errors import command_for, print_line, printable
 from data_prep.files import write_whole
@@ -24,49 +24,92 @@ from replica.feed.feed import Batch
 from replica.training.allocator import keep_large_blocks
 from replica.training.checkpoint import checkpoints_of, save_checkpoint
 from replica.training.control_log import Request, log_requests, pending_requests
-from replica.training.evaluation import Counts, count, evaluate
+from replica.training.evaluation import Counts, evaluate
 from replica.training.numerics import compute_precision, parameter_dtype, set_numerics
-from replica.training.optimizer import sgd_step_
 from replica.training.run import Run
 from replica.training.run_log import RunLog
 from replica.training.schedule import HandChange, Settings
 from replica.training.state import RunState, begin, describe, whole_checkpoint
+from replica.training.step import Later, Measured, to_device, train_step_
 
 # How many images the message of a lost loss names.
 NAMES_SHOWN = 5
+# How many steps the processor is ahead of the last one whose loss it knows.
+STEPS_LATE = {"cpu": 0, "cuda": 4}
 
 
-def train_step_(state: RunState, batch: Batch, *, settings: Settings) -> Counts:
-    """One step of stochastic gradient descent (paper 5), in place; counts this rank's images."""
-    run, recipe = state.run, state.run.recipe
-    device, dtype = state.rank.device, parameter_dtype(run.numerics.precision)
-    images = batch.images.to(device, dtype, non_blocking=True)
-    images = images.contiguous(memory_format=run.numerics.torch_memory_format)
-    labels = batch.labels.to(device, non_blocking=True)
-    masks = state.model.dropout_masks(batch.rows, seed=run.seed, step=batch.step)
-    # A frozen tensor has no gradient: neither it nor its velocity moves.
-    trained = {name: w for name, w in state.weights.items() if settings.rates[name]}
-    names, weights = list(trained), list(trained.values())
+@dataclass
+class _Step:
+    """A step that is done or under way; `seconds` of the loop ended with the next one's begin."""
 
-    with compute_precision(run.numerics.precision, kind=device.type):
-        logits = state.forward(images, masks=masks).to(dtype)
-    losses = F.cross_entropy(logits, labels, reduction="none")
-    loss = losses.sum() / batch.batch_size
-    gradients = list(torch.autograd.grad(loss, weights)) if weights else []
-    gradients = state.mesh.sum_over_copies(gradients)
-    sgd_step_(
-        weights,
-        [state.velocities[name] for name in names],
-        gradients,
-        learning_rates=[settings.rates[name] for name in names],
-        momentum=recipe.momentum,
-        weight_decays=[settings.weight_decays[name] for name in names],
-    )
-    state.step += 1
-    state.losses = losses.detach()
-    counts = count(logits.detach().softmax(dim=1), labels)
-    # Not from the probabilities, which end at the smallest number that is not zero.
-    return dataclasses.replace(counts, loss=float(state.losses.double().sum()))
+    step: int
+    epoch: int
+    batch: Batch
+    settings: Settings
+    losses: torch.Tensor
+    began: float
+    feeding: float
+    ended: float | None = None
+
+
+class _Late:
+    """Steps that are not reported yet: a GPU computes them while the processor is ahead."""
+
+    def __init__(self, state: RunState, log: RunLog | None, stop: StopRequest) -> None:
+        self._state, self._log, self._stop = state, log, stop
+        self._most = STEPS_LATE[state.rank.device.type]
+        self._queue: deque[tuple[_Step, Later]] = deque()
+
+    def add(self, step: _Step, measured: Measured) -> None:
+        """One more step, just begun; every rank must call it."""
+        if self._queue:
+            self._queue[-1][0].ended = step.began
+        run = self._state.run
+        has_requests = self._log is not None and pending_requests(run.run_dir, run.recipe)
+        flags = (self._stop.is_set(), bool(has_requests))
+        self._queue.append(
+            (
+                step,
+                Later(add_up(measured.num_images, measured.sums, state=self._state, flags=flags)),
+            )
+        )
+
+    def report(self, *, all_of_them: bool) -> set[str]:
+        """Reports steps: all, or those so late that the device may wait; every rank must call it.
+
+        Returns:
+            What was asked for, "stop" or "checkpoint"; then all steps have been reported.
+
+        Raises:
+            RuntimeError: the loss of a step is not finite.
+        """
+        actions: set[str] = set()
+        while len(self._queue) > (0 if all_of_them or actions else self._most):
+            actions.update(self._report_one(*self._queue.popleft()))
+        return actions
+
+    def _report_one(self, step: _Step, total: Later) -> list[str]:
+        num_images, *sums, stopped, has_requests, is_lost = total.values()
+        counts = Counts(round(num_images), *sums)
+        counts.check(step.batch.batch_size)
+        state, log = self._state, self._log
+        if log is not None:
+            seconds = (step.ended or time.perf_counter()) - step.began
+            log.step(
+                step.step,
+                step.epoch,
+                counts,
+                step.settings,
+                seconds=seconds,
+                feeding=step.feeding,
+            )
+        if is_lost:
+            _stop_at_lost_loss(state, step)
+        actions = ["stop"] if stopped else []
+        if has_requests:
+            requests = pending_requests(state.run.run_dir, state.run.recipe) if log else []
+            actions += apply_requests(state, requests)
+        return actions
 
 
 def run_rank(rank: Rank, run: Run, stop: StopRequest) -> None:
@@ -107,6 +150,7 @@ def _train(state: RunState, log: RunLog | None, stop: StopRequest) -> bool:
         color_noise=lambda step: state.settings(step + 1).color_noise,
         threads=run.loader_threads,
     )
+    late = _Late(state, log, stop)
     began = time.perf_counter()
     for batch in batches:
         feeding = time.perf_counter() - began
@@ -116,45 +160,38 @@ def _train(state: RunState, log: RunLog | None, stop: StopRequest) -> bool:
             began = time.perf_counter() - feeding  # the step's own time
         beat(f"step {state.step + 1}")
         epoch, settings = state.epoch, state.settings(state.step + 1)
-        counts = train_step_(state, batch, settings=settings)
-        requests = [] if log is None else pending_requests(run.run_dir, run.recipe)
-        flags = (stop.is_set(), bool(requests), not math.isfinite(counts.loss))
-        counts, (stopped, has_requests, is_lost) = add_up(counts, state=state, flags=flags)
-        counts.check(batch.batch_size)
-        now = time.perf_counter()
-        if log is not None:
-            log.step(epoch, counts, settings, seconds=now - began, feeding=feeding)
-        if is_lost:
-            _stop_at_lost_loss(state, batch, settings)
-        began = now
-        actions = apply_requests(state, requests) if has_requests else []
-        if stopped or "stop" in actions:
-            return True
-        is_at_step = run.checkpoint_steps and state.step % run.checkpoint_steps == 0
+        measured = train_step_(state, batch, settings=settings)
+        step = _Step(state.step, epoch, batch, settings, measured.losses, began, feeding)
+        late.add(step, measured)
+        is_at_step = bool(run.checkpoint_steps) and state.step % (run.checkpoint_steps or 1) == 0
         # The checkpoint that follows a validation knows its error: a step is written once.
         is_saved_later = state.is_validation_due or state.step == state.last_step
+        # What is saved comes of steps whose losses are known.
+        actions = late.report(all_of_them=is_at_step or is_saved_later)
+        began = time.perf_counter()
+        if "stop" in actions:
+            return True
         if (is_at_step or "checkpoint" in actions) and not is_saved_later:
             _save(state, log)
             began = time.perf_counter()
     return _validate_and_record(state, log, stop)
 
 
-def _stop_at_lost_loss(state: RunState, batch: Batch, settings: Settings) -> NoReturn:
+def _stop_at_lost_loss(state: RunState, step: _Step) -> NoReturn:
     """Ends a run whose loss is not a number, in every rank, naming the images of the batch."""
-    run, train = state.run, state.data.train
-    assert state.losses is not None
-    finite = torch.isfinite(state.losses).tolist()
+    run, train, batch = state.run, state.data.train, step.batch
+    finite = torch.isfinite(step.losses).tolist()
     rows = state.feed.image_rows(batch.step)[batch.rows.numpy()]
     own = [(train.picture(int(row)), ok) for row, ok in zip(rows, finite, strict=True)]
     # Both towers of a copy have the same images.
     gathered = state.mesh.gather(own if state.rank.tower == 0 else [])
     pictures = [picture for of_rank in gathered for picture in of_rank]
     lost = [name for name, ok in pictures if not ok]
-    path = run.run_dir / f"lost-loss-{state.step:08d}.json"
+    path = run.run_dir / f"lost-loss-{step.step:08d}.json"
     if state.rank.index == 0:
         record = {
-            "step": state.step,
-            "rates": settings.rates,
+            "step": step.step,
+            "rates": step.settings.rates,
             "images_without_a_finite_loss": lost,
             "images": [name for name, _ in pictures],
         }
@@ -162,10 +199,10 @@ def _stop_at_lost_loss(state: RunState, batch: Batch, settings: Settings) -> NoR
     good = checkpoints_of(run.run_dir)
     more = f" and {len(lost) - NAMES_SHOWN} more" if len(lost) > NAMES_SHOWN else ""
     line = (
-        f"the loss is not finite at step {state.step}, for {len(lost)} of {len(pictures)} images "
+        f"the loss is not finite at step {step.step}, for {len(lost)} of {len(pictures)} images "
         f"({', '.join(lost[:NAMES_SHOWN])}{more}; all are in {path}): the learning rate "
-        f"{settings.learning_rate:g} is too high for this recipe, or the data is damaged; the last "
-        f"good checkpoint is {good[-1] if good else 'none: the run had saved nothing yet'}"
+        f"{step.settings.learning_rate:g} is too high for this recipe, or the data is damaged; the "
+        f"last good checkpoint is {good[-1] if good else 'none: the run had saved nothing yet'}"
     )
     raise RuntimeError(printable(line))
 
@@ -223,15 +260,26 @@ def _save(state: RunState, log: RunLog | None) -> Path | None:
 
 
 def add_up(
-    counts: Counts, *, state: RunState, flags: tuple[bool, ...] = ()
-) -> tuple[Counts, list[bool]]:
-    """Sums over the copies, and of each flag whether any rank set it; every rank must call it."""
+    num_images: int, sums: torch.Tensor, *, state: RunState, flags: tuple[bool, ...] = ()
+) -> torch.Tensor:
+    """Sums over the copies, and how many ranks set each flag; every rank must call it.
+
+    Args:
+        num_images, sums: of this rank, as `Measured` has them.
+        state: of this rank.
+        flags: what this rank tells the others.
+
+    Returns:
+        float64 on the device: images, top-1 and top-5 hits, losses, flags, and in how many ranks
+        the loss is not finite.
+    """
+    device = state.rank.device
     # Both towers of a copy have the same counts: one of them counts.
     counted = 1.0 if state.rank.tower == 0 else 0.0
-    numbers = [*(counted * x for x in vars(counts).values()), *map(float, flags)]
-    local = torch.tensor(numbers, dtype=torch.float64, device=state.rank.device)
-    num_images, *sums = state.mesh.sum_over_all_(local).tolist()
-    return Counts(round(num_images), *sums[:3]), [flag > 0 for flag in sums[3:]]
+    own = to_device([counted * num_images, *map(float, flags)], device, torch.float64)
+    is_lost = torch.isfinite(sums[2:]).logical_not().double()
+    total = torch.cat([own[:1], counted * sums, own[1:], is_lost])
+    return state.mesh.sum_over_all_(total)
 
 
 def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
@@ -263,8 +311,8 @@ def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
     with progress:
         for first in range(0, most_rows, recipe.batch_size):
             beat("validation")
-            _, (stopped,) = add_up(Counts(), state=state, flags=(stop.is_set(),))
-            if stopped:
+            nothing = torch.zeros(3, dtype=torch.float64, device=device)
+            if add_up(0, nothing, state=state, flags=(stop.is_set(),))[4] > 0:
                 return counts, True
             counts += evaluate(
                 images,
@@ -274,6 +322,9 @@ def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
                 images_per_batch=recipe.batch_size,
                 on_progress=progress.update,
             )
-    counts, _ = add_up(counts, state=state)
+    num_images, *own = (float(x) for x in vars(counts).values())
+    total = add_up(round(num_images), to_device(own, device, torch.float64), state=state)
+    num_images, *sums, _ = total.tolist()
+    counts = Counts(round(num_images), *sums)
     counts.check(len(images))
     return counts, False

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.utils.deterministic
 
+from cuda_ext.convolution_ways import Products
 from data_prep.errors import UserError
 from replica.distributed.devices import Devices
 
@@ -14,6 +15,7 @@ MEMORY_FORMATS = ("channels_last", "contiguous")
 COMPILE_MODES = ("off", "default", "cuda-graphs")
 # What `--compile` compiles; its help says so, and a test counts.
 COMPILED = "the network of a training step, as one graph forward and one backward"
+CAPTURED = "the whole step, forward, backward and update"
 
 
 def check_precision(precision: str, *, kind: str) -> None:
@@ -34,12 +36,14 @@ class Numerics:
     """How a run computes; recorded with it, and the same in all of its sessions.
 
     Where it is deterministic, PyTorch refuses algorithms whose sums have no fixed order.
+    `convolution` says who multiplies, as the `products` of `cuda_ext.split_conv2d`.
     """
 
     precision: str = "float32"
     memory_format: str = "channels_last"
     compile: str = "off"
     deterministic: bool = True
+    convolution: Products = "measured"
 
     @property
     def torch_memory_format(self) -> torch.memory_format:
@@ -95,8 +99,8 @@ def set_numerics(numerics: Numerics) -> NumericsInForce:
     allow_tf32 = numerics.precision == "tf32"
     torch.backends.cudnn.allow_tf32 = allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = allow_tf32
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = not numerics.deterministic
+    torch.backends.cudnn.deterministic = numerics.deterministic
     # Read by cuBLAS when it is first used; without it deterministic sums are refused.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if numerics.compile == "off":
@@ -106,7 +110,9 @@ def set_numerics(numerics: Numerics) -> NumericsInForce:
         torch.use_deterministic_algorithms(numerics.deterministic)
     # Else each new tensor is filled with NaN first; nothing here reads what it has not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    return NumericsInForce(**asdict(numerics), allow_tf32=allow_tf32)
+    return NumericsInForce(
+        **asdict(numerics), allow_tf32=allow_tf32, cudnn_deterministic=numerics.deterministic
+    )
 
 
 def compute_precision(precision: str, *, kind: str) -> torch.autocast:

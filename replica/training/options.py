@@ -44,6 +44,7 @@ class TrainOptions:
     memory_format: str | None
     compile: str | None
     deterministic: bool | None
+    convolution: str | None
     loader_threads: int
     timeout: float
     steps: int | None

@@ -56,9 +56,9 @@ class RunLog:
             self._write("resume", state.epoch, Measures())
         self.progress = Progress(state)
 
-    def _write(self, kind: str, epoch: int, measures: Measures) -> bool:
-        """Writes a line, and returns whether the step had none of its kind yet."""
-        step = self._state.step
+    def _write(self, kind: str, epoch: int, measures: Measures, *, step: int | None = None) -> bool:
+        """Writes a line, by default of the last step; whether the step had none of its kind yet."""
+        step = self._state.step if step is None else step
         if kind in self._kinds_written:
             return False
         self._kinds_written.add(kind)
@@ -76,15 +76,22 @@ class RunLog:
         return True
 
     def step(
-        self, epoch: int, counts: Counts, settings: Settings, *, seconds: float, feeding: float
+        self,
+        step: int,
+        epoch: int,
+        counts: Counts,
+        settings: Settings,
+        *,
+        seconds: float,
+        feeding: float,
     ) -> None:
         """One more step, with what of its seconds feeding took."""
         measures = _measures(counts, rate=settings.learning_rate, seconds=seconds)
         self._kinds_written = set()
-        self._write("step", epoch, measures)
+        self._write("step", epoch, measures, step=step)
         self.progress.step(epoch, measures, (seconds, counts.num_images, feeding))
         if self._events is not None:
-            self._events.step(self._state.step, measures, settings.rates)
+            self._events.step(step, measures, settings.rates)
 
     def validation(self, epoch: int, counts: Counts, *, rate: float, seconds: float) -> None:
         """The errors on the held-out part after a step."""

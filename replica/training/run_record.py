@@ -186,7 +186,8 @@ def _record_of(content: dict[str, Any]) -> RunRecord:
         "initialized_from": initialized and read_fields(Initialization, initialized),
         "data": read_fields(DataRecord, content["data"]),
         "devices": read_fields(Devices, content.get("devices", devices)),
-        "numerics": read_fields(NumericsInForce, content["numerics"]),
+        # Before there was a choice, it was the library.
+        "numerics": read_fields(NumericsInForce, {"convolution": "library", **content["numerics"]}),
         "ranks": ranks,
         "machine": {name: content[name] for name in _MACHINE},
     }

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -38,7 +39,8 @@ class RunState:
         step: how many steps are done.
         val_errors: top-1 error after each epoch, which the schedule reads.
         by_hand: what was set by hand, of steps to come too (in a resumed or replayed run).
-        losses: of the images of the last step that this rank had, float (N,).
+        captured, numbers: what `step.py` keeps: steps as CUDA graphs; rates and decays, and the
+            tensors of them on the device.
         end_error: top-1 error where a session ends in mid-epoch. Not part of a checkpoint, so that
             a run that goes on from there is the uninterrupted one.
     """
@@ -53,20 +55,16 @@ class RunState:
     step: int
     val_errors: list[float]
     by_hand: list[HandChange] = field(default_factory=list)
-    losses: torch.Tensor | None = None
+    captured: dict[Any, Any] = field(default_factory=dict)
+    numbers: tuple[Any, list[torch.Tensor]] | None = None
     end_error: float | None = None
 
     @cached_property
     def forward(self) -> Callable[..., torch.Tensor]:
         """The network in training: itself, or what `torch.compile` made of it."""
-        mode = self.run.numerics.compile
-        if mode == "off":
+        if self.run.numerics.compile != "default":
             return self.model
-        # Masks come from outside: the words of the draws wrap around at 64 bits, which a compiled
-        # graph does not do everywhere.
-        return torch.compile(
-            self.model, dynamic=False, mode="reduce-overhead" if mode == "cuda-graphs" else None
-        )
+        return torch.compile(self.model, fullgraph=True, dynamic=False)
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
@@ -121,6 +119,7 @@ def begin(run: Run, rank: Rank) -> RunState:
     data = open_data_set(run.data_dir)
     placement = rank.placement(run.recipe.towers, add_over_copies=mesh.add_over_copies)
     model = AlexNet(run.recipe, num_classes=run.num_classes, placement=placement)
+    model.set_products_(run.numerics.convolution)
     if run.resume_from is None:
         initialize_(model, seed=run.seed)
     model.to(rank.device, parameter_dtype(run.numerics.precision))

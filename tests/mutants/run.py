@@ -43,8 +43,18 @@ PRODUCT = ("cuda_ext", "data_prep", "replica")
 # What coverage cannot say of compiled code.
 COMPILED = {
     "local_response_norm.cuh": ["tests/test_cuda_kernels.py"],
-    "local_response_norm_kernels.inl": ["tests/test_operators.py"],
+    "local_response_norm_kernels.inl": ["tests/test_operators.py", "tests/test_pooling.py"],
     "momentum_sgd.cpp": ["tests/test_optimizer.py"],
+    "momentum_sgd.cuh": ["tests/test_optimizer.py"],
+    "philox_dropout.cpp": ["tests/test_philox_dropout.py"],
+    "philox_dropout.cuh": ["tests/test_philox_dropout.py"],
+    "pooling.cuh": ["tests/test_pooling.py"],
+    "pooling_kernels.inl": ["tests/test_pooling.py"],
+    "same_map_norm.cuh": ["tests/test_same_map_norm.py"],
+    "same_map_norm_kernels.inl": ["tests/test_same_map_norm.py"],
+    "vectors_any.inl": ["tests/test_pooling.py"],
+    "split_conv2d.cpp": ["tests/test_split_conv2d.py"],
+    "split_conv2d.cuh": ["tests/test_cuda_split_conv2d.py"],
     "large_blocks.cpp": ["tests/test_allocator.py"],
 }
 # Goldens compare the product with itself, and others do not have the real pictures.

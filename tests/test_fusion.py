@@ -1,0 +1,159 @@
+"""The network does ReLU, normalization and pooling in one pass, and nobody can tell."""
+
+import contextlib
+
+import pytest
+import torch
+from network_workers import NARROW
+from test_operators import needs_compiled
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from replica.network import fusion
+from replica.network.alexnet import AlexNet
+from replica.network.initialization import initialize_
+from replica.recipes import with_changes
+
+pytestmark = needs_compiled
+SOURCE = ("conv1.order=normalization,pooling,activation", "conv2.normalization=lrn,same-map")
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function.overloadpacket).removeprefix("replica."))
+        return function(*args, **(kwargs or {}))
+
+
+def network(*changes, **options):
+    recipe = with_changes(NARROW, ["crop_size=96", *changes])
+    model = AlexNet(recipe, num_classes=5, **options)
+    initialize_(model, seed=3)
+    return model.to(memory_format=torch.channels_last).eval()
+
+
+def images(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(4, 3, 96, 96, generator=generator) * 60).to(dtype)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def result_of(model, x):
+    """Logits, gradients, and how often which operator of a fusion ran."""
+    with Operators() as operators:
+        y = model(x)
+    gradients = torch.autograd.grad(y.square().sum(), list(model.parameters()))
+    counts = [
+        operators.names.count(name)
+        for name in ("relu_lrn_pool", "local_response_norm", "aten.max_pool2d_with_indices")
+    ]
+    return y, gradients, counts
+
+
+@pytest.mark.parametrize(
+    ("changes", "counts"),
+    [
+        ((), [2, 0, 1]),
+        (SOURCE, [1, 1, 2]),
+        (("conv1.pool_window=2",), [2, 0, 1]),
+        (("conv1.pool_window=5",), [1, 1, 2]),
+        (("conv1.pooling=average",), [1, 1, 1]),
+        (("conv1.activation=tanh",), [1, 1, 2]),
+        (("conv1.normalization=batch", "conv2.normalization=batch,lrn"), [0, 1, 3]),
+        (("towers=1",), [2, 0, 1]),
+    ],
+    ids=str,
+)
+def test_layers_of_that_shape_take_one_pass_with_the_same_bits(changes, counts):
+    x = images()
+    fused, plain = network(*changes), network(*changes, fused=False)
+    y, gradients, used = result_of(fused, x)
+    expected, others, unused = result_of(plain, x)
+    assert used == counts
+    assert unused[0] == 0
+    assert torch.equal(y, expected)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, others, strict=True))
+    for dtype in (torch.bfloat16, torch.float64):
+        with torch.no_grad():
+            assert torch.equal(*(m.to(dtype)(images(dtype)) for m in (fused, plain)))
+        fused.float(), plain.float()
+
+
+def test_modules_keep_their_names():
+    names = [name for name, _ in network().named_children()]
+    assert names == [name for name, _ in network(fused=False).named_children()]
+    assert names[:4] == ["conv1", "conv1_activation", "conv1_lrn", "conv1_pooling"]
+
+
+HOOKS = {
+    "forward": lambda module, call: module.register_forward_hook(lambda *_: call()),
+    "before": lambda module, call: module.register_forward_pre_hook(lambda *_: call()),
+    "backward": lambda module, call: module.register_full_backward_hook(lambda *_: call()),
+    "before backward": lambda module, call: module.register_full_backward_pre_hook(
+        lambda *_: call()
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+@pytest.mark.parametrize("name", ["conv1_activation", "conv1_lrn", "conv1_pooling"])
+def test_a_hook_on_any_of_the_three_is_called(kind, name):
+    model, x, seen = network(), images().requires_grad_(), []
+    expected = model(x)
+    handle = HOOKS[kind](model.get_submodule(name), lambda: seen.append(1) and None)
+    y, _, counts = result_of(model, x)
+    assert len(seen) == 1
+    assert counts == [1, 1, 2]
+    assert torch.equal(y, expected)
+    handle.remove()
+    assert result_of(model, x)[2] == [2, 0, 1]
+
+
+def test_a_hook_of_all_modules_sees_each():
+    model, seen = network(), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    with contextlib.closing(contextlib.ExitStack()) as stack:
+        stack.callback(handle.remove)
+        model(images())
+    assert model.conv1_lrn in seen
+
+
+def test_a_graph_has_the_modules_and_the_same_bits():
+    model, x = network(), images()
+    expected = model(x)
+    traced = torch.fx.symbolic_trace(model, concrete_args={"masks": None})
+    names = {str(node.target) for node in traced.graph.nodes}
+    assert {"conv1_activation", "conv1_pooling", "conv2_pooling"} <= names
+    assert "local_response_norm" in str(traced.graph)
+    assert torch.equal(traced(x), expected)
+    exported = torch.export.export(model, (x,))
+    assert "relu_lrn_pool" not in str(exported.graph)
+    assert torch.equal(exported.module()(x), expected)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(x), expected)
+
+
+@pytest.mark.parametrize(
+    "place", ["compiler.is_compiling", "compiler.is_exporting", "jit.is_tracing"]
+)
+def test_the_modules_run_whoever_traces(place, monkeypatch):
+    model = network()
+    modules = list(model.children())[1:4]
+    y = torch.ones(1, 8, 5, 5)
+    assert fusion.fuse(modules, y) is not None
+    monkeypatch.setattr(f"torch.{place}", lambda: True)
+    assert fusion.fuse(modules, y) is None
+
+
+def test_a_module_of_another_kind_runs_itself():
+    model = network()
+    model.conv1_pooling = nn.MaxPool2d(3, 2, padding=1)
+    model.conv2_lrn = nn.Identity()
+    with Operators() as operators, torch.no_grad(), contextlib.suppress(RuntimeError):
+        model(images())
+    assert "relu_lrn_pool" not in operators.names
