@@ -45,7 +45,7 @@ def table() -> str:
     tests = tests_by_fault()
     lines = []
     for group, rows in faults().items():
-        lines += [f"### {group}", "", "| | fault | what must happen | tests |", "|-|-|-|-|"]
+        lines += [f"## {group}", "", "| | fault | what must happen | tests |", "|-|-|-|-|"]
         for number, (fault, expected) in rows.items():
             names = ", ".join(
                 f"`{name.removeprefix('test_').replace('.py::test_', ': ')}`"

@@ -27,6 +27,10 @@ def test_every_old_text_stands_once_in_the_code(table):
     assert all(len(mutant.breaks) > 5 for mutant in table)
 
 
+def test_those_that_no_whole_run_has_tried_yet_fit_the_code_too(table):
+    assert len(mutants.read_table(mutants.TABLE, mutants.WAITING)) > len(table)
+
+
 def test_a_mutant_that_no_longer_fits_is_an_error(table):
     mutant = table[0]
     for change, message in (

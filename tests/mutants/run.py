@@ -37,7 +37,7 @@ from queue import SimpleQueue
 
 HERE = Path(__file__).resolve().parent
 PROJECT_DIR = HERE.parent.parent
-TABLE, COVERAGE = HERE / "table.toml", HERE / "coverage.json"
+TABLE, WAITING, COVERAGE = HERE / "table.toml", HERE / "waiting.toml", HERE / "coverage.json"
 RECORD = PROJECT_DIR / "benchmarks" / "results" / "mutants.json"
 PRODUCT = ("cuda_ext", "data_prep", "replica")
 # What coverage cannot say of compiled code.
@@ -126,14 +126,14 @@ def functions(text: str) -> Iterator[tuple[str, int, int]]:
     yield from within(ast.parse(text), "")
 
 
-def read_table() -> list[Mutant]:
-    """All mutants, checked.
+def read_table(*tables: Path) -> list[Mutant]:
+    """All mutants of some tables, by default of the one that whole runs try, checked.
 
     Raises:
         ValueError: some do not fit the code; all are named.
     """
-    with TABLE.open("rb") as file:
-        mutants = [Mutant(**entry) for entry in tomllib.load(file)["mutant"]]
+    texts = [table.read_text() for table in tables or (TABLE,)]
+    mutants = [Mutant(**entry) for text in texts for entry in tomllib.loads(text)["mutant"]]
     problems = [problem for mutant in mutants if (problem := mutant.problem())]
     names = [mutant.name for mutant in mutants]
     problems += [f"{name}: stands there twice" for name in {n for n in names if names.count(n) > 1}]
@@ -476,10 +476,12 @@ def main(argv: list[str] | None = None) -> int:
         return make_map(arguments.workers)
     try:
         mutants = read_table()
-        known = {mutant.name: mutant for mutant in mutants}
+        known = {mutant.name: mutant for mutant in read_table(TABLE, WAITING)}
         unknown = [name for name in arguments.names if name not in known]
         if unknown:
-            raise ValueError(f"{', '.join(unknown)}: expected names of {TABLE.name}")
+            raise ValueError(
+                f"{', '.join(unknown)}: expected names of {TABLE.name} or {WAITING.name}"
+            )
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
