@@ -34,8 +34,8 @@ demo: setup ## the whole path on the embedded data set; writes demo/result.json 
 test: setup ## the tests but the slow ones, on up to four cores
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow"
 
-test-slow: setup ## the slow tests
-	$(BIN)/python -m pytest -m slow
+test-slow: setup ## the slow tests, on up to four cores
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m slow
 
 test-all: setup ## all tests
 	$(BIN)/python -m pytest
