@@ -22,7 +22,8 @@ def on_stop_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
         yield
     finally:
         for number, old in taken.items():
-            signal.signal(number, old)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # a handler may have settled it
+                signal.signal(number, old)
 
 
 def interrupt(number: int, _frame: Any = None) -> NoReturn:

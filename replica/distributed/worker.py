@@ -36,10 +36,10 @@ def stop_on_signals(stop: StopRequest) -> Iterator[list[int]]:
 
     def handle(number: int, frame: Any) -> None:
         if received:
-            # A terminal that is closed may send SIGHUP twice: itself, and by its shell.
-            if number == signal.SIGHUP:
-                return
             interrupt(received[0])
+        # A terminal that is closed may send it twice, itself and by its shell, the second time also
+        # to a run that is saving or about to end.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         received.append(number)
         print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
         stop.set()
