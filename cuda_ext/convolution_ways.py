@@ -30,10 +30,10 @@ MEASURED_FAMILIES = {
     "AuthenticAMD 25": Measured(
         forward=False,
         weight_gradient=False,
-        what="16 images, one thread, channels last, least of 15 runs: float32 51 instead of 42 ms "
-        "forward and 63 instead of 52 ms for the weight gradient (the library is at 78 and 71 "
-        "GFLOP/s, a product of 1024 x 1024 matrices at 69), bfloat16 20 instead of 22 and 30 "
-        "instead of 21 ms",
+        what="16 images, one thread, channels last, least of 15 runs beside other work: float32 51 "
+        "instead of 42 ms forward and 63 instead of 52 ms for the weight gradient (the library is "
+        "at 78 and 71 GFLOP/s, a product of 1024 x 1024 matrices at 69), bfloat16 20 instead of 22 "
+        "and 30 instead of 21 ms",
     ),
     "GenuineIntel 6, AMX": Measured(
         forward=False,
