@@ -172,7 +172,7 @@ def test_every_label_of_real_tiny_imagenet_is_right(real_data, tmp_path):
 def test_the_real_devkit_gives_the_labels_of_kaggles_csv(real_data, tmp_path):
     """50,000 labels by two ways that share nothing: ids through meta.mat, and wnids of a CSV."""
     (tmp_path / "devkit.tar.gz").symlink_to(real_data / "devkit.tar.gz")
-    devkit = read_devkit(Folder(tmp_path), year=2012)
+    devkit = read_devkit(Folder(tmp_path, follow_links=True), year=2012)
     labels = devkit.validation_labels()
     tree = open_tree(real_data / "devkit.tar.gz").below("devkit")
     wnids, names = kaggle.read_mapping(tree, "LOC_synset_mapping.txt")
