@@ -1,7 +1,10 @@
 // Which of the copies of the CPU's loops runs: one binary holds them for several instruction sets.
 #pragma once
 
+#include <torch/headeronly/util/BFloat16.h>
+
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define REPLICA_X86 1
@@ -35,13 +38,19 @@ inline Isa isa_in_use = best_isa();
 
 }  // namespace instruction_sets
 
-// The function of that name for the instruction set in use.
+// The function of that name for the instruction set in use, for values of type T in memory. Only
+// the bfloat16 instructions tell the two kinds of AVX-512 apart.
 #if REPLICA_X86
-#define REPLICA_IN_USE(...)                                                                      \
-  (instruction_sets::isa_in_use == instruction_sets::Isa::kAvx512Bf16 ? avx512_bf16::__VA_ARGS__ \
-   : instruction_sets::isa_in_use == instruction_sets::Isa::kAvx512   ? avx512::__VA_ARGS__      \
-   : instruction_sets::isa_in_use == instruction_sets::Isa::kAvx2     ? avx2::__VA_ARGS__        \
-                                                                      : any_cpu::__VA_ARGS__)
+#define REPLICA_IN_USE(T, ...)                                             \
+  [] {                                                                     \
+    using namespace instruction_sets;                                      \
+    if constexpr (std::is_same_v<T, torch::headeronly::BFloat16>) {        \
+      if (isa_in_use == Isa::kAvx512Bf16) return avx512_bf16::__VA_ARGS__; \
+    }                                                                      \
+    return isa_in_use >= Isa::kAvx512 ? avx512::__VA_ARGS__                \
+           : isa_in_use == Isa::kAvx2 ? avx2::__VA_ARGS__                  \
+                                      : any_cpu::__VA_ARGS__;              \
+  }()
 #else
-#define REPLICA_IN_USE(...) any_cpu::__VA_ARGS__
+#define REPLICA_IN_USE(T, ...) any_cpu::__VA_ARGS__
 #endif

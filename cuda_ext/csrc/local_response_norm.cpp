@@ -46,7 +46,7 @@ void run(const T* gradient, const T* x, const Problem<A>& p, T* out) {
   const auto shifted = [&](int64_t at) { return kBackward ? gradient + at : nullptr; };
   if (p.is_rows) {
     constexpr int64_t kRowsPerThread = 64;  // some 25 kB of input: less is not worth a thread
-    const auto rows = REPLICA_IN_USE(rows<kBackward, false, T, T, A>);
+    const auto rows = REPLICA_IN_USE(T, rows<kBackward, false, T, T, A>);
     torch::stable::parallel_for(
         0, p.groups * p.pixels, kRowsPerThread, [&](int64_t begin, int64_t end) {
           const int64_t at = begin * p.channels;
@@ -56,7 +56,7 @@ void run(const T* gradient, const T* x, const Problem<A>& p, T* out) {
   }
   const int64_t size = pixels_at_once(p);
   const int64_t pieces = (p.pixels + size - 1) / size;
-  const auto planes = REPLICA_IN_USE(planes<kBackward, false, T, T, A>);
+  const auto planes = REPLICA_IN_USE(T, planes<kBackward, false, T, T, A>);
   torch::stable::parallel_for(0, p.groups * pieces, 1, [&](int64_t begin, int64_t end) {
     std::vector<A> scratch;
     for (int64_t i = begin; i < end; ++i) {

@@ -63,7 +63,7 @@ void run_fused(const Tensor& x, const Fused& f, const Tensor& out, const Tensor*
   auto* output = static_cast<T*>(out.mutable_data_ptr());
   auto* bits = winners ? static_cast<int16_t*>(winners->mutable_data_ptr()) : nullptr;
   if (p.is_rows) {
-    const auto fused = REPLICA_IN_USE(fused_rows<T, A>);
+    const auto fused = REPLICA_IN_USE(T, fused_rows<T, A>);
     for_each_piece(
         w.groups, w.out_rows, 4, w.out_rows, [] { return 0; },
         [&](int64_t image, int64_t first, int64_t last, int) {
@@ -78,7 +78,7 @@ void run_fused(const Tensor& x, const Fused& f, const Tensor& out, const Tensor*
     std::vector<T> normalized;
     std::vector<A> scratch;
   };
-  const auto fused = REPLICA_IN_USE(fused_planes<T, A>);
+  const auto fused = REPLICA_IN_USE(T, fused_planes<T, A>);
   const int64_t bytes = p.channels * w.columns * static_cast<int64_t>(sizeof(T));
   const int64_t most = std::max<int64_t>(1, rows_at_once(bytes) / w.stride);
   for_each_piece(
@@ -102,7 +102,7 @@ void run_fused_backward(
   const auto* bits = static_cast<const int16_t*>(winners.const_data_ptr());
   auto* output = static_cast<T*>(out.mutable_data_ptr());
   if (p.is_rows) {
-    const auto fused = REPLICA_IN_USE(fused_rows_backward<T, A>);
+    const auto fused = REPLICA_IN_USE(T, fused_rows_backward<T, A>);
     for_each_piece(
         w.groups, w.rows, 4, w.rows, [] { return std::vector<A>(); },
         [&](int64_t image, int64_t first, int64_t last, std::vector<A>& sums) {
@@ -117,7 +117,7 @@ void run_fused_backward(
   struct Kept {
     std::vector<A> sums, scratch;
   };
-  const auto fused = REPLICA_IN_USE(fused_planes_backward<T, A>);
+  const auto fused = REPLICA_IN_USE(T, fused_planes_backward<T, A>);
   const int64_t bytes = p.channels * w.columns * static_cast<int64_t>(sizeof(A));
   for_each_piece(
       p.groups, w.rows, 4, rows_at_once(bytes), [] { return Kept(); },
@@ -136,8 +136,8 @@ void run_max_pool(const Tensor* gradient, const Tensor& x, const Windows& w, con
   const auto* incoming = gradient ? static_cast<const T*>(gradient->const_data_ptr()) : nullptr;
   auto* output = static_cast<T*>(out.mutable_data_ptr());
   const int64_t size = w.pixels() * w.channels, of_windows = w.out_pixels() * w.channels;
-  const auto forward = REPLICA_IN_USE(pool_forward<A, T>);
-  const auto backward = REPLICA_IN_USE(pool_backward<A, T>);
+  const auto forward = REPLICA_IN_USE(T, pool_forward<A, T>);
+  const auto backward = REPLICA_IN_USE(T, pool_backward<A, T>);
   torch::stable::parallel_for(0, w.groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       if (incoming) {

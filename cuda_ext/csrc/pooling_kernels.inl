@@ -45,15 +45,13 @@ struct Largest {
   }
 };
 
-// Channels last. `row_of(i)` is where row i of a map begins, columns * channels values; out and
-// winners are those of the first window of row `out_row`.
+// Channels last. `rows` are where the rows that a row of windows holds begin, each of columns *
+// channels values; out and winners are those of its first window.
 template <int kWindow, Keep kKeep, typename A, typename T>
 void pool_row_of_rows(
-    auto row_of, int64_t out_row, const Windows& w, bool relu_last, T* out, int16_t* winners) {
+    const T* const* rows, const Windows& w, bool relu_last, T* out, int16_t* winners) {
   using V = VectorOf<A>;
   const int64_t window = kWindow ? kWindow : w.window;
-  const T* rows[kMostPlaces];
-  for (int64_t i = 0; i < window; ++i) rows[i] = row_of(out_row * w.stride + i);
   for (int64_t column = 0; column < w.out_columns; ++column) {
     const int64_t first = column * w.stride * w.channels;
     const auto pool = [&](int64_t c, int64_t count) __attribute__((always_inline)) {
@@ -75,6 +73,17 @@ void pool_row_of_rows(
     for (; c + V::kLanes <= w.channels; c += V::kLanes) pool(c, V::kLanes);
     if (c < w.channels) pool(c, w.channels - c);
   }
+}
+
+// The same, with `row_of(i)` for where row i of a map begins.
+template <typename A, typename T>
+void pool_rows(
+    auto row_of, int64_t out_row, const Windows& w, bool relu_last, T* out, int16_t* winners) {
+  const T* rows[kMostPlaces];
+  for (int64_t i = 0; i < w.window; ++i) rows[i] = row_of(out_row * w.stride + i);
+  with_constants(w, winners != nullptr, [&]<int kWindow, Keep kKeep>() {
+    pool_row_of_rows<kWindow, kKeep, A, T>(rows, w, relu_last, out, winners);
+  });
 }
 
 // A window that holds a pixel.
@@ -248,10 +257,7 @@ void fused_rows(
       normalize(nullptr, x + made * size, w.columns * towers, p, row_of(made));
     }
     const int64_t at = r * w.out_columns * w.channels;
-    with_constants(w, winners != nullptr, [&]<int kWindow, Keep kKeep>() {
-      pool_row_of_rows<kWindow, kKeep, A>(
-          row_of, r, w, !relu_first, out + at, winners ? winners + at : nullptr);
-    });
+    pool_rows<A>(row_of, r, w, !relu_first, out + at, winners ? winners + at : nullptr);
   }
 }
 
@@ -320,13 +326,10 @@ void pool_map(const T* x, const Windows& w, std::vector<A>& scratch, T* out, int
     return pool_plane(x, 0, w.out_rows, w, false, false, scratch, out, winners);
   }
   const auto row_of = [&](int64_t i) { return x + i * w.columns * w.channels; };
-  with_constants(w, winners != nullptr, [&]<int kWindow, Keep kKeep>() {
-    for (int64_t r = 0; r < w.out_rows; ++r) {
-      const int64_t at = r * w.out_columns * w.channels;
-      pool_row_of_rows<kWindow, kKeep, A>(
-          row_of, r, w, false, out + at, winners ? winners + at : nullptr);
-    }
-  });
+  for (int64_t r = 0; r < w.out_rows; ++r) {
+    const int64_t at = r * w.out_columns * w.channels;
+    pool_rows<A>(row_of, r, w, false, out + at, winners ? winners + at : nullptr);
+  }
 }
 
 // All of one map, or of one image with channels last, for windows of any size: gradient where

@@ -34,7 +34,7 @@ void run_on(const Tensor* gradient, const Tensor& x, const Letters& letters, con
   // Four packed copies of 27 x 27 pixels are 370 kB: they stay in the second-level cache.
   constexpr int64_t kWidth = 32;
   const int64_t pieces = p.groups * ((p.channels + kWidth - 1) / kWidth);
-  const auto normalize = REPLICA_IN_USE(normalize<T, A>);
+  const auto normalize = REPLICA_IN_USE(T, normalize<T, A>);
   torch::stable::parallel_for(0, pieces, 1, [&](int64_t begin, int64_t end) {
     normalize(incoming, input, p, begin, end, kWidth, output);
   });
