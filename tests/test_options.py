@@ -31,6 +31,7 @@ OPTIONS = {
     "benchmarks.__main__ local_response_norm_gpu": "--json --rounds --save --shape",
     "benchmarks.__main__ split_conv2d": "--batch-size --device --json --layer --recipe --rounds "
     "--save --threads",
+    "benchmarks.__main__ momentum_sgd": "--json --recipe --rounds --save --threads",
     "benchmarks.__main__ relu_lrn_pool": "--json --rounds --save --shape --threads",
     "benchmarks.__main__ allocator": "--batch-size --json --processes --recipe --save --steps",
     "benchmarks.__main__ training": "--batch-size --json --only --recipe --rounds --save --steps",
