@@ -107,7 +107,9 @@ class Soak:
             os.killpg(process.pid, signal.SIGKILL)
             raise DifferenceError(f"hangs after {kind}: {' '.join(command)}") from None
         self.faults[kind] += kind == "full disk" and process.returncode != 0
-        if "Traceback" in stderr:
+        # Python's own, of a worker whose parent was killed before it had said what to do.
+        orphans = stderr.count("EOFError: Ran out of input") if kind == "kill" else 0
+        if stderr.count("Traceback") > min(orphans, stderr.count(" in spawn_main")):
             raise DifferenceError(f"a traceback after {kind}: {stderr[-2000:]}")
         left = time.monotonic() + 20
         while in_session(process.pid):
