@@ -98,7 +98,7 @@ def extensions() -> list[Extension]:
             # No fast-math: NaN and infinity keep their meaning, and each sum its order and its
             # roundings, wherever the loops are cut.
             extra_compile_args=[
-                *("-std=c++20", "-O3"),
+                *("-std=c++20", *([] if "-O" in os.environ.get("CXXFLAGS", "") else ["-O3"])),
                 *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
             ],
             py_limited_api=True,

@@ -257,7 +257,7 @@ def test_operators_stay_within_their_tensors_under_address_sanitizer(tmp_path):
             shutil.copy(source, tmp_path / name)
     (tmp_path / "README.md").touch()
     (tmp_path / "LICENSE").touch()
-    flags = dict.fromkeys(("CFLAGS", "CXXFLAGS", "LDFLAGS"), "-fsanitize=address -g1")
+    flags = dict.fromkeys(("CFLAGS", "CXXFLAGS", "LDFLAGS"), "-fsanitize=address -g1 -O1")
     environment = {**os.environ, **flags}
     subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
