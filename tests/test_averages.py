@@ -91,7 +91,7 @@ def test_init_takes_the_averages(both, sets, tiny_shards, tmp_path):
             assert np.array_equal(checkpoint[kind][name].numpy(), weight.astype(np.float32)), name
 
 
-@pytest.mark.parametrize("problem", ["none", "lacks", "unknown", "shape"])
+@pytest.mark.parametrize("problem", ["none", "lacks", "unknown", "shape", "shape, without ema"])
 def test_averages_that_do_not_fit_the_recipe_are_named(problem, both, tmp_path):
     content = torch.load(both, weights_only=True)
     averages = content["averages"]
@@ -103,10 +103,12 @@ def test_averages_that_do_not_fit_the_recipe_are_named(problem, both, tmp_path):
         averages["conv9.bias"] = torch.zeros(1)
     else:
         averages["conv1.bias"] = torch.zeros(1)
+    if "without ema" in problem:
+        content["recipe"]["ema"] = None
     torch.save(content, tmp_path / "other.pt")
     words = {"none": "lacks conv1.weight", "lacks": "lacks conv1.bias"}
     words |= {"unknown": "has an unknown conv9.bias", "shape": r"has conv1.bias of shape \(1,\)"}
-    with pytest.raises(UserError, match=f"averages {words[problem]}"):
+    with pytest.raises(UserError, match=f"averages {words[problem.split(',')[0]]}"):
         load_checkpoint(tmp_path / "other.pt")
 
 

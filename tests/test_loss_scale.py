@@ -14,6 +14,7 @@ from runs import (
     assert_same_state,
     large_weights,
     mini_shapes_and_deviations,
+    train,
     train_tiny,
     with_loss_scale,
     write_checkpoint,
@@ -25,6 +26,7 @@ from replica.training.checkpoint import checkpoint_path, load_checkpoint
 from replica.training.loop import _say_if_skipped, _Step
 from replica.training.loss_scale import LossScale
 
+SMALL = ("--set", f"crop_size={CROP_SIZE}", "--steps", "10")
 SEED, RATE = 4, 1e-4
 LARGEST_FLOAT16 = 65504.0
 CPU = torch.device("cpu")
@@ -114,19 +116,27 @@ def test_the_scale_follows_the_rule_until_steps_are_done(skipped, capfd):
     assert said.count(f"fp16: {number} of 5 steps were skipped") == 1
     for step in range(3, 6):
         assert said.count(f"step {step}: skipped") == (0 if are_finite[step - 1] else 1)
-
-
-def test_the_scale_doubles_after_2000_good_steps(skipped):
-    out = skipped[1]
-    number = torch.load(checkpoint_path(out, 5), weights_only=True)["loss_scale"]["skipped_steps"]
+    # It doubles after 2000 good steps, and a later overflow leaves the averages, too.
     with_loss_scale(out, 5, scale=0.5, good_steps=1999)
     checkpoint = train_tiny(out, "--steps", "6")[6]
     (expected,) = oracles.loss_scales([True], scale=0.5, good_steps=1999)
     assert expected == (1, 0)
     values = {"scale": 1, "good_steps": 0, "skipped_steps": number}
     assert checkpoint["loss_scale"] == values
+    with_loss_scale(out, 6, scale=2.0**40)
+    after = train_tiny(out, "--epochs", "4", "--steps", "7")[7]
+    assert after["loss_scale"]["skipped_steps"] == number + 1
+    for name, weight in checkpoint["model"].items():
+        assert torch.equal(after["model"][name], weight), name
+        assert torch.equal(after["averages"][name], checkpoint["averages"][name]), name
+    assert not torch.equal(checkpoint["averages"]["fc8.weight"], checkpoint["model"]["fc8.weight"])
+
+
+def test_the_scale_doubles_after_2000_good_steps():
     scale = LossScale.first(CPU)
-    scale.good_steps.fill_(1999)
+    scale.good_steps.fill_(1998)
+    assert scale.unscale_([torch.ones(2)], sum_over_all_=lambda x: x) == 1
+    assert scale.values() == {"scale": 65536, "good_steps": 1999, "skipped_steps": 0}
     assert scale.unscale_([torch.ones(2)], sum_over_all_=lambda x: x) == 1
     assert scale.values() == {"scale": 2 * 65536, "good_steps": 0, "skipped_steps": 0}
 
@@ -178,6 +188,14 @@ def test_a_resumed_run_is_the_uninterrupted_one(devices, tiny_shards, tmp_path):
     assert record["recipe"]["ema"] == 0.9
     command = ("-m", "replica.train", "--resume", "--out", str(out), "--device", "cpu")
     assert_user_error(run_here(*command, "--ema", "0.8"), "ema: 0.9 against 0.8", "continue it")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_all_the_same(tiny_shards, tmp_path, capfd):
+    result = train(tiny_shards, tmp_path / "run", "--precision", "fp16", "--lr", "1e6", *SMALL)
+    assert result.returncode == 1
+    said = result.stderr + "".join(capfd.readouterr())
+    assert "the loss is not finite at step" in said
+    assert "too high for this recipe, an activation is too large for float16" in said
 
 
 def test_a_damaged_loss_scale_is_named(skipped):

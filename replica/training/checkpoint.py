@@ -251,7 +251,7 @@ def _mismatches(checkpoint: Checkpoint) -> list[str]:
     """Where the tensors of a checkpoint are not those of its recipe."""
     problems = []
     sets = {"model": checkpoint.model, "velocities": checkpoint.velocities}
-    if checkpoint.recipe.ema is not None:
+    if checkpoint.recipe.ema is not None or checkpoint.averages is not None:
         sets["averages"] = checkpoint.averages or {}
     for kind, tensors in sets.items():
         shapes = whole_shapes(
