@@ -99,8 +99,8 @@ def _rank(rank: Rank, options: tuple[Any, ...], stop: StopRequest) -> None:
             spans[event.name].append([event.time_range.start / 1e6, event.time_range.end / 1e6])
     placement: Any = rank.placement(recipe.towers)
     halves = torch.zeros(batch_size, recipe.convs[1].num_kernels // 2, 13, 13)
-    if numerics.precision == "bf16":
-        halves = halves.bfloat16()
+    if numerics.precision in ("bf16", "fp16"):
+        halves = halves.to(torch.bfloat16 if numerics.precision == "bf16" else torch.float16)
     halves = halves.contiguous(memory_format=torch.channels_last)
     alone = []
     for _ in range(4 * steps):

@@ -14,6 +14,7 @@ from data_prep.arguments import nonempty_path
 from data_prep.errors import OneLineParser, command_for, printable, run_command
 from data_prep.manifest import PARTS
 from replica.results.evaluation import test_network
+from replica.training.checkpoint import WEIGHTS
 from replica.training.numerics import PRECISIONS
 
 
@@ -44,6 +45,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--json", action="store_true", help="print one JSON object instead of text")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    add(
+        "--weights",
+        choices=WEIGHTS,
+        help="those of a run with --ema, or those of the last update (default: averaged where the "
+        "checkpoint has them)",
+    )
     add("--precision", choices=PRECISIONS, default="float32", help="default: %(default)s")
     return parser.parse_args(argv)
 
@@ -62,6 +69,7 @@ def test(arguments: argparse.Namespace) -> None:
         ten_crop=arguments.ten_crop,
         device=arguments.device,
         precision=arguments.precision,
+        weights=arguments.weights,
         say=say,
     )
     print(json.dumps(asdict(result), indent=1) if arguments.json else result)

@@ -463,11 +463,12 @@ def train(data, weights, options, velocities=None, first_step=1):
         options: seed, crop_size, batch_size, steps, learning_rate; drop_epochs, or the plateau
             rule's plateau_patience and plateau_improvement; frozen, (layer, from epoch); own_rate,
             (tensor, from epoch, rate there); noise_off, the epoch from which color noise is 0;
-            crops and flips, whether random.
+            crops and flips, whether random; ema, the D of an average of the weights, which is what
+        validation then tests.
 
     Yields:
-        After each step: a dict of loss, top1_error, top5_error, learning_rate, weights and
-        velocities; at an epoch's end also `val`, with the same measures.
+        After each step: a dict of loss, top1_error, top5_error, learning_rate, weights,
+        velocities and averages; at an epoch's end also `val`, with the same measures.
     """
     order = cycle_order(data["cycle_seed"], len(data["train"][1]))
     batch_size, seed = options["batch_size"], options["seed"]
@@ -475,6 +476,7 @@ def train(data, weights, options, velocities=None, first_step=1):
     weights = {name: weight.astype(np.float64) for name, weight in weights.items()}
     velocities = velocities or {name: np.zeros_like(w) for name, w in weights.items()}
     velocities = {name: v.astype(np.float64) for name, v in velocities.items()}
+    keep, averages = options.get("ema", 0.0), dict(weights)
     errors = []
     for step in range(first_step - 1, options["steps"]):
         epoch = step // per_epoch + 1
@@ -498,18 +500,30 @@ def train(data, weights, options, velocities=None, first_step=1):
         if tensor and epoch >= since:  # it drops with the others from then on
             rates[tensor] = rate * common / rates_at(since, errors, options)
         update(weights, velocities, gradients, rates)
+        averages = {n: keep * averages[n] + (1 - keep) * w for n, w in weights.items()}
         done = {
             **measures(probabilities(logits), labels, losses),
             "learning_rate": common,
             "weights": dict(weights),
             "velocities": dict(velocities),
+            "averages": averages,
         }
         if (step + 1) % per_epoch == 0:
-            scores, labels = evaluate(weights, data, crop_size=options["crop_size"])
+            scores, labels = evaluate(averages, data, crop_size=options["crop_size"])
             losses = -np.log(scores[np.arange(len(labels)), labels])
             done["val"] = measures(scores, labels, losses)
             errors.append(done["val"]["top1_error"])
         yield done
+
+
+def loss_scales(are_finite, scale=65536.0, good_steps=0):
+    """The scale of the loss, and the good steps in a row, after each step (the rule of PyTorch)."""
+    for is_finite in are_finite:
+        good_steps = good_steps + 1 if is_finite else 0
+        scale = scale if is_finite else scale / 2
+        if good_steps == 2000:
+            scale, good_steps = 2 * scale, 0
+        yield scale, good_steps
 
 
 def measures(scores, labels, losses):

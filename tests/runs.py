@@ -12,7 +12,12 @@ import torch
 from conftest import PROJECT_DIR, is_running, run, run_here
 
 from replica.recipes import MINI, to_record, with_changes
-from replica.training.checkpoint import FORMAT_NAME, FORMAT_VERSION, checkpoints_of
+from replica.training.checkpoint import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    checkpoint_path,
+    checkpoints_of,
+)
 
 # `mini` with narrower layers at its end: a test's run saves many checkpoints.
 NARROW = ["fc6.num_units=256", "fc7.num_units=256"]
@@ -131,6 +136,16 @@ def write_checkpoint(path, weights, data, *, mean_image=None, num_classes=10):
     return path
 
 
+def with_loss_scale(out, step, **values):
+    """Writes other values into the loss scale of a run's checkpoint."""
+    path = checkpoint_path(out, step)
+    content = torch.load(path, weights_only=True)
+    for name, value in values.items():
+        content["loss_scale"][name].fill_(value)
+    torch.save(content, path)
+    path.with_name(path.name + ".sha256").unlink()
+
+
 def all_lines_of(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().split("\n")[:-1]]
 
@@ -144,8 +159,9 @@ def last_checkpoint(run_dir):
 
 
 def assert_same_state(one, other):
-    for kind in ("model", "velocities"):
-        for name, tensor in one[kind].items():
+    for kind in ("model", "velocities", "averages", "loss_scale"):
+        assert one.get(kind, {}).keys() == other.get(kind, {}).keys(), kind
+        for name, tensor in one.get(kind, {}).items():
             assert torch.equal(tensor, other[kind][name]), (kind, name)
     assert one["step"] == other["step"]
     assert one["val_errors"] == other["val_errors"]

@@ -15,13 +15,13 @@ OPTIONS = {
     "--size --source --storage --strict --workers",
     "data_prep.verify_shards": "--class --contact-sheet --quick --seed --workers",
     "replica.train": "--batch-size --checkpoint-steps --classes --compile --convolution --data "
-    "--deterministic --device --dry-run --epochs --freeze --gpus --init --keep --loader-threads "
-    "--lr --memory-format --momentum --new-head --new-layers --no-tensorboard --out --precision "
-    "--rate --recipe --replay --resume --seed --set --split --steps --timeout --verify "
-    "--weight-decay",
+    "--deterministic --device --dry-run --ema --epochs --freeze --gpus --init --keep "
+    "--loader-threads --lr --memory-format --momentum --new-head --new-layers --no-tensorboard "
+    "--out --precision --rate --recipe --replay --resume --seed --set --split --steps --timeout "
+    "--verify --weight-decay",
     "replica.control": "--bias-lr --checkpoint --color-noise --freeze --lr --rate --reason --stop "
     "--wait",
-    "replica.test": "--checkpoint --data --device --json --part --precision --ten-crop",
+    "replica.test": "--checkpoint --data --device --json --part --precision --ten-crop --weights",
     "replica.info": "--json --operators --recipe --set",
     "replica.figures": "--out --run",
     "replica.figures curves": "--picture",

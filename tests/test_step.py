@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,25 +88,29 @@ def test_a_step_of_paper_is_few_operations():
     assert operations.names.total() <= MOST_OPERATIONS, operations.names
 
 
-def test_nothing_in_a_step_asks_for_a_value(monkeypatch):
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_nothing_in_a_step_asks_for_a_value(ema, precision, monkeypatch):
     """On tensors that have none, which refuse `item`, `tolist` and `bool`."""
     monkeypatch.setattr(step_module, "compute_precision", lambda *_, **__: nullcontext())
-    state = state_of(MINI, "meta")
+    state = state_of(replace(MINI, ema=ema), "meta", precision=precision)
     measured = one_step(state, batch_of(MINI))
     assert measured.sums.is_meta
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         measured.counts()
 
 
-def test_a_captured_step_is_the_step(monkeypatch):
+@pytest.mark.parametrize(("ema", "precision"), [(None, "float32"), (0.9, "fp16")])
+def test_a_captured_step_is_the_step(ema, precision, monkeypatch):
     """With a graph of Python: what is read and written are the tensors of the capture."""
-    recipe = MINI
+    recipe = replace(MINI, ema=ema)
 
     class Graph:
         def replay(self):
             again = self.again()
-            for name in ("sums", "losses"):
-                getattr(self.measured, name).copy_(getattr(again, name))
+            for name in ("sums", "losses", "scaling"):
+                if getattr(again, name) is not None:
+                    getattr(self.measured, name).copy_(getattr(again, name))
 
     captures = []
 
@@ -138,16 +143,25 @@ def test_a_captured_step_is_the_step(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", Context)
     torch.manual_seed(0)
-    plain, state = state_of(recipe), state_of(recipe, compile="cuda-graphs")
+    plain = state_of(recipe, precision=precision)
+    state = state_of(recipe, precision=precision, compile="cuda-graphs")
     for parameter in plain.model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     state.model.load_state_dict(plain.model.state_dict())
-    tensors = [*state.model.parameters(), *state.velocities.values()]
+    tensors = [*state.model.parameters(), *state.velocities.values(), *state.averages.values()]
+    tensors += vars(state.loss_scale).values() if state.loss_scale else ()
+    for one in (plain, state) if precision == "fp16" else ():
+        one.loss_scale.good_steps.fill_(1998)  # the scale doubles at the second step
     kept = []
     for step, num in enumerate((3, 3, 2, 3)):
         batch = batch_of(recipe, num, step)
         expected, got = one_step(plain, batch), one_step(state, batch)
         kept.append((expected.sums, got.sums))
+        if precision == "fp16":
+            kept.append((expected.scaling, got.scaling))
+            assert state.loss_scale.values() == plain.loss_scale.values()
+        for name, average in plain.averages.items():
+            assert torch.equal(state.averages[name], average), (step, name)
         for name, weight in plain.weights.items():
             assert torch.equal(state.weights[name], weight), (step, name)
             assert torch.equal(state.velocities[name], plain.velocities[name])

@@ -71,13 +71,21 @@ RUNS = {
             "batch_size": 9,
         },
     ),
+    # Validation is of the averages; a layer is frozen, and its average with it.
+    "averages": (
+        6,
+        15,
+        ("--gpus", "2", "--lr", "0.0001", "--ema", "0.9"),
+        ("drop_epochs=3", "changes=3:conv2=0"),
+        {"learning_rate": 0.0001, "drop_epochs": (3,), "frozen": ("conv2", 3), "ema": 0.9},
+    ),
     "two pairs": (3, 2, ("--gpus", "4"), ("drop_epochs=2",), {"drop_epochs": (2,)}),
     "four copies": (
         3,
         2,
-        ("--gpus", "4", "--split", "1"),
+        ("--gpus", "4", "--split", "1", "--ema", "0.4"),
         ("drop_epochs=2",),
-        {"drop_epochs": (2,)},
+        {"drop_epochs": (2,), "ema": 0.4},
     ),
 }
 SLOW = ("two pairs", "four copies")
@@ -140,6 +148,8 @@ def test_every_step_of_a_run_is_the_oracles(name, runs):
         checkpoint = checkpoints[line["step"]]
         assert_same_tensors(checkpoint["model"], right["weights"])
         assert_same_tensors(checkpoint["velocities"], right["velocities"])
+        assert ("averages" in checkpoint) == ("ema" in RUNS[name][-1])
+        assert_same_tensors(checkpoint.get("averages", checkpoint["model"]), right["averages"])
     assert [(line["step"], line["epoch"]) for line in vals] == [(2, 1), (4, 2), (6, 3)]
     for line, right in zip(vals, expected[1::2], strict=True):
         assert_same_measures(line, right["val"])

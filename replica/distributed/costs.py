@@ -45,7 +45,7 @@ def training_memory(
     """What a process with these towers, 1 of 2 or all, needs for a step with so many images.
 
     Activations are what autograd keeps of a forward pass, made with tensors that have shapes and no
-    memory. In bf16 weights stay in float32, and copies of them are kept.
+    memory. In bf16 and fp16, of one size, weights stay in float32, and copies of them are kept.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode  # 1 s to import, for a dry run alone
 
@@ -66,7 +66,7 @@ def training_memory(
         shape = (images, 3, recipe.crop_size, recipe.crop_size)
         x = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
         with (
-            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+            torch.autocast("cpu", torch.bfloat16, enabled=precision in ("bf16", "fp16")),
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         ):
             logits = torch.func.functional_call(model, parameters, (x, masks))

@@ -18,6 +18,7 @@ ALIASES = {
     "--lr": "learning_rate",
     "--momentum": "momentum",
     "--weight-decay": "weight_decay",
+    "--ema": "ema",
     "--batch-size": "batch_size",
     "--epochs": "epochs",
     "--classes": "num_classes",

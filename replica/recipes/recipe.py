@@ -155,6 +155,7 @@ class Recipe:
     # --- The optimizer (paper 5)
     batch_size: int
     momentum: float
+    ema: float | None = None  # D of average <- D * average + (1 - D) * weight; None keeps none
     weight_decay: float
     decay_biases: bool
     learning_rate: float
@@ -243,6 +244,7 @@ _TABLE: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "color_noise plateau_improvement weight_standard_deviation",
     ),
     ("at least 0, less than 1", lambda x: 0 <= x < 1, "momentum"),
+    ("more than 0, less than 1", lambda x: 0 < x < 1, "ema"),
     ("more than 0, at most 1", lambda x: 0 < x <= 1, "dropout_keep drop_factor"),
     (
         f"two numbers >= 0, {_UP_TO_MOST}",

@@ -19,6 +19,8 @@ from replica.training.checkpoint import (
     check_fits_classes,
     last_whole_checkpoint,
     load_checkpoint,
+    weights_in,
+    with_weights,
 )
 from replica.training.evaluation import Counts, evaluate
 from replica.training.numerics import (
@@ -53,6 +55,7 @@ class TestResult:
     top1_interval: tuple[float, float]
     top5_error: float
     top5_interval: tuple[float, float]
+    weights: str = "last"
 
     def __str__(self) -> str:
         lines = []
@@ -62,7 +65,9 @@ class TestResult:
         ):
             lines.append(f"{name} error {error:.2%} (95 % interval {low:.2%} to {high:.2%})")
         views = "the central crop" if self.views == 1 else "ten crops"
-        lines.append(f"on {self.num_images} {self.part} images, {views}, step {self.step}")
+        averaged = ", averaged weights" if self.weights == "averaged" else ""
+        where = f"on {self.num_images} {self.part} images, {views}"
+        lines.append(f"{where}, step {self.step}{averaged}")
         return "\n".join(lines)
 
 
@@ -74,6 +79,7 @@ def test_network(
     ten_crop: bool,
     device: str,
     precision: str,
+    weights: str | None,
     say: Say,
 ) -> TestResult:
     """Tests a checkpoint on a part of a data set.
@@ -85,6 +91,7 @@ def test_network(
         ten_crop: whether ten views of an image are averaged, or the central one counts.
         device: `auto`, `cpu` or `cuda`.
         precision: of `PRECISIONS`.
+        weights: of `WEIGHTS`; None for the averaged ones where the checkpoint has them.
         say: called with a line for each default that is taken.
 
     Raises:
@@ -92,6 +99,9 @@ def test_network(
     """
     keep_large_blocks()  # before the first tensor is read
     path, checkpoint = _choose_checkpoint(checkpoint_path, say)
+    which = weights_in(checkpoint, weights, path=path)
+    if weights is None and which == "averaged":
+        say("weights: averaged, as the checkpoint has them (no --weights given)")
     data = _choose_data(data_dir, path, say)
     check_fits_classes(path, checkpoint.wnids, data.wnids, data.directory)
     side = checkpoint.mean_image.shape[0]
@@ -113,7 +123,7 @@ def test_network(
     set_numerics(Numerics(precision=precision, deterministic=devices.kind == "cpu"))
     say_what_computes(say)
     counts = count_errors(
-        checkpoint,
+        with_weights(checkpoint, which),
         data.part(part),
         ten_crop=ten_crop,
         device=torch.device(devices.kind),
@@ -133,6 +143,7 @@ def test_network(
         top1_interval=confidence_interval(counts.top1_error, counts.num_images),
         top5_error=counts.top5_error,
         top5_interval=confidence_interval(counts.top5_error, counts.num_images),
+        weights=which,
     )
 
 

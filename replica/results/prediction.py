@@ -16,7 +16,13 @@ from data_prep.pictures import BadPictureError, PictureFormat, decode_picture, f
 from replica.feed.augment import center_crop, ten_crops
 from replica.network.alexnet import AlexNet
 from replica.recipes import Recipe
-from replica.training.checkpoint import BEST, last_whole_checkpoint, load_checkpoint
+from replica.training.checkpoint import (
+    BEST,
+    last_whole_checkpoint,
+    load_checkpoint,
+    weights_in,
+    with_weights,
+)
 from replica.training.evaluation import mean_probabilities
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -127,22 +133,30 @@ def _square(picture: Picture, side: int) -> np.ndarray:
         raise UserError(f"{picture}: expected a JPEG or PNG file: {error.strerror}") from None
 
 
-def load(path: str | Path, *, device: str | torch.device | None = None) -> TrainedNetwork:
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    weights: str | None = None,
+) -> TrainedNetwork:
     """Opens a checkpoint for predictions: weights, recipe, class names and mean image are in it.
 
     Args:
         path: a checkpoint of `replica.train`, such as `runs/first/best.pt`, or the directory of a
             run, whose best (or, before the first validation, newest) one is meant.
         device: of PyTorch; by default the first GPU where there is one, else the CPU.
+        weights: `averaged` (of a run with `--ema`) or `last`; by default the averaged ones where
+            the checkpoint has them.
 
     Raises:
-        UserError: there is no checkpoint, or it is damaged.
+        UserError: there is no checkpoint, it is damaged, or it has no such weights.
     """
     path = Path(path)
     if path.is_dir():
         best = path / BEST
         path = best if best.exists() else last_whole_checkpoint(path)[0]
     checkpoint = load_checkpoint(path)
+    checkpoint = with_weights(checkpoint, weights_in(checkpoint, weights, path=path))
     module = AlexNet(checkpoint.recipe, num_classes=checkpoint.num_classes)
     module.load_state_dict(checkpoint.model)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")

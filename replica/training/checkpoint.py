@@ -11,7 +11,7 @@ import io
 import os
 import re
 import zipfile
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -22,12 +22,15 @@ from replica.network.alexnet import whole_shapes
 from replica.recipes import Recipe, from_record, to_record
 from replica.recipes.recipe import layer_of
 from replica.recipes.record import differing_fields
+from replica.training.loss_scale import problems_of
 
 FORMAT_NAME = "replica-checkpoint"
 FORMAT_VERSION = 2
 # The one before the last stays, in case that the disk damages the last.
 NUM_KEPT = 2
 BEST = "best.pt"
+# The sets of weights that a checkpoint may have: of `--ema`, and those of the last update.
+WEIGHTS = ("averaged", "last")
 _NAME = re.compile(r"checkpoint-(\d{8})\.pt")
 # The last record of a zip file begins so and has so many bytes before its comment; the last two of
 # them say how long the comment is.
@@ -52,6 +55,9 @@ class Checkpoint:
         wnids, class_names: of the data, in the order of the labels.
         mean_image: float32 (H, W, 3), of the training images.
         eigenvalues, eigenvectors: of their RGB covariance, (3,) and (3, 3) in columns.
+        averages: parameter name -> average of a recipe with `ema`; None, and not in the file,
+            without it. Running statistics have none: they are those of the model.
+        loss_scale: the fields of `LossScale`; None, and not in the file, but for fp16.
     """
 
     model: dict[str, torch.Tensor]
@@ -68,6 +74,31 @@ class Checkpoint:
     mean_image: torch.Tensor
     eigenvalues: torch.Tensor
     eigenvectors: torch.Tensor
+    averages: dict[str, torch.Tensor] | None = None
+    loss_scale: dict[str, torch.Tensor] | None = None
+
+
+def weights_in(checkpoint: Checkpoint, asked: str | None, *, path: Path) -> str:
+    """Which of `WEIGHTS` to use: those that were asked for, else the averaged ones where they are.
+
+    Raises:
+        UserError: averaged ones were asked for, and there are none.
+    """
+    if asked not in (None, *WEIGHTS):
+        raise UserError(f"weights {asked}: expected {' or '.join(WEIGHTS)}")
+    if asked == "averaged" and checkpoint.averages is None:
+        raise UserError(
+            f"weights averaged: expected a checkpoint of a run with --ema, {path} has none: "
+            "take the last"
+        )
+    return asked or ("last" if checkpoint.averages is None else "averaged")
+
+
+def with_weights(checkpoint: Checkpoint, asked: str | None) -> Checkpoint:
+    """The checkpoint with the averaged weights as its model, unless the last were asked for."""
+    if asked == "last" or checkpoint.averages is None:
+        return checkpoint
+    return replace(checkpoint, model={**checkpoint.model, **checkpoint.averages})
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -95,7 +126,8 @@ def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, *, keep: int = NUM_KE
         UserError: the disk refuses; the earlier checkpoints stay.
     """
     path = checkpoint_path(run_dir, checkpoint.step)
-    content = {**vars(checkpoint), "recipe": to_record(checkpoint.recipe)}
+    content = {name: x for name, x in vars(checkpoint).items() if name not in _absent(checkpoint)}
+    content["recipe"] = to_record(checkpoint.recipe)
     buffer = io.BytesIO()
     torch.save({"format": FORMAT_NAME, "version": FORMAT_VERSION, **content}, buffer)
     buffer.seek(-_LENGTH_BYTES, os.SEEK_END)
@@ -118,6 +150,12 @@ def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, *, keep: int = NUM_KE
     for unfinished in run_dir.glob("checkpoint-*.part"):  # of a session that was killed
         unfinished.unlink()
     return path
+
+
+def _absent(checkpoint: Checkpoint) -> set[str]:
+    """The fields that a file without `--ema` or fp16 does not have, as in older versions."""
+    optional = {field.name for field in fields(Checkpoint) if field.default is not MISSING}
+    return {name for name in optional if getattr(checkpoint, name) is None}
 
 
 def _point_to(link: Path, name: str) -> None:
@@ -191,7 +229,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
             "use the version of the project that wrote it"
         )
     try:
-        known = {field.name: content[field.name] for field in fields(Checkpoint)}
+        known = {
+            field.name: content[field.name]
+            for field in fields(Checkpoint)
+            if field.default is MISSING or field.name in content
+        }
         checkpoint = Checkpoint(**{**known, "recipe": from_record(content["recipe"])})
         problems = _mismatches(checkpoint)
     except UserError:
@@ -208,7 +250,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def _mismatches(checkpoint: Checkpoint) -> list[str]:
     """Where the tensors of a checkpoint are not those of its recipe."""
     problems = []
-    for kind, tensors in (("model", checkpoint.model), ("velocities", checkpoint.velocities)):
+    sets = {"model": checkpoint.model, "velocities": checkpoint.velocities}
+    if checkpoint.recipe.ema is not None or checkpoint.averages is not None:
+        sets["averages"] = checkpoint.averages or {}
+    for kind, tensors in sets.items():
         shapes = whole_shapes(
             checkpoint.recipe, num_classes=checkpoint.num_classes, statistics=kind == "model"
         )
@@ -219,7 +264,7 @@ def _mismatches(checkpoint: Checkpoint) -> list[str]:
             for name, shape in shapes.items()
             if name in tensors and tensors[name].shape != shape
         ]
-    return problems
+    return problems + ([] if checkpoint.loss_scale is None else problems_of(checkpoint.loss_scale))
 
 
 def last_whole_checkpoint(run_dir: Path) -> tuple[Path, Checkpoint, list[str]]:

@@ -43,6 +43,9 @@ def dry_run(run: Run) -> str:
         precision=run.numerics.precision,
     )
     halves = f", {parameters // 2:,} in each of two towers" if devices.split == 2 else ""
+    averages = memory.weights if recipe.ema is not None else 0
+    of_average = f" + averages {_megabytes(averages)}" if averages else ""
+    saved = (12 if averages else 8) * parameters
     lines = [
         f"recipe {recipe.name}: {recipe.claim}",
         f"data: {len(data.train):,} images to train on, {len(data.part(data.held_out)):,} to "
@@ -50,15 +53,16 @@ def dry_run(run: Run) -> str:
         f"parameters: {parameters:,}{halves}",
         f"processes: {devices.num_processes} on {devices.kind}, each with {images} images of the "
         f"{batch_size} of a batch",
-        f"memory per process: {_megabytes(memory.total)} = weights {_megabytes(memory.weights)} + "
-        f"velocities {_megabytes(memory.velocities)} + gradients {_megabytes(memory.gradients)} + "
+        f"memory per process: {_megabytes(memory.total + averages)} = weights "
+        f"{_megabytes(memory.weights)} + velocities {_megabytes(memory.velocities)}{of_average} + "
+        f"gradients {_megabytes(memory.gradients)} + "
         f"activations {_megabytes(memory.activations)}; buffers of the libraries come on top",
-        f"checkpoint: {_megabytes(8 * parameters)} each, the newest {run.keep} and the best stay",
+        f"checkpoint: {_megabytes(saved)} each, the newest {run.keep} and the best stay",
         f"steps: {steps:,} ({recipe.epochs} epochs of {feed.steps_per_epoch:,})",
     ]
     if devices.split == 2:
         sent = exchanged_values(recipe, num_classes=run.num_classes, images=images, tower=1)
-        value_bytes = {"float64": 8, "bf16": 2}.get(run.numerics.precision, 4)
+        value_bytes = {"float64": 8, "bf16": 2, "fp16": 2}.get(run.numerics.precision, 4)
         size = _megabytes(value_bytes * sum(sent.values()))
         lines.append(f"exchange: a tower sends {size} per step")
     step_seconds = _step_seconds(run, images)

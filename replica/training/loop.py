@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
+from torch.func import functional_call
 
 from data_prep.errors import command_for, print_line, printable
 from data_prep.files import write_whole
@@ -25,6 +26,7 @@ from replica.training.allocator import keep_large_blocks
 from replica.training.checkpoint import checkpoints_of, save_checkpoint
 from replica.training.control_log import Request, log_requests, pending_requests
 from replica.training.evaluation import Counts, evaluate
+from replica.training.loss_scale import LEAST_SCALE
 from replica.training.numerics import compute_precision, parameter_dtype, set_numerics
 from replica.training.run import Run
 from replica.training.run_log import RunLog
@@ -49,6 +51,7 @@ class _Step:
     losses: torch.Tensor
     began: float
     feeding: float
+    scaling: Later | None = None
     ended: float | None = None
 
 
@@ -64,6 +67,8 @@ class _Late:
         """One more step, just begun; every rank must call it."""
         if self._queue:
             self._queue[-1][0].ended = step.began
+        if measured.scaling is not None:
+            step.scaling = Later(measured.scaling)
         run = self._state.run
         has_requests = self._log is not None and pending_requests(run.run_dir, run.recipe)
         flags = (self._stop.is_set(), bool(has_requests))
@@ -81,7 +86,7 @@ class _Late:
             What was asked for, "stop" or "checkpoint"; then all steps have been reported.
 
         Raises:
-            RuntimeError: the loss of a step is not finite.
+            RuntimeError: the loss of a step is not finite, or its gradients whatever the scale.
         """
         actions: set[str] = set()
         while len(self._queue) > (0 if all_of_them or actions else self._most):
@@ -105,6 +110,8 @@ class _Late:
             )
         if is_lost:
             _stop_at_lost_loss(state, step)
+        if step.scaling is not None:
+            _say_if_skipped(step, *step.scaling.values(), log=log)
         actions = ["stop"] if stopped else []
         if has_requests:
             requests = pending_requests(state.run.run_dir, state.run.recipe) if log else []
@@ -136,6 +143,12 @@ def _run(state: RunState, log: RunLog | None, stop: StopRequest) -> None:
     if log is not None:
         log.progress.close()
         print_line(f"saved {path}")
+        if state.loss_scale is not None:
+            skipped, scale = int(state.loss_scale.skipped_steps), float(state.loss_scale.scale)
+            print_line(
+                f"fp16: {skipped} of {state.step} steps were skipped, as a gradient was not "
+                f"finite; the loss scale is {scale:g}"
+            )
         if stopped:
             again = f"{command_for('replica.train')} --resume --out {shlex.quote(str(run.run_dir))}"
             print_line(f"stopped at step {state.step}; continue with `{again}`")
@@ -198,13 +211,30 @@ def _stop_at_lost_loss(state: RunState, step: _Step) -> NoReturn:
         write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
     good = checkpoints_of(run.run_dir)
     more = f" and {len(lost) - NAMES_SHOWN} more" if len(lost) > NAMES_SHOWN else ""
+    is_half = run.numerics.precision == "fp16"  # no scale of the loss helps against these
+    half = ", an activation is too large for float16 (bf16 has float32's range)" if is_half else ""
     line = (
         f"the loss is not finite at step {step.step}, for {len(lost)} of {len(pictures)} images "
         f"({', '.join(lost[:NAMES_SHOWN])}{more}; all are in {path}): the learning rate "
-        f"{step.settings.learning_rate:g} is too high for this recipe, or the data is damaged; the "
-        f"last good checkpoint is {good[-1] if good else 'none: the run had saved nothing yet'}"
+        f"{step.settings.learning_rate:g} is too high for this recipe{half}, or the data is "
+        "damaged; the last good checkpoint is "
+        f"{good[-1] if good else 'none: the run had saved nothing yet'}"
     )
     raise RuntimeError(printable(line))
+
+
+def _say_if_skipped(step: _Step, skipped: float, scale: float, *, log: RunLog | None) -> None:
+    """Says that a step was skipped; raises a RuntimeError, in every rank, where no scale helps."""
+    if skipped and log is not None:
+        write_line(
+            f"step {step.step}: skipped, a gradient was not finite; the loss scale is {scale:g} now"
+        )
+    if scale < LEAST_SCALE:
+        raise RuntimeError(
+            f"the gradients are not finite at step {step.step}, with a loss scale of {scale:g}: "
+            "expected them to be from some scale on: use --precision bf16 or float32; the last "
+            "checkpoint is kept"
+        )
 
 
 def apply_requests(state: RunState, requests: list[Request]) -> list[str]:
@@ -285,7 +315,7 @@ def add_up(
 def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
     """Counts the errors on the held-out part, on the center crop; every rank must call it.
 
-    Also returns whether a stop request cut it short.
+    With `--ema`, those of the averaged weights. Also returns whether a stop request cut it short.
     """
     run, recipe, data = state.run, state.run.recipe, state.data
     device, dtype = state.rank.device, parameter_dtype(run.numerics.precision)
@@ -298,7 +328,7 @@ def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
         crops = crops.to(device, dtype)
         with compute_precision(run.numerics.precision, kind=device.type):
             crops = crops.contiguous(memory_format=run.numerics.torch_memory_format)
-            logits: torch.Tensor = state.model(crops)
+            logits: torch.Tensor = functional_call(state.model, state.averages, (crops,))
         return logits.to(dtype)
 
     is_shown = state.rank.index == 0 and sys.stderr.isatty()

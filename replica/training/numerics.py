@@ -10,7 +10,7 @@ from cuda_ext.convolution_ways import Products
 from data_prep.errors import UserError
 from replica.distributed.devices import Devices
 
-PRECISIONS = ("float32", "float64", "bf16", "tf32")
+PRECISIONS = ("float32", "float64", "bf16", "fp16", "tf32")
 MEMORY_FORMATS = ("channels_last", "contiguous")
 COMPILE_MODES = ("off", "default", "cuda-graphs")
 # What `--compile` compiles; its help says so, and a test counts.
@@ -27,7 +27,7 @@ def check_precision(precision: str, *, kind: str) -> None:
 
 
 def parameter_dtype(precision: str) -> torch.dtype:
-    """The type of weights and velocities; bf16 and tf32 only change what computes with them."""
+    """The type of weights and velocities; bf16, fp16, tf32 only change what computes with them."""
     return torch.float64 if precision == "float64" else torch.float32
 
 
@@ -116,5 +116,7 @@ def set_numerics(numerics: Numerics) -> NumericsInForce:
 
 
 def compute_precision(precision: str, *, kind: str) -> torch.autocast:
-    """A block of code that computes in bfloat16 where that was asked for."""
+    """A block of code that computes in bfloat16 or float16 where that was asked for."""
+    if precision == "fp16":
+        return torch.autocast(kind, torch.float16)
     return torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16")

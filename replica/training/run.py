@@ -229,7 +229,8 @@ def _initialization(
         except UserError as error:
             raise UserError(f"{error}, or draw the last layer anew with --new-head") from None
     unused = check_fits_network(path, checkpoint.model, recipe, num_classes=num_classes, new=new)
-    drawn = f"drawn anew: {', '.join(new)}" if new else "no layer is drawn anew"
+    averaged = "" if checkpoint.averages is None else "averaged weights; "
+    drawn = averaged + (f"drawn anew: {', '.join(new)}" if new else "no layer is drawn anew")
     say(f"init: {path}, step {checkpoint.step} of recipe {checkpoint.recipe.name}; {drawn}")
     if unused:
         say(f"init: not used, as recipe {recipe.name} lacks them: {', '.join(unused)}")

@@ -98,10 +98,11 @@ class RunLog:
         measures = _measures(counts, rate=rate, seconds=seconds)
         if self._write("val", epoch, measures) and self._events is not None:
             self._events.validation(self._state.step, measures)
+        whose = "" if self._state.run.recipe.ema is None else " of the averaged weights"
         write_line(
             f"epoch {epoch}, step {self._state.step}: validation loss {counts.mean_loss:.3f}, "
             f"top-1 error {counts.top1_error:.2%}, top-5 error {counts.top5_error:.2%} "
-            f"(center crop), learning rate {rate:g}"
+            f"(center crop{whose}), learning rate {rate:g}"
         )
 
     def weights(self, saved: Checkpoint) -> None:

@@ -21,8 +21,9 @@ from replica.network.initialization import initialize_
 from replica.recipes import to_record
 from replica.recipes.recipe import layer_of
 from replica.training.allocator import keep_large_blocks
-from replica.training.checkpoint import Checkpoint, load_checkpoint
+from replica.training.checkpoint import Checkpoint, load_checkpoint, with_weights
 from replica.training.control_log import hand_changes
+from replica.training.loss_scale import LossScale
 from replica.training.numerics import NumericsInForce, parameter_dtype
 from replica.training.run import Run
 from replica.training.run_record import DataRecord, RankRecord, RunRecord, describe_machine
@@ -65,6 +66,18 @@ class RunState:
         if self.run.numerics.compile != "default":
             return self.model
         return torch.compile(self.model, fullgraph=True, dynamic=False)
+
+    @cached_property
+    def loss_scale(self) -> LossScale | None:
+        """That of the next step, in float16; None in the other precisions."""
+        return LossScale.first(self.rank.device) if self.run.numerics.precision == "fp16" else None
+
+    @cached_property
+    def averages(self) -> dict[str, torch.Tensor]:
+        """The averaged weights by name, at first the first weights; empty without `--ema`."""
+        if self.run.recipe.ema is None:
+            return {}
+        return {name: weight.detach().clone() for name, weight in self.weights.items()}
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
@@ -144,6 +157,7 @@ def begin(run: Run, rank: Rank) -> RunState:
 @torch.no_grad()
 def _take_over_(state: RunState, source: Checkpoint, new_layers: Sequence[str]) -> None:
     """Takes this rank's part of another network's weights, but for the new layers'."""
+    source = with_weights(source, None)
     for name, tensor in state.model.state_dict().items():
         if layer_of(name) not in new_layers:
             stored = source.model[name]
@@ -155,15 +169,30 @@ def _restore_(state: RunState, saved: Checkpoint) -> None:
     """Takes this rank's part of a checkpoint's tensors, and how far the run was."""
     model = state.model.state_dict()  # running statistics, too
     for stored, tensors in ((saved.model, model), (saved.velocities, state.velocities)):
-        for name, tensor in tensors.items():
-            whole = stored[name]
-            if whole.dtype != tensor.dtype:
-                raise UserError(
-                    f"{state.run.resume_from}: {name} is {whole.dtype}, this run needs "
-                    f"{tensor.dtype}: give the --precision that it was trained with"
-                )
-            tensor.copy_(whole[state.model.placement.own(len(whole))])
+        _take_own_(state, tensors, stored)
+    _take_own_(state, state.averages, saved.averages or {})
+    if state.loss_scale is not None:
+        if saved.loss_scale is None:
+            raise UserError(
+                f"{state.run.resume_from}: expected the loss scale of --precision fp16, found "
+                "none: use another checkpoint of the run"
+            )
+        state.loss_scale.take_(saved.loss_scale)
     state.step, state.val_errors = saved.step, list(saved.val_errors)
+
+
+def _take_own_(
+    state: RunState, tensors: dict[str, torch.Tensor], stored: dict[str, torch.Tensor]
+) -> None:
+    """Takes this rank's part of whole tensors of the same type."""
+    for name, tensor in tensors.items():
+        whole = stored[name]
+        if whole.dtype != tensor.dtype:
+            raise UserError(
+                f"{state.run.resume_from}: {name} is {whole.dtype}, this run needs "
+                f"{tensor.dtype}: give the --precision that it was trained with"
+            )
+        tensor.copy_(whole[state.model.placement.own(len(whole))])
 
 
 def whole_checkpoint(state: RunState) -> Checkpoint | None:
@@ -175,6 +204,7 @@ def whole_checkpoint(state: RunState) -> Checkpoint | None:
     beat("gathering the network's halves")
     model = _whole_tensors(state, state.model.state_dict())
     velocities = _whole_tensors(state, state.velocities)
+    averages = _whole_tensors(state, state.averages)
     if state.rank.index != 0:
         return None
     for name, tensor in model.items():
@@ -187,6 +217,8 @@ def whole_checkpoint(state: RunState) -> Checkpoint | None:
     return Checkpoint(
         model=model,
         velocities=velocities,
+        averages=averages or None,
+        loss_scale=None if state.loss_scale is None else state.loss_scale.values(),
         step=state.step,
         epoch=state.epoch,
         val_errors=state.val_errors,

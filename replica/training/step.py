@@ -29,11 +29,13 @@ class Measured:
         num_images: that this rank had.
         sums: float64 (3,): right within top-1 and top-5, and the losses.
         losses: (N,), of each image.
+        scaling: float64 (2,) with a loss scale: 1 where the step was skipped, and the next scale.
     """
 
     num_images: int
     sums: torch.Tensor
     losses: torch.Tensor
+    scaling: torch.Tensor | None = None
 
     def counts(self) -> Counts:
         """On the host; waits for the step."""
@@ -120,28 +122,64 @@ def _compute_(
     state: RunState, inputs: _Inputs, names: tuple[str, ...], batch_size: int
 ) -> Measured:
     precision = state.run.numerics.precision
-    parameters = state.weights
+    parameters, averages = state.weights, state.averages  # at first the weights before any update
     weights = [parameters[name] for name in names]
     masks = state.model.dropout_masks(inputs.rows, seed=state.run.seed, step=inputs.step)
     with compute_precision(precision, kind=state.rank.device.type):
         logits = state.forward(inputs.images, masks=masks).to(parameter_dtype(precision))
     losses = F.cross_entropy(logits, inputs.labels, reduction="none")
     loss = losses.sum() / batch_size
+    loss_scale, rates, applied = state.loss_scale, inputs.rates, None
+    if loss_scale is not None:
+        loss = loss * loss_scale.scale
     gradients = list(torch.autograd.grad(loss, weights)) if weights else []
     gradients = state.mesh.sum_over_copies(gradients)
+    if loss_scale is not None:
+        # DEVIATION D15: where a gradient overflows float16, the step changes no weight; the paper
+        # computes in float32. A rate of zero is what leaves weights and velocities as they are.
+        applied = loss_scale.unscale_(gradients, sum_over_all_=state.mesh.sum_over_all_)
+        rates = rates * applied
     momentum_sgd_(
         weights,
         [state.velocities[name] for name in names],
         gradients,
-        learning_rates=inputs.rates,
+        learning_rates=rates,
         momentum=state.run.recipe.momentum,
         weight_decays=inputs.weight_decays,
     )
+    if averages:
+        average_(averages, parameters, keep=state.run.recipe.ema or 0.0, applied=applied)
     losses = losses.detach()
     right = count_on_device(logits.detach().softmax(dim=1), inputs.labels)
     # Not from the probabilities, which end at the smallest number that is not zero.
     sums = torch.cat([right, losses.double().sum(0, keepdim=True)])
-    return Measured(len(losses), sums, losses)
+    if loss_scale is None or applied is None:
+        return Measured(len(losses), sums, losses)
+    scaling = torch.stack([1 - applied, loss_scale.scale]).double()
+    return Measured(len(losses), sums, losses, scaling)
+
+
+@torch.no_grad()
+def average_(
+    averages: dict[str, torch.Tensor],
+    weights: dict[str, torch.Tensor],
+    *,
+    keep: float,
+    applied: torch.Tensor | None,
+) -> None:
+    """Moves the averages by one update, in place: average <- keep * average + (1 - keep) * weight.
+
+    DEVIATION D16: the paper tests the weights of the last update.
+
+    Args:
+        averages, weights: by the parameters' names.
+        keep: D of `--ema D`.
+        applied: float32 (): 0 where the step was skipped and the averages stay; None where no step
+            is ever skipped.
+    """
+    theirs = [weights[name] for name in averages]
+    share: Any = 1 - keep if applied is None else [(1 - keep) * applied] * len(theirs)
+    torch._foreach_lerp_(list(averages.values()), theirs, share)
 
 
 class CapturedStep:
@@ -155,6 +193,8 @@ class CapturedStep:
     ) -> None:
         self._inputs = _Inputs(**{name: x.clone() for name, x in vars(inputs).items()})
         changed = [*state.model.state_dict().values(), *state.velocities.values()]
+        changed += state.averages.values()
+        changed += vars(state.loss_scale).values() if state.loss_scale is not None else ()
         before = [tensor.clone() for tensor in changed]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -175,4 +215,7 @@ class CapturedStep:
             own.copy_(getattr(inputs, name), non_blocking=True)
         self._graph.replay()
         measured = self._measured
-        return Measured(measured.num_images, measured.sums.clone(), measured.losses.clone())
+        scaling = None if measured.scaling is None else measured.scaling.clone()
+        return Measured(
+            measured.num_images, measured.sums.clone(), measured.losses.clone(), scaling
+        )
