@@ -207,6 +207,18 @@ def test_a_damaged_later_checkpoint_is_not_kept_for_a_whole_one(tmp_path):
     assert checkpoints_of(tmp_path) == [found]
 
 
+def test_a_damaged_earlier_checkpoint_is_not_kept_for_a_whole_one(tmp_path):
+    """A run that was stopped between two of its steps to save at, and went on from the first."""
+    paths = {}
+    for step in (36, 38):
+        paths[step] = save_checkpoint(tmp_path, checkpoint(step=step, recipe=TINY), keep=2)
+    paths[38].write_bytes(flipped(paths[38].read_bytes(), 4321))
+    paths[40] = save_checkpoint(tmp_path, checkpoint(step=40, recipe=TINY), keep=2)
+    assert checkpoints_of(tmp_path) == [paths[36], paths[40]]
+    assert load_checkpoint(paths[36]).step == 36
+    assert len(list(tmp_path.iterdir())) == 4
+
+
 def test_a_run_without_a_whole_checkpoint_says_so(tmp_path):
     with pytest.raises(UserError, match="expected a whole checkpoint there, found none"):
         last_whole_checkpoint(tmp_path)

@@ -116,11 +116,12 @@ def _digest_path(path: Path) -> Path:
 
 
 def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, *, keep: int = NUM_KEPT) -> Path:
-    """Writes a checkpoint, then removes all but the last `keep` and the best.
+    """Writes a checkpoint, then removes all but the last `keep` whole ones and the best.
 
     Nothing is removed before the new file is whole on the disk, also where it replaces one of the
-    same step: a crash at any moment leaves as many whole checkpoints as there were. One of a later
-    step is removed, too: the run went on from an earlier one because it was damaged.
+    same step: a crash at any moment leaves as many whole checkpoints as there were. Those that stay
+    are read for it; a damaged one is removed, as is one of a later step: the run went on from an
+    earlier one because it was damaged.
 
     Raises:
         UserError: the disk refuses; the earlier checkpoints stay.
@@ -141,10 +142,13 @@ def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, *, keep: int = NUM_KE
     if best and best.exists():
         _point_to(run_dir / BEST, best.name)
     pointed_to = (run_dir / BEST).resolve()  # also where a resumed run knows no best step yet
-    steps = checkpoints_of(run_dir)
-    newest = steps.index(path) + 1
-    for other in (*steps[: max(0, newest - keep)], *steps[newest:]):
-        if other.resolve() != pointed_to:
+    left = keep - 1
+    for other in reversed(checkpoints_of(run_dir)):
+        if other == path:
+            continue
+        if left and other < path and not _is_damaged(other):
+            left -= 1
+        elif other.resolve() != pointed_to:
             _digest_path(other).unlink(missing_ok=True)  # first: it is never there alone
             other.unlink()
     for unfinished in run_dir.glob("checkpoint-*.part"):  # of a session that was killed
@@ -193,6 +197,14 @@ def _damage(path: Path) -> str | None:
         if not is_whole:
             return "it is cut off, or some of its bytes are others"
     return None
+
+
+def _is_damaged(path: Path) -> bool:
+    """Whether it surely is; one that cannot be read now may be whole."""
+    try:
+        return _damage(path) is not None
+    except OSError:
+        return False
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
