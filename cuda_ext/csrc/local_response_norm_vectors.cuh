@@ -4,7 +4,11 @@
 // A thread does the channels of one vector of 16 bytes. It reads the channels next to them from the
 // neighboring vectors, which other threads of the warp bring into the first-level cache, and
 // backward computes the terms of those channels, too: no thread waits for another. Threads of a
-// warp have neighboring vectors. Sums are in the order of the other kernels.
+// warp have neighboring vectors. Sums are in the order of the other kernels; on a GPU the last bits
+// may differ from theirs, as the compiler joins other products with their sums.
+//
+// Registers of a thread (nvcc 13.0, sm_80 and sm_90): forward 23 in float32 and 32 in 16 bits,
+// backward 32 to 40 and 48, nothing spilled. Not measured.
 //
 // Index counts elements. Those of the last threads of a block may lie beyond the tensor, but not
 // beyond 2^31 - 1 where its size is not: a block has a divisor of 2^31 elements.
