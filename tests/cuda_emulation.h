@@ -5,7 +5,8 @@
 // a seed permutes anew at each barrier; blocks run in a permuted order, too. So a thread that reads
 // what another one has not written yet, for want of a barrier, finds it unwritten in some order:
 // shared memory holds NaN before a block begins. A thread that ends, or waits at another barrier,
-// while others wait is an error, as is a write beyond the shared memory that the launch asked for.
+// while others wait is an error, as is a write beyond the shared memory that the launch asked for,
+// and a vector whose address is not a multiple of its bytes.
 #pragma once
 
 #include <ucontext.h>
@@ -21,6 +22,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #define __global__
@@ -44,6 +46,21 @@ struct __nv_bfloat16 {
 struct __half {
   _Float16 value;
 };
+struct __nv_bfloat162 {
+  __nv_bfloat16 x, y;
+};
+struct __half2 {
+  __half x, y;
+};
+struct float2 {
+  float x, y;
+};
+struct uint2 {
+  unsigned x, y;
+};
+struct uint4 {
+  unsigned x, y, z, w;
+};
 inline float __bfloat162float(__nv_bfloat16 from) {
   return std::bit_cast<float>(static_cast<uint32_t>(from.bits) << 16);
 }
@@ -54,6 +71,16 @@ inline __nv_bfloat16 __float2bfloat16_rn(float from) {
 }
 inline float __half2float(__half from) { return static_cast<float>(from.value); }
 inline __half __float2half_rn(float from) { return {static_cast<_Float16>(from)}; }
+inline float2 __bfloat1622float2(__nv_bfloat162 from) {
+  return {__bfloat162float(from.x), __bfloat162float(from.y)};
+}
+inline __nv_bfloat162 __float22bfloat162_rn(float2 from) {
+  return {__float2bfloat16_rn(from.x), __float2bfloat16_rn(from.y)};
+}
+inline float2 __half22float2(__half2 from) { return {__half2float(from.x), __half2float(from.y)}; }
+inline __half2 __float22half2_rn(float2 from) {
+  return {__float2half_rn(from.x), __float2half_rn(from.y)};
+}
 
 #define rsqrtf emulation_rsqrtf  // some C libraries have one, too
 inline float rsqrtf(float x) { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(x))); }
@@ -78,6 +105,14 @@ struct Fiber {
 inline ucontext_t scheduler;
 inline Fiber* running = nullptr;
 inline std::function<void()> work;
+
+// Of all launches: vectors of 16 bytes that were read, and the bytes of one that began badly.
+inline int64_t num_vectors_read = 0;
+inline size_t misplaced = 0;
+
+inline void check_place(const void* at, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(at) % bytes != 0) misplaced = bytes;
+}
 
 inline void barrier(int line) {
   running->barrier = line;
@@ -128,6 +163,10 @@ inline void run_block(dim3 block, size_t shared_bytes, unsigned char* shared, st
     }
     if (fibers[0]->is_done) break;
   }
+  if (misplaced != 0) {
+    const auto bytes = std::to_string(std::exchange(misplaced, 0));
+    throw std::runtime_error("a vector of " + bytes + " bytes begins between two of its places");
+  }
   for (size_t i = shared_bytes; i < 2 * kSharedBytes; ++i) {
     if (shared[i] != kNothing) {
       throw std::runtime_error(
@@ -159,4 +198,40 @@ void launch(
   }
 }
 
+// For the drivers that ctypes calls: their arguments are pointers, int64_t and double alone.
+
+// Calls body(T{}, A{}): `type` is 0 for float32, 1 float64, 2 bfloat16, 3 float16 in memory.
+inline void with_types(int64_t type, auto body) {
+  if (type == 0) body(float{}, float{});
+  if (type == 1) body(double{}, double{});
+  if (type == 2) body(__nv_bfloat16{}, float{});
+  if (type == 3) body(__half{}, float{});
+}
+
+// Null where all went well, else what went wrong.
+inline const char* problem_in(auto body) {
+  static std::string message;
+  try {
+    body();
+  } catch (const std::exception& error) {
+    message = error.what();
+    return message.c_str();
+  }
+  return nullptr;
+}
+
 }  // namespace emulation
+
+template <typename Word>
+Word __ldg(const Word* from) {
+  emulation::check_place(from, sizeof(Word));
+  emulation::num_vectors_read += sizeof(Word) == 16;
+  Word word;
+  std::memcpy(&word, from, sizeof(word));
+  return word;
+}
+template <typename Word>
+void __stwb(Word* to, Word word) {
+  emulation::check_place(to, sizeof(Word));
+  std::memcpy(to, &word, sizeof(word));
+}

@@ -8,66 +8,38 @@ namespace local_response_norm_cuda {
 alignas(16) unsigned char shared_memory[2 * emulation::kSharedBytes];
 }  // namespace local_response_norm_cuda
 
-namespace {
-
 using namespace local_response_norm_cuda;
 
-std::string message;
-
-template <typename T, typename A>
-void run(
-    const void* gradient, const void* x, void* out, const Problem<A>& p, unsigned seed,
-    bool only_last) {
+extern "C" const char* emulated_local_response_norm(
+    int64_t type, const void* gradient, const void* x, void* out, int64_t groups, int64_t channels,
+    int64_t pixels, int64_t is_rows, int64_t n, double k, double alpha, double beta, int64_t seed,
+    int64_t only_last) {
   const auto launch = [&](auto... arguments) {
     emulation::launch(shared_memory, seed, only_last, arguments...);
   };
-  const T* input = static_cast<const T*>(x);
-  if (gradient == nullptr) {
-    launch_forward(input, p, static_cast<T*>(out), launch);
-    return;
-  }
-  std::vector<A> terms(
-      needs_terms(p) ? p.groups * p.channels * p.pixels : 0, std::numeric_limits<A>::quiet_NaN());
-  launch_backward(
-      static_cast<const T*>(gradient), input, p, terms.data(), static_cast<T*>(out), launch);
+  const auto run = [&]<typename T, typename A>(T, A) {
+    const Problem<A> p{
+        groups,
+        channels,
+        pixels,
+        is_rows != 0,
+        std::min(n / 2, channels - 1),
+        static_cast<A>(k),
+        static_cast<A>(alpha),
+        static_cast<A>(beta),
+        beta == 0.75};
+    const T* input = static_cast<const T*>(x);
+    T* output = static_cast<T*>(out);
+    if (gradient == nullptr) return launch_forward(input, p, output, launch);
+    std::vector<A> terms(
+        needs_terms(p) ? groups * channels * pixels : 0, std::numeric_limits<A>::quiet_NaN());
+    launch_backward(static_cast<const T*>(gradient), input, p, terms.data(), output, launch);
+  };
+  return emulation::problem_in([&] { emulation::with_types(type, run); });
 }
 
-template <typename A>
-Problem<A> problem(
-    int64_t groups, int64_t channels, int64_t pixels, bool is_rows, int64_t n, double k,
-    double alpha, double beta) {
-  return {
-      groups,
-      channels,
-      pixels,
-      is_rows,
-      std::min(n / 2, channels - 1),
-      static_cast<A>(k),
-      static_cast<A>(alpha),
-      static_cast<A>(beta),
-      beta == 0.75};
-}
+extern "C" int64_t emulated_num_vectors_read() { return emulation::num_vectors_read; }
 
-}  // namespace
-
-// `type`: 0 float32, 1 float64, 2 bfloat16, 3 float16. Null where all went well, else what went
-// wrong.
-extern "C" const char* emulated_local_response_norm(
-    int type, const void* gradient, const void* x, void* out, int64_t groups, int64_t channels,
-    int64_t pixels, bool is_rows, int64_t n, double k, double alpha, double beta, unsigned seed,
-    bool only_last) {
-  const auto p = problem<float>(groups, channels, pixels, is_rows, n, k, alpha, beta);
-  try {
-    if (type == 0) run<float, float>(gradient, x, out, p, seed, only_last);
-    if (type == 1) {
-      const auto wide = problem<double>(groups, channels, pixels, is_rows, n, k, alpha, beta);
-      run<double, double>(gradient, x, out, wide, seed, only_last);
-    }
-    if (type == 2) run<__nv_bfloat16, float>(gradient, x, out, p, seed, only_last);
-    if (type == 3) run<__half, float>(gradient, x, out, p, seed, only_last);
-  } catch (const std::exception& error) {
-    message = error.what();
-    return message.c_str();
-  }
-  return nullptr;
+extern "C" int64_t emulated_needs_64_bits(int64_t groups, int64_t channels, int64_t pixels) {
+  return needs_64_bits({groups, channels, pixels, true, kReach, 2, 1, 0.75, true});
 }

@@ -8,7 +8,7 @@ namespace {
 unsigned char shared_memory[2 * emulation::kSharedBytes];
 
 template <typename T>
-int run(
+int64_t run(
     int64_t number, void** w, void** v, void** g, const int64_t* counts, const double* rates,
     double momentum, const double* decays) {
   std::vector<T*> weights, velocities;
@@ -18,7 +18,7 @@ int run(
     velocities.push_back(static_cast<T*>(v[i]));
     gradients.push_back(static_cast<const T*>(g[i]));
   }
-  int launches = 0;
+  int64_t launches = 0;
   momentum_sgd_cuda::launch_update(
       weights, velocities, gradients, std::vector<int64_t>(counts, counts + number), rates,
       momentum, decays, [&](auto... arguments) {
@@ -31,8 +31,8 @@ int run(
 }  // namespace
 
 // How many launches there were.
-extern "C" int emulated_momentum_sgd(
-    bool is_double, int64_t number, void** w, void** v, void** g, const int64_t* counts,
+extern "C" int64_t emulated_momentum_sgd(
+    int64_t is_double, int64_t number, void** w, void** v, void** g, const int64_t* counts,
     const double* rates, double momentum, const double* decays) {
   return is_double ? run<double>(number, w, v, g, counts, rates, momentum, decays)
                    : run<float>(number, w, v, g, counts, rates, momentum, decays);

@@ -12,8 +12,6 @@ namespace {
 
 using namespace pooling_cuda;
 
-std::string message;
-
 struct Call {
   const void *gradient, *x;
   int16_t* winners;
@@ -80,24 +78,32 @@ void run(const Call& c) {
 
 }  // namespace
 
-// `type`: 0 float32, 1 float64, 2 bfloat16, 3 float16; n = 0: max_pool2d. Null where all went
-// well, else what went wrong.
+// n = 0: max_pool2d.
 extern "C" const char* emulated_pooling(
-    int type, const void* gradient, const void* x, int16_t* winners, void* out, int64_t images,
-    int64_t channels, int64_t rows, int64_t columns, bool is_last, int64_t window, int64_t stride,
-    bool all_ties, bool relu_first, int64_t n, double k, double alpha, double beta, int64_t towers,
-    unsigned seed) {
-  const Call call{gradient, x,       winners, out,    images,   channels,   rows,
-                  columns,  is_last, window,  stride, all_ties, relu_first, n,
-                  k,        alpha,   beta,    towers, seed};
-  try {
-    if (type == 0) run<float, float>(call);
-    if (type == 1) run<double, double>(call);
-    if (type == 2) run<__nv_bfloat16, float>(call);
-    if (type == 3) run<__half, float>(call);
-  } catch (const std::exception& error) {
-    message = error.what();
-    return message.c_str();
-  }
-  return nullptr;
+    int64_t type, const void* gradient, const void* x, int16_t* winners, void* out, int64_t images,
+    int64_t channels, int64_t rows, int64_t columns, int64_t is_last, int64_t window,
+    int64_t stride, int64_t all_ties, int64_t relu_first, int64_t n, double k, double alpha,
+    double beta, int64_t towers, int64_t seed) {
+  const Call call{
+      gradient,
+      x,
+      winners,
+      out,
+      images,
+      channels,
+      rows,
+      columns,
+      is_last != 0,
+      window,
+      stride,
+      all_ties != 0,
+      relu_first != 0,
+      n,
+      k,
+      alpha,
+      beta,
+      towers,
+      static_cast<unsigned>(seed)};
+  return emulation::problem_in(
+      [&] { emulation::with_types(type, [&]<typename T, typename A>(T, A) { run<T, A>(call); }); });
 }

@@ -3,19 +3,13 @@
 //
 #include KERNELS  // cuda_ext/csrc/same_map_norm.cuh, or a copy with an error in it
 
-namespace {
-
 using namespace same_map_norm_cuda;
 
-unsigned char shared_memory[2 * emulation::kSharedBytes];
-std::string message;
+static unsigned char shared_memory[2 * emulation::kSharedBytes];
 
-}  // namespace
-
-// `type`: 0 float32, 1 float64, 2 bfloat16, 3 float16. Null where all went well.
 extern "C" const char* emulated_same_map_norm(
-    int type, const void* gradient, const void* x, void* out, int64_t groups, int64_t channels,
-    int64_t rows, int64_t columns, int64_t n, double k, double alpha, double beta, unsigned seed) {
+    int64_t type, const void* gradient, const void* x, void* out, int64_t groups, int64_t channels,
+    int64_t rows, int64_t columns, int64_t n, double k, double alpha, double beta, int64_t seed) {
   const auto launch = [&](auto... arguments) {
     emulation::launch(shared_memory, seed, false, arguments...);
   };
@@ -37,14 +31,5 @@ extern "C" const char* emulated_same_map_norm(
     std::vector<A> terms(groups * channels * rows * columns, std::numeric_limits<A>::quiet_NaN());
     launch_backward(static_cast<const T*>(gradient), input, p, terms.data(), output, launch);
   };
-  try {
-    if (type == 0) run(float{}, float{});
-    if (type == 1) run(double{}, double{});
-    if (type == 2) run(__nv_bfloat16{}, float{});
-    if (type == 3) run(__half{}, float{});
-  } catch (const std::exception& error) {
-    message = error.what();
-    return message.c_str();
-  }
-  return nullptr;
+  return emulation::problem_in([&] { emulation::with_types(type, run); });
 }

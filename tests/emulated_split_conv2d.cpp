@@ -12,8 +12,6 @@ namespace {
 
 using namespace split_conv2d_cuda;
 
-std::string message;
-
 template <typename Factors>
 void run(const Factors& factors, const End& end, float* out, unsigned seed, bool only_last) {
   const auto launch = [&](auto... arguments) {
@@ -27,23 +25,20 @@ void run(const Factors& factors, const End& end, float* out, unsigned seed, bool
 }  // namespace
 
 // `product`: 0 y of x and weight, 1 dx of a gradient and weight, 2 dweight of a gradient and x.
-// `numbers`: the counts of Problem, then three times four strides. Null where all went well.
+// `numbers`: the counts of Problem, then three times four strides.
 extern "C" const char* emulated_split_conv2d(
-    int product, const float* one, const float* other, const float* bias, const int64_t* numbers,
-    bool adds, bool relu, float* out, unsigned seed, bool only_last) {
+    int64_t product, const float* one, const float* other, const float* bias,
+    const int64_t* numbers, int64_t adds, int64_t relu, float* out, int64_t seed,
+    int64_t only_last) {
   static_assert(sizeof(Problem) == 24 * sizeof(int64_t));
   Problem p;
   std::memcpy(&p, numbers, sizeof(p));
-  const End end{bias, adds, relu};
-  try {
+  const End end{bias, adds != 0, relu != 0};
+  return emulation::problem_in([&] {
     if (product == 0) run(Forward{p, one, other}, end, out, seed, only_last);
     if (product == 1) run(DataGradient{p, one, other}, end, out, seed, only_last);
     if (product == 2) run(WeightGradient{p, one, other}, end, out, seed, only_last);
-  } catch (const std::exception& error) {
-    message = error.what();
-    return message.c_str();
-  }
-  return nullptr;
+  });
 }
 
 // Of n below 2^31, for every divisor: the first that is wrong, or -1.
@@ -55,7 +50,7 @@ extern "C" int64_t emulated_quotient(const uint32_t* values, int64_t count, int6
   return -1;
 }
 
-extern "C" int emulated_parts(int product, const int64_t* numbers) {
+extern "C" int64_t emulated_parts(int64_t product, const int64_t* numbers) {
   Problem p;
   std::memcpy(&p, numbers, sizeof(p));
   if (product == 0) return shape_of(Forward{p, nullptr, nullptr}).parts;

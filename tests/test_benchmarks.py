@@ -135,6 +135,7 @@ def test_without_a_gpu_its_rows_say_not_measured():
     for row in rows.values():
         assert row["value"] or row["note"] == "PyTorch sees no CUDA device"
     assert "2x8x5x5 channels last bfloat16: backward" in rows
+    assert "2x8x5x5 channels last float32: forward, value by value" in rows
 
 
 def test_convolutions_are_compared_layer_by_layer():

@@ -1,13 +1,11 @@
 """The GPU kernels of `split_conv2d`, run on a CPU one fiber a thread, against loops in float64."""
 
 import ctypes
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT_DIR
+from emulated import CSRC, Emulation, Mistake, needs_compiler
 from test_split_conv2d import (
     CASES,
     LARGE,
@@ -19,50 +17,29 @@ from test_split_conv2d import (
     wrong_versions,
 )
 
-KERNELS = PROJECT_DIR / "cuda_ext" / "csrc" / "split_conv2d.cuh"
-DRIVER = PROJECT_DIR / "tests" / "emulated_split_conv2d.cpp"
-COMPILER = shutil.which("g++")
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ to compile the emulation with")
+KERNELS = CSRC / "split_conv2d.cuh"
+pytestmark = needs_compiler
 
 SEEDS = (0, 1)
 PRODUCTS = ("y", "gradient of x", "gradient of weight")
 
 
-class Emulation:
-    """The kernels as a library for this CPU."""
-
-    def __init__(self, kernels, directory):
-        library = directory / f"{kernels.stem}.so"
-        options = ["-std=c++20", "-O1", "-shared", "-fPIC", f'-DKERNELS="{kernels}"']
-        options += [f"-I{KERNELS.parent}", f"-I{DRIVER.parent}"]  # what an altered copy includes
-        subprocess.run([COMPILER, *options, str(DRIVER), "-o", str(library)], check=True)
-        self.library = ctypes.CDLL(str(library))
-        self.library.emulated_split_conv2d.restype = ctypes.c_char_p
-        self.library.emulated_quotient.restype = ctypes.c_int64
+class ConvolutionEmulation(Emulation):
+    """The products of the operator."""
 
     def __call__(self, product, x, weight, y, bias=None, *, seed=0, only_last=False, **how):
         """One of the products, into that one of x, weight and y that it gives."""
         orders = {"y": (y, x, weight), PRODUCTS[1]: (x, y, weight), PRODUCTS[2]: (weight, y, x)}
         out, *given = orders[product]
         numbers = problem_of(x, weight, y, **how)
-        problem = self.library.emulated_split_conv2d(
-            PRODUCTS.index(product),
-            *(ctypes.c_void_p(t.data_ptr()) for t in given),
-            None if bias is None else ctypes.c_void_p(bias.data_ptr()),
-            numbers,
-            how.get("adds", False),
-            how.get("activation", "none") == "relu",
-            ctypes.c_void_p(out.data_ptr()),
-            seed,
-            only_last,
-        )
-        if problem is not None:
-            raise RuntimeError(problem.decode())
+        adds, relu = how.get("adds", False), how.get("activation", "none") == "relu"
+        of = PRODUCTS.index(product)
+        self.call(of, *given, bias, numbers, adds, relu, out, seed, only_last)
         return out
 
     def parts(self, product, *tensors, **how):
         """Into how many parts its sums are cut."""
-        return self.library.emulated_parts(PRODUCTS.index(product), problem_of(*tensors, **how))
+        return self.number("emulated_parts", PRODUCTS.index(product), problem_of(*tensors, **how))
 
 
 def problem_of(x, weight, y, *, stride, padding, towers=1, **_):
@@ -76,7 +53,7 @@ def problem_of(x, weight, y, *, stride, padding, towers=1, **_):
 
 @pytest.fixture(scope="module")
 def emulation(tmp_path_factory):
-    return Emulation(KERNELS, tmp_path_factory.mktemp("emulation"))
+    return ConvolutionEmulation("split_conv2d", tmp_path_factory.mktemp("emulation"))
 
 
 @pytest.fixture
@@ -84,11 +61,7 @@ def altered(tmp_path):
     """Builds the kernels with one text replaced by another."""
 
     def build(old, new, occurrence=0):
-        text = KERNELS.read_text()
-        at = [i for i in range(len(text)) if text.startswith(old, i)][occurrence]
-        kernels = tmp_path / f"altered{occurrence}.cuh"
-        kernels.write_text(text[:at] + new + text[at + len(old) :])
-        return Emulation(kernels, tmp_path)
+        return ConvolutionEmulation("split_conv2d", tmp_path, Mistake(old, new, occurrence))
 
     return build
 
@@ -228,11 +201,8 @@ def test_a_division_by_multiplication_is_right_up_to_31_bits(emulation):
         multiples = rng.integers(0, 2**31 // divisor + 1, 200) * divisor
         numbers = np.concatenate([multiples, multiples - 1, multiples + 1, [0, 2**31 - 1]])
         numbers = numbers[(numbers >= 0) & (numbers < 2**31)].astype(np.uint32)
-        first_wrong = emulation.library.emulated_quotient(
-            numbers.ctypes.data_as(ctypes.c_void_p),
-            ctypes.c_int64(len(numbers)),
-            ctypes.c_int64(divisor),
-        )
+        pointer = numbers.ctypes.data_as(ctypes.c_void_p)
+        first_wrong = emulation.number("emulated_quotient", pointer, len(numbers), divisor)
         assert first_wrong == -1, divisor
 
 

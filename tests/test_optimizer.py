@@ -1,13 +1,11 @@
 import ctypes
 import dataclasses
-import shutil
-import subprocess
 
 import numpy as np
 import oracles
 import pytest
 import torch
-from conftest import PROJECT_DIR
+from emulated import Emulation, needs_compiler
 
 import cuda_ext
 from cuda_ext import momentum_sgd_, reference
@@ -266,31 +264,25 @@ def test_a_rate_of_zero_freezes_weight_and_velocity():
 
 # --- The GPU's kernel, run on a CPU one fiber a thread
 
-KERNELS = PROJECT_DIR / "cuda_ext" / "csrc" / "momentum_sgd.cuh"
-COMPILER = shutil.which("g++")
 
-
-@pytest.mark.skipif(COMPILER is None, reason="no g++ to compile the emulation with")
+@needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_kernel_is_the_formula_in_one_launch(dtype, tmp_path):
-    library = tmp_path / "momentum_sgd.so"
-    options = ["-std=c++20", "-O1", "-shared", "-fPIC", f'-DKERNELS="{KERNELS}"']
-    driver = PROJECT_DIR / "tests" / "emulated_momentum_sgd.cpp"
-    subprocess.run([COMPILER, *options, str(driver), "-o", str(library)], check=True)
-    call = ctypes.CDLL(str(library)).emulated_momentum_sgd
+    emulation = Emulation("momentum_sgd", tmp_path)
     launches = []
 
     def emulated(w, v, g, *, learning_rates, momentum, weight_decays):
         number = len(w)
         pointers = [(ctypes.c_void_p * number)(*(t.data_ptr() for t in x)) for x in (w, v, g)]
         launches.append(
-            call(
+            emulation.number(
+                "emulated_momentum_sgd",
                 dtype == torch.float64,
                 number,
                 *pointers,
                 (ctypes.c_int64 * number)(*(t.numel() for t in w)),
                 (ctypes.c_double * number)(*learning_rates),
-                ctypes.c_double(momentum),
+                momentum,
                 (ctypes.c_double * number)(*weight_decays),
             )
         )

@@ -1,14 +1,13 @@
 """`philox_dropout` against the oracle's words: reference, compiled code, and the GPU's kernel."""
 
-import ctypes
-import shutil
-import subprocess
+from functools import partial
 
 import numpy as np
 import oracles
 import pytest
 import torch
 from conftest import PROJECT_DIR, run
+from emulated import Emulation, needs_compiler
 
 from cuda_ext import philox_dropout, reference
 
@@ -181,39 +180,17 @@ def test_without_compiled_code_it_is_the_same():
 # --- The GPU's kernel, run on a CPU one fiber a thread
 
 
-KERNELS = PROJECT_DIR / "cuda_ext" / "csrc" / "philox_dropout.cuh"
-COMPILER = shutil.which("g++")
+def emulated(emulation, x, *, key, step, layer, rows, units, keep, order=0):
+    out, at_step = torch.full_like(x, 7.0), torch.tensor(step)
+    pointers, threshold = (x, at_step, rows), round(keep * 2**32)
+    sizes = (*x.shape, units.start, layer, *key, threshold)
+    emulation.call(x.dtype, *pointers, *sizes, out, order)
+    return out
 
 
-def emulation(kernels, directory):
-    library = directory / f"{kernels.stem}.so"
-    options = ["-std=c++20", "-O1", "-shared", "-fPIC", f'-DKERNELS="{kernels}"']
-    options += [f"-I{KERNELS.parent}", str(PROJECT_DIR / "tests" / "emulated_philox_dropout.cpp")]
-    subprocess.run([COMPILER, *options, "-o", str(library)], check=True)
-    call = ctypes.CDLL(str(library)).emulated_philox_dropout
-    call.restype = ctypes.c_char_p
-
-    def emulated(x, *, key, step, layer, rows, units, keep, order=0):
-        out, at_step = torch.full_like(x, 7.0), torch.tensor(step)
-        pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, at_step, rows)]
-        problem = call(
-            DTYPES.index(x.dtype),
-            *pointers,
-            *map(ctypes.c_int64, (*x.shape, units.start)),
-            *map(ctypes.c_uint32, (layer, *key)),
-            ctypes.c_uint64(round(keep * 2**32)),
-            ctypes.c_void_p(out.data_ptr()),
-            order,
-        )
-        assert problem is None, problem
-        return out
-
-    return emulated
-
-
-@pytest.mark.skipif(COMPILER is None, reason="no g++ to compile the emulation with")
+@needs_compiler
 def test_the_kernel_is_the_oracle(tmp_path):
-    kernel = emulation(KERNELS, tmp_path)
+    kernel = partial(emulated, Emulation("philox_dropout", tmp_path))
     for units in (UNITS, slice(0, 1), slice(2, 3)):
         for keep in (0.5, 0.0, 1.0):
             for dtype in DTYPES:

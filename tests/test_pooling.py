@@ -4,10 +4,7 @@ The rule of ties is exact, so pooling alone is compared bit for bit; the fused o
 with its three modules bit for bit, too, and with float64 loops.
 """
 
-import ctypes
 import itertools
-import shutil
-import subprocess
 
 import numpy as np
 import oracles
@@ -15,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import PROJECT_DIR, run
+from emulated import Emulation, Mistake, needs_compiler
 from test_operators import instruction_set, needs_compiled  # noqa: F401
 
 import cuda_ext
@@ -493,25 +491,9 @@ def test_without_compiled_code_it_is_the_same():
 
 # --- The GPU's kernels, run on a CPU one fiber a thread
 
-CSRC = PROJECT_DIR / "cuda_ext" / "csrc"
-COMPILER = shutil.which("g++")
-needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no g++ for the emulation")
 
-
-class Emulation:
-    """The kernels as a library for this CPU."""
-
-    def __init__(self, kernels, directory):
-        library = directory / f"{kernels.stem}.so"
-        driver = PROJECT_DIR / "tests" / "emulated_pooling.cpp"
-        options = ["-std=c++20", "-O1", "-shared", "-fPIC", f'-DKERNELS="{kernels}"', f"-I{CSRC}"]
-        subprocess.run([COMPILER, *options, str(driver), "-o", str(library)], check=True)
-        self.call = ctypes.CDLL(str(library)).emulated_pooling
-        pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-        self.call.argtypes = [ctypes.c_int, *[pointer] * 4, *[count] * 4, ctypes.c_bool]
-        self.call.argtypes += [count, count, ctypes.c_bool, ctypes.c_bool, count, *[number] * 3]
-        self.call.argtypes += [count, ctypes.c_uint]
-        self.call.restype = ctypes.c_char_p
+class PoolingEmulation(Emulation):
+    """The kernels of both operators."""
 
     def run(self, x, gradient, layout, *, window, stride, ties, order="", seed=0, **letters):
         """The result and the gradient of x; without letters those of max_pool2d."""
@@ -520,12 +502,14 @@ class Emulation:
         gradient = gradient.contiguous(memory_format=format_)
         winners = torch.zeros_like(gradient, dtype=torch.int16)
         results = [torch.full_like(gradient, float("nan")), torch.full_like(x, float("nan"))]
-        letters = {"n": 0, "k": 1, "alpha": 0, "beta": 0, "towers": 1, **letters}
+        letters = {"n": 0, "k": 1.0, "alpha": 0.0, "beta": 0.0, "towers": 1, **letters}
         for incoming, out in zip((None, gradient), results, strict=True):
-            problem = self.call(
-                DTYPES.index(x.dtype),
-                None if incoming is None else incoming.data_ptr(),
-                *(tensor.data_ptr() for tensor in (x, winners, out)),
+            self.call(
+                x.dtype,
+                incoming,
+                x,
+                winners,
+                out,
                 *x.shape,
                 layout == "channels last",
                 window,
@@ -535,14 +519,12 @@ class Emulation:
                 *letters.values(),
                 seed,
             )
-            if problem is not None:
-                raise RuntimeError(problem.decode())
         return results
 
 
 @pytest.fixture(scope="module")
 def emulation(tmp_path_factory):
-    return Emulation(CSRC / "pooling.cuh", tmp_path_factory.mktemp("emulation"))
+    return PoolingEmulation("pooling", tmp_path_factory.mktemp("emulation"))
 
 
 @needs_compiler
@@ -616,12 +598,7 @@ WRONG_KERNELS = {
 @needs_compiler
 @pytest.mark.parametrize("wrong", WRONG_KERNELS)
 def test_the_comparison_rejects_wrong_kernels(wrong, tmp_path):
-    text = (CSRC / "pooling.cuh").read_text()
-    old, new = WRONG_KERNELS[wrong]
-    assert old in text
-    altered = tmp_path / "altered.cuh"
-    altered.write_text(text.replace(old, new))
-    emulated = Emulation(altered, tmp_path)
+    emulated = PoolingEmulation("pooling", tmp_path, Mistake(*WRONG_KERNELS[wrong]))
     x = integers((1, 6, 7, 7)) * 80
     x[:, :3] = -x[:, :3].abs()
     gradient = activations((1, 6, 3, 3), seed=1)

@@ -1,14 +1,12 @@
 """`same_map_norm` against loops in NumPy: reference, compiled code, and the GPU's kernels."""
 
-import ctypes
 import itertools
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
 import torch
 from conftest import PROJECT_DIR, run
+from emulated import Emulation, Mistake, needs_compiler
 from test_operators import half_unit, instruction_set, needs_compiled  # noqa: F401
 
 from cuda_ext import reference, same_map_norm
@@ -231,52 +229,27 @@ def test_without_compiled_code_it_is_the_same():
 
 # --- The GPU's kernels, run on a CPU one fiber a thread
 
-CSRC = PROJECT_DIR / "cuda_ext" / "csrc"
-COMPILER = shutil.which("g++")
-needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no g++ for the emulation")
 
-
-def emulation(kernels, directory):
-    library = directory / f"{kernels.stem}.so"
-    driver = PROJECT_DIR / "tests" / "emulated_same_map_norm.cpp"
-    options = ["-std=c++20", "-O1", "-shared", "-fPIC", f'-DKERNELS="{kernels}"', f"-I{CSRC}"]
-    subprocess.run([COMPILER, *options, str(driver), "-o", str(library)], check=True)
-    call = ctypes.CDLL(str(library)).emulated_same_map_norm
-    pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-    call.argtypes = [ctypes.c_int, *[pointer] * 3, *[count] * 5, *[number] * 3, ctypes.c_uint]
-    call.restype = ctypes.c_char_p
-
-    def emulated(x, gradient, layout, seed=0, **letters):
-        """The result, and the gradient of x."""
-        x, gradient = (t.contiguous(memory_format=LAYOUTS[layout]) for t in (x, gradient))
-        results = []
-        images, channels, *place = x.shape
-        groups = (images, channels) if layout == "channels last" else (images * channels, 1)
-        for incoming in (None, gradient):
-            results.append(torch.full_like(x, float("nan")))
-            problem = call(
-                DTYPES.index(x.dtype),
-                None if incoming is None else incoming.data_ptr(),
-                x.data_ptr(),
-                results[-1].data_ptr(),
-                *groups,
-                *place,
-                *letters.values(),
-                seed,
-            )
-            assert problem is None, problem
-        return results
-
-    return emulated
+def emulated(emulation, x, gradient, layout, seed=0, **letters):
+    """The result, and the gradient of x."""
+    x, gradient = (t.contiguous(memory_format=LAYOUTS[layout]) for t in (x, gradient))
+    results = []
+    images, channels, *place = x.shape
+    groups = (images, channels) if layout == "channels last" else (images * channels, 1)
+    for incoming in (None, gradient):
+        out = torch.full_like(x, float("nan"))
+        emulation.call(x.dtype, incoming, x, out, *groups, *place, *letters.values(), seed)
+        results.append(out)
+    return results
 
 
 @needs_compiler
 def test_the_gpu_kernels_are_the_formula(tmp_path):
-    emulated = emulation(CSRC / "same_map_norm.cuh", tmp_path)
+    emulation = Emulation("same_map_norm", tmp_path)
     for (shape, letters), layout, dtype in itertools.product(CASES, LAYOUTS, DTYPES):
         x, gradient = activations(shape, dtype), (activations(shape, seed=1) / 80).to(dtype)
         exact = loops(x.double().numpy(), gradient.double().numpy(), **letters)
-        results = [emulated(x, gradient, layout, seed, **letters) for seed in (0, 1)]
+        results = [emulated(emulation, x, gradient, layout, seed, **letters) for seed in (0, 1)]
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
         for got, right in zip(results[0], exact, strict=True):
             limit = 8 * np.finfo(np.float32).eps * np.abs(right).max()
@@ -298,12 +271,9 @@ def test_the_gpu_kernels_are_the_formula(tmp_path):
     ],
 )
 def test_the_comparison_rejects_wrong_kernels(old, new, tmp_path):
-    text = (CSRC / "same_map_norm.cuh").read_text()
-    assert old in text
-    altered = tmp_path / "altered.cuh"
-    altered.write_text(text.replace(old, new))
+    emulation = Emulation("same_map_norm", tmp_path, Mistake(old, new))
     x, gradient = activations((2, 3, 7, 9)), activations((2, 3, 7, 9), seed=1)
-    got = emulation(altered, tmp_path)(x, gradient, "channels last", **LETTERS)
+    got = emulated(emulation, x, gradient, "channels last", **LETTERS)
     exact = loops(x.numpy(), gradient.numpy(), **LETTERS)
     assert not all(
         np.allclose(a.numpy(), b, rtol=2**-8, atol=1e-3) for a, b in zip(got, exact, strict=True)

@@ -16,15 +16,13 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "cuda_types.cuh"
-#include "local_response_norm_problem.h"
+#include "local_response_norm_powers.cuh"
+#include "local_response_norm_vectors.cuh"
 
 namespace local_response_norm_cuda {
-
-using local_response_norm::Problem;
-
-using namespace cuda_types;
 
 // What kernels read x and the gradient through, by element; `values + i` begins i elements later,
 // `values[i]` is one of them. Pointers serve, or what computes a value on the way. This passes the
@@ -34,34 +32,9 @@ __device__ inline A passed(const T*, A, A result) {
   return result;
 }
 
-// base^-beta and 1 / base.
-//
-// For beta = 3/4 the product of two hardware estimates is put right by one step; the step makes NaN
-// of an infinite base, where both are zero.
-template <typename A>
-struct Powers {
-  A power, inverse;
-};
-__device__ inline Powers<float> inverse_powers(float base, const Problem<float>& p) {
-  if (!p.three_quarters) return {powf(base, -p.beta), 1.0f / base};
-  if (isinf(base)) return {0.0f, 0.0f};
-  const float root = rsqrtf(base);
-  const float estimate = root * rsqrtf(root) * root;
-  const float rooted = base * estimate * estimate;
-  const float power = fmaf(0.25f * estimate, fmaf(-base, rooted * rooted, 1.0f), estimate);
-  const float exact = base * power * power;  // base^-1/2
-  return {power, exact * exact};
-}
-__device__ inline Powers<double> inverse_powers(double base, const Problem<double>& p) {
-  if (!p.three_quarters) return {pow(base, -p.beta), 1.0 / base};
-  const double root = 1.0 / sqrt(base);
-  return {root * sqrt(root), 1.0 / base};
-}
-
 // Planes of pixels, n = 5. A thread goes down the channels of one pixel of one group, and keeps the
 // channels of the window in registers: each value is read once. Threads of a warp have neighboring
 // pixels, so their reads are one piece of memory.
-constexpr int kReach = 2;
 
 // Moves a window by one place.
 template <int kSize, typename A>
@@ -142,26 +115,49 @@ __device__ inline A* shared_values() {
   return reinterpret_cast<A*>(shared_memory);
 }
 
+// A row that fits into shared memory needs no 64 bits to count its channels.
+template <typename A>
+__device__ inline int width_of(const Problem<A>& p) {
+  return static_cast<int>(p.channels + 2 * p.reach);
+}
+
 template <typename A>
 __device__ inline void read_row(auto row, const Problem<A>& p, bool is_row, A* padded) {
-  for (int64_t i = threadIdx.x; i < p.channels + 2 * p.reach; i += blockDim.x) {
-    const int64_t c = i - p.reach;
-    padded[i] = is_row && c >= 0 && c < p.channels ? widen(row[c]) : A(0);
+  const int channels = static_cast<int>(p.channels), reach = static_cast<int>(p.reach);
+  for (int i = threadIdx.x; i < channels + 2 * reach; i += blockDim.x) {
+    const int c = i - reach;
+    padded[i] = is_row && c >= 0 && c < channels ? widen(row[c]) : A(0);
   }
+}
+
+// Of the window that begins at values[0]; of the paper's n without a loop.
+template <typename A>
+__device__ inline A window_sum(const A* values, const Problem<A>& p, auto term_of) {
+  A sum = 0;
+  if (p.reach == kReach) {
+#pragma unroll
+    for (int j = 0; j < 2 * kReach + 1; ++j) sum += term_of(values[j]);
+    return sum;
+  }
+  for (int j = 0; j <= 2 * static_cast<int>(p.reach); ++j) sum += term_of(values[j]);
+  return sum;
+}
+
+template <typename A>
+__device__ inline A base_in_row(const A* values, const Problem<A>& p) {
+  return p.k + p.alpha * window_sum(values, p, [](A value) { return value * value; });
 }
 
 template <typename T, typename A>
 __global__ void forward_rows_kernel(const T* __restrict__ x, Problem<A> p, T* __restrict__ out) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   const bool is_row = row < p.groups * p.pixels;
-  A* padded = shared_values<A>() + threadIdx.y * (p.channels + 2 * p.reach);
+  A* padded = shared_values<A>() + threadIdx.y * width_of(p);
   read_row(x + row * p.channels, p, is_row, padded);
   __syncthreads();
   if (!is_row) return;
-  for (int64_t c = threadIdx.x; c < p.channels; c += blockDim.x) {
-    A sum = 0;
-    for (int64_t j = c; j <= c + 2 * p.reach; ++j) sum += padded[j] * padded[j];
-    const A power = inverse_powers(p.k + p.alpha * sum, p).power;
+  for (int c = threadIdx.x; c < static_cast<int>(p.channels); c += blockDim.x) {
+    const A power = inverse_powers(base_in_row(padded + c, p), p).power;
     out[row * p.channels + c] = narrow<T>(padded[c + p.reach] * power);
   }
 }
@@ -171,19 +167,17 @@ template <typename T, typename A>
 __device__ inline void backward_rows(auto gradient, auto x, const Problem<A>& p, T* out) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   const bool is_row = row < p.groups * p.pixels;
-  const int64_t width = p.channels + 2 * p.reach;
-  A* values = shared_values<A>() + threadIdx.y * (2 * width + p.channels);
+  const int width = width_of(p), channels = static_cast<int>(p.channels);
+  A* values = shared_values<A>() + threadIdx.y * (2 * width + channels);
   A* terms = values + width;
   A* direct = terms + width;
   read_row(x + row * p.channels, p, is_row, values);
   __syncthreads();
-  for (int64_t i = threadIdx.x; i < width; i += blockDim.x) {
-    const int64_t c = i - p.reach;
+  for (int i = threadIdx.x; i < width; i += blockDim.x) {
+    const int c = i - static_cast<int>(p.reach);
     A term = 0;
-    if (is_row && c >= 0 && c < p.channels) {
-      A sum = 0;
-      for (int64_t j = c; j <= c + 2 * p.reach; ++j) sum += values[j] * values[j];
-      const auto powers = inverse_powers(p.k + p.alpha * sum, p);
+    if (is_row && c >= 0 && c < channels) {
+      const auto powers = inverse_powers(base_in_row(values + c, p), p);
       direct[c] = widen(gradient[row * p.channels + c]) * powers.power;
       term = direct[c] * powers.inverse * values[i];
     }
@@ -192,9 +186,8 @@ __device__ inline void backward_rows(auto gradient, auto x, const Problem<A>& p,
   __syncthreads();
   if (!is_row) return;
   const A factor = 2 * p.alpha * p.beta;
-  for (int64_t c = threadIdx.x; c < p.channels; c += blockDim.x) {
-    A sum = 0;
-    for (int64_t j = c; j <= c + 2 * p.reach; ++j) sum += terms[j];
+  for (int c = threadIdx.x; c < channels; c += blockDim.x) {
+    const A sum = window_sum(terms + c, p, [](A term) { return term; });
     // direct[c] is read by the thread that may not have written it: after the barrier.
     const A value = values[c + p.reach];
     out[row * p.channels + c] = narrow<T>(passed(x, value, direct[c] - factor * value * sum));
@@ -302,6 +295,16 @@ inline int64_t rows_in_block(int64_t bytes_per_row) {
 
 template <typename T, typename A, typename Launch>
 void launch_forward(const T* x, const Problem<A>& p, T* out, const Launch& launch) {
+  if constexpr (std::is_same_v<A, float>) {
+    if (is_in_vectors<T>(p, {x, out})) {
+      launch(
+          needs_64_bits(p) ? forward_vectors_kernel<T, int64_t>
+                           : forward_vectors_kernel<T, int32_t>,
+          blocks_for(p.groups * p.pixels * p.channels, kThreads * kLanes<T>), dim3(kThreads),
+          size_t(0), x, p, out);
+      return;
+    }
+  }
   const int64_t columns = p.groups * p.pixels;
   if (!p.is_rows && p.reach == kReach) {
     launch(
@@ -322,7 +325,7 @@ void launch_forward(const T* x, const Problem<A>& p, T* out, const Launch& launc
       size_t(0), x, p, out);
 }
 
-// Whether launch_backward needs memory for as many values of type A as x has.
+// Whether launch_backward may need memory for as many values of type A as x has.
 template <typename A>
 bool needs_terms(const Problem<A>& p) {
   const int64_t bytes = (3 * p.channels + 4 * p.reach) * static_cast<int64_t>(sizeof(A));
@@ -332,6 +335,16 @@ bool needs_terms(const Problem<A>& p) {
 template <typename T, typename A, typename Launch>
 void launch_backward(
     const T* gradient, const T* x, const Problem<A>& p, A* terms, T* out, const Launch& launch) {
+  if constexpr (std::is_same_v<A, float>) {
+    if (is_in_vectors<T>(p, {gradient, x, out})) {
+      launch(
+          needs_64_bits(p) ? backward_vectors_kernel<T, int64_t>
+                           : backward_vectors_kernel<T, int32_t>,
+          blocks_for(p.groups * p.pixels * p.channels, kThreads * kLanes<T>), dim3(kThreads),
+          size_t(0), gradient, x, p, out);
+      return;
+    }
+  }
   const int64_t columns = p.groups * p.pixels;
   if (needs_terms(p)) {
     const unsigned blocks = blocks_for(columns * p.channels, kThreads);

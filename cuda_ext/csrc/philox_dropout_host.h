@@ -2,15 +2,10 @@
 // philox_dropout.py; these serve callers of the registered operator.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
 #include <cstdint>
 
 #include "philox_dropout_problem.h"
+#include "tensor_checks.h"
 
 namespace philox_dropout {
 
@@ -20,10 +15,7 @@ using torch::stable::Tensor;
 inline void check(const Tensor& x, const Tensor& step, const Tensor& rows, int64_t threshold) {
   STD_TORCH_CHECK(
       x.dim() == 2, "philox_dropout: expected x of (N, units), got ", x.dim(), " dimensions");
-  STD_TORCH_CHECK(
-      x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double ||
-          x.scalar_type() == ScalarType::BFloat16 || x.scalar_type() == ScalarType::Half,
-      "philox_dropout: expected float32, float64, bfloat16 or float16, got another type");
+  tensor_checks::check_type("philox_dropout", x);
   const auto is_index = [&](const Tensor& t) {
     return t.scalar_type() == ScalarType::Long && t.is_cpu() == x.is_cpu() &&
            t.get_device() == x.get_device() && t.is_contiguous();

@@ -10,20 +10,18 @@
 
 namespace pooling {
 
-using local_response_norm::format_of;
 using local_response_norm::Parameters;
 using local_response_norm::Problem;
 using local_response_norm::problem_of;
+using tensor_checks::check_type;
+using tensor_checks::format_of;
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 inline void check(const char* name, const Tensor& x, int64_t window, int64_t stride) {
   STD_TORCH_CHECK(x.dim() == 4, name, ": expected x of (N, C, H, W), got ", x.dim(), " dimensions");
-  STD_TORCH_CHECK(
-      x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double ||
-          x.scalar_type() == ScalarType::BFloat16 || x.scalar_type() == ScalarType::Half,
-      name, ": expected float32, float64, bfloat16 or float16, got another type");
+  check_type(name, x);
   STD_TORCH_CHECK(
       window >= 1 && window <= x.size(2) && window <= x.size(3), name,
       ": expected a window of 1 to the rows and columns of x, ", x.size(2), " and ", x.size(3),

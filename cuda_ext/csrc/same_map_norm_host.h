@@ -2,17 +2,18 @@
 // twins in same_map_norm.py; these serve callers of the registered operators.
 #pragma once
 
-#include "local_response_norm_host.h"
+#include <algorithm>
+#include <cstdint>
+
 #include "same_map_norm_problem.h"
+#include "tensor_checks.h"
 
 namespace same_map_norm {
 
-using local_response_norm::format_of;
-using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+using namespace tensor_checks;
 
 struct Letters {
+  static constexpr const char* kName = "same_map_norm";
   int64_t n;
   double k, alpha, beta;
 };
@@ -20,21 +21,8 @@ struct Letters {
 inline void check(const Tensor& x, const Letters& letters) {
   STD_TORCH_CHECK(
       x.dim() == 4, "same_map_norm: expected x of (N, C, H, W), got ", x.dim(), " dimensions");
-  STD_TORCH_CHECK(
-      x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double ||
-          x.scalar_type() == ScalarType::BFloat16 || x.scalar_type() == ScalarType::Half,
-      "same_map_norm: expected float32, float64, bfloat16 or float16, got another type");
-  STD_TORCH_CHECK(
-      letters.n >= 1 && letters.n % 2 == 1, "same_map_norm: expected an odd n >= 1, got ",
-      letters.n);
-}
-
-inline void check_alike(const Tensor& x, const Tensor& gradient) {
-  bool alike = gradient.dim() == 4 && gradient.scalar_type() == x.scalar_type() &&
-               gradient.is_cpu() == x.is_cpu() && gradient.get_device() == x.get_device();
-  for (int64_t i = 0; alike && i < 4; ++i) alike = gradient.size(i) == x.size(i);
-  STD_TORCH_CHECK(
-      alike, "same_map_norm: expected a gradient of the shape, type and device of x, got another");
+  check_type(letters.kName, x);
+  check_window(letters.kName, letters.n);
 }
 
 // The problem of a tensor that is dense and has elements.
@@ -54,32 +42,19 @@ Problem<A> problem_of(const Tensor& x, const Letters& letters) {
       letters.beta == 0.75};
 }
 
-// A library's kernels: `gradient` is null for the forward; all tensors are dense, of one format,
-// and have elements.
+// A library's kernels, as tensor_checks::run calls them.
 using Compute =
     void(const Tensor* gradient, const Tensor& x, const Letters& letters, const Tensor& out);
 
 template <Compute* kCompute>
-Tensor run(const Tensor* gradient, const Tensor& x, const Letters& letters) {
-  check(x, letters);
-  if (gradient) check_alike(x, *gradient);
-  const Tensor dense = torch::stable::contiguous(x, format_of(x));
-  const Tensor dense_gradient =
-      gradient ? torch::stable::contiguous(*gradient, format_of(x)) : dense;
-  const Tensor out = torch::stable::empty_like(dense);
-  if (dense.numel() > 0) kCompute(gradient ? &dense_gradient : nullptr, dense, letters, out);
-  return out;
-}
-
-template <Compute* kCompute>
 Tensor forward(const Tensor& x, int64_t n, double k, double alpha, double beta) {
-  return run<kCompute>(nullptr, x, {n, k, alpha, beta});
+  return run<kCompute>(nullptr, x, Letters{n, k, alpha, beta}, nullptr);
 }
 
 template <Compute* kCompute>
 Tensor backward(
     const Tensor& gradient, const Tensor& x, int64_t n, double k, double alpha, double beta) {
-  return run<kCompute>(&gradient, x, {n, k, alpha, beta});
+  return run<kCompute>(&gradient, x, Letters{n, k, alpha, beta}, nullptr);
 }
 
 }  // namespace same_map_norm

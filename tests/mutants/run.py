@@ -42,7 +42,10 @@ RECORD = PROJECT_DIR / "benchmarks" / "results" / "mutants.json"
 PRODUCT = ("cuda_ext", "data_prep", "replica")
 # What coverage cannot say of compiled code.
 COMPILED = {
+    "cuda_vectors.cuh": ["tests/test_cuda_kernels.py"],
     "local_response_norm.cuh": ["tests/test_cuda_kernels.py"],
+    "local_response_norm_powers.cuh": ["tests/test_cuda_kernels.py"],
+    "local_response_norm_vectors.cuh": ["tests/test_cuda_kernels.py"],
     "local_response_norm_kernels.inl": ["tests/test_operators.py", "tests/test_pooling.py"],
     "momentum_sgd.cpp": ["tests/test_optimizer.py"],
     "momentum_sgd.cuh": ["tests/test_optimizer.py"],
