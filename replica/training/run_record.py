@@ -78,6 +78,8 @@ class RunRecord:
         earlier_sessions: their records, the oldest first.
         recipe_record: what `to_record` made of the recipe.
         resumed_from: name and SHA-256 of a checkpoint of its own.
+        gradient_buckets: names of the tensors whose gradients the copies add up together, in the
+            order in which they leave during backward; None: each by itself after backward.
         machine: of `describe_machine`.
     """
 
@@ -95,6 +97,7 @@ class RunRecord:
     loader_threads: int = 1
     data: DataRecord
     devices: Devices
+    gradient_buckets: list[list[str]] | None = None
     numerics: NumericsInForce
     ranks: list[RankRecord]
     machine: Mapping[str, Any]

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from data_prep.errors import UserError
 from data_prep.files import sha256_of_file
 from data_prep.shards import DataSet, open_data_set
+from replica.distributed.gradients import bucket_layout
 from replica.distributed.heartbeat import beat
 from replica.distributed.mesh import Mesh, Rank
 from replica.feed.feed import TrainFeed
@@ -65,6 +66,17 @@ class RunState:
         if self.run.numerics.compile != "default":
             return self.model
         return torch.compile(self.model, fullgraph=True, dynamic=False)
+
+    @cached_property
+    def buckets(self) -> list[list[str]] | None:
+        """How gradients travel to the other copies during backward.
+
+        None where there are none, and where backward is one compiled or captured graph: it gives
+        all gradients at its end, and they are added up then.
+        """
+        if self.mesh.copies is None or self.run.numerics.compile != "off":
+            return None
+        return bucket_layout(self.weights, num_copies=self.rank.devices.num_copies)
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
@@ -256,6 +268,7 @@ def describe(state: RunState, numerics: NumericsInForce) -> RunRecord:
             test_images=len(data.test),
         ),
         devices=rank.devices,
+        gradient_buckets=state.buckets,
         numerics=numerics,
         ranks=[RankRecord(**record) for record in state.mesh.gather(vars(own))],
         machine=describe_machine(rank.devices.kind),

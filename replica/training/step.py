@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from cuda_ext import momentum_sgd_
+from replica.distributed.gradients import summed_gradients
 from replica.feed.feed import Batch
 from replica.training.evaluation import Counts, count_on_device
 from replica.training.numerics import compute_precision, parameter_dtype
@@ -121,14 +122,19 @@ def _compute_(
 ) -> Measured:
     precision = state.run.numerics.precision
     parameters = state.weights
-    weights = [parameters[name] for name in names]
+    trained = {name: parameters[name] for name in names}
+    weights = list(trained.values())
     masks = state.model.dropout_masks(inputs.rows, seed=state.run.seed, step=inputs.step)
     with compute_precision(precision, kind=state.rank.device.type):
         logits = state.forward(inputs.images, masks=masks).to(parameter_dtype(precision))
     losses = F.cross_entropy(logits, inputs.labels, reduction="none")
     loss = losses.sum() / batch_size
-    gradients = list(torch.autograd.grad(loss, weights)) if weights else []
-    gradients = state.mesh.sum_over_copies(gradients)
+    if weights and state.buckets and state.mesh.copies is not None:
+        group = state.mesh.copies
+        gradients = summed_gradients(loss, trained, buckets=state.buckets, group=group)
+    else:
+        gradients = list(torch.autograd.grad(loss, weights)) if weights else []
+        gradients = state.mesh.sum_over_copies(gradients)
     momentum_sgd_(
         weights,
         [state.velocities[name] for name in names],
