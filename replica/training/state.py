@@ -1,7 +1,8 @@
 """What a rank holds between two steps: its part of the network, velocities, how far the run is."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -181,12 +182,17 @@ def _restore_(state: RunState, saved: Checkpoint) -> None:
 def whole_checkpoint(state: RunState) -> Checkpoint | None:
     """The state of the whole network in rank 0, None elsewhere; every rank must call it.
 
+    It is gathered from the first copy; the others hold the same, and do nothing for it.
+
     Raises:
         RuntimeError: a weight is not finite.
     """
     beat("gathering the network's halves")
-    model = _whole_tensors(state, state.model.state_dict())
-    velocities = _whole_tensors(state, state.velocities)
+    if state.rank.copy != 0:
+        return None
+    with _beside_training(state.rank.device):
+        model = _whole_tensors(state, state.model.state_dict())
+        velocities = _whole_tensors(state, state.velocities)
     if state.rank.index != 0:
         return None
     for name, tensor in model.items():
@@ -214,21 +220,43 @@ def whole_checkpoint(state: RunState) -> Checkpoint | None:
     )
 
 
+@contextmanager
+def _beside_training(device: torch.device) -> Iterator[None]:
+    """A block whose copies go on a CUDA stream of their own, and have ended when it is left."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
+
+
+def _copied_to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the host; of a CUDA device it is there when the current stream has come so far."""
+    if tensor.device.type != "cuda":
+        return tensor.clone()
+    host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
 def _whole_tensors(state: RunState, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors of both towers in rank 0, to which the second tower of its copy sends its halves."""
-    rank, run = state.rank, state.run
-    is_cut_here = rank.devices.split == 2 and rank.copy == 0
+    """Tensors of the first copy in rank 0, to which its second tower sends its halves."""
+    run, is_cut = state.run, state.rank.devices.split == 2
+    if is_cut and state.rank.tower == 1:
+        for tensor in tensors.values():
+            dist.send(tensor.detach().contiguous(), dst=0)
+        return {}
     shapes = whole_shapes(run.recipe, num_classes=run.num_classes, statistics=True)
     whole = {}
     for name, tensor in tensors.items():
         own = tensor.detach()
-        if is_cut_here and rank.tower == 1:
-            dist.send(own.contiguous(), dst=0)
-        elif is_cut_here:
+        if is_cut:
             other = own.new_empty((shapes[name][0] - len(own), *own.shape[1:]))
             dist.recv(other, src=1)
             own = torch.cat((own, other))
-        whole[name] = own.cpu().clone()
+        whole[name] = _copied_to_host(own)
     return whole
 
 
