@@ -66,6 +66,8 @@ def result_of(model, x):
         (("conv1.activation=tanh",), [1, 1, 2]),
         (("conv1.normalization=batch", "conv2.normalization=batch,lrn"), [0, 1, 3]),
         (("towers=1",), [2, 0, 1]),
+        (("pool_ties=all",), [2, 0, 0]),
+        (("conv2.pool_ties=all", "conv1.order=normalization,pooling,activation"), [2, 0, 1]),
     ],
     ids=str,
 )
@@ -88,6 +90,25 @@ def test_modules_keep_their_names():
     names = [name for name, _ in network().named_children()]
     assert names == [name for name, _ in network(fused=False).named_children()]
     assert names[:4] == ["conv1", "conv1_activation", "conv1_lrn", "conv1_pooling"]
+
+
+@pytest.mark.parametrize("changes", [(), ("conv1.order=normalization,pooling,activation",)])
+def test_in_one_pass_all_of_tied_maxima_get_the_gradient_where_the_recipe_says_so(changes):
+    """On one color, where all places but those at the border tie."""
+    x = torch.full_like(images(), 50.0)
+    ways = {
+        (ties, fused): result_of(network(f"pool_ties={ties}", *changes, fused=fused), x)
+        for ties in ("first", "all")
+        for fused in (True, False)
+    }
+    for ties in ("first", "all"):
+        (y, gradients, used), (expected, others, _) = ways[ties, True], ways[ties, False]
+        assert used[0] == 2
+        assert torch.equal(y, expected)
+        assert all(torch.equal(a, b) for a, b in zip(gradients, others, strict=True))
+    assert torch.equal(ways["first", True][0], ways["all", True][0])
+    first, of_all = ways["first", True][1][0], ways["all", True][1][0]
+    assert (of_all - first).norm() > 0.1 * first.norm()
 
 
 HOOKS = {
@@ -123,12 +144,14 @@ def test_a_hook_of_all_modules_sees_each():
     assert model.conv1_lrn in seen
 
 
-def test_a_graph_has_the_modules_and_the_same_bits():
-    model, x = network(), images()
+@pytest.mark.parametrize("changes", [(), ("pool_ties=all",)], ids=str)
+def test_a_graph_has_the_modules_and_the_same_bits(changes):
+    model, x = network(*changes), images()
     expected = model(x)
     traced = torch.fx.symbolic_trace(model, concrete_args={"masks": None})
     names = {str(node.target) for node in traced.graph.nodes}
-    assert {"conv1_activation", "conv1_pooling", "conv2_pooling"} <= names
+    assert "conv1_activation" in names
+    assert {"conv1_pooling", "conv2_pooling"} <= names or "max_pool2d" in str(traced.graph)
     assert "local_response_norm" in str(traced.graph)
     assert torch.equal(traced(x), expected)
     exported = torch.export.export(model, (x,))

@@ -18,6 +18,7 @@ from replica.network.layers import (
     SplitConv2d,
     SplitLinear,
     SplitLocal2d,
+    TiedMaxPool2d,
 )
 from replica.network.placement import Placement
 from replica.recipes import Conv, FullyConnected, Recipe
@@ -70,8 +71,10 @@ class AlexNet(nn.Module):
                     norm = self._normalization(kind_of_norm, conv.num_kernels, num_dimensions=4)
                     self.add_module(f"{conv.name}_{kind_of_norm.replace('-', '_')}", norm)
             elif conv.pooling != "none":
-                # DEVIATION D8: of equal maxima the first gets the gradient, in the source all do.
                 pool = nn.MaxPool2d if conv.pooling == "max" else nn.AvgPool2d
+                # DEVIATION D8: of equal maxima the first gets the gradient, in the source all do.
+                if conv.pooling == "max" and self.recipe.pool_ties_of(conv) == "all":
+                    pool = TiedMaxPool2d
                 self.add_module(f"{conv.name}_pooling", pool(*self.recipe.pooling_of(conv)))
 
     def _add_fully_connected(self, layer: FullyConnected, row: LayerGeometry) -> None:

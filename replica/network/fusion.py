@@ -8,11 +8,13 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from cuda_ext import compiled_cuda_state, compiled_state, relu_lrn_pool
 from cuda_ext.relu_lrn_pool import LARGEST_WINDOW
-from replica.network.layers import LocalResponseNorm
+from replica.network.layers import LocalResponseNorm, TiedMaxPool2d
 
 _ORDERS: dict[tuple[type[nn.Module], ...], str] = {
     (nn.ReLU, LocalResponseNorm, nn.MaxPool2d): "relu-norm-pool",
     (LocalResponseNorm, nn.MaxPool2d, nn.ReLU): "norm-pool-relu",
+    (nn.ReLU, LocalResponseNorm, TiedMaxPool2d): "relu-norm-pool",
+    (LocalResponseNorm, TiedMaxPool2d, nn.ReLU): "norm-pool-relu",
 }
 LENGTH = 3
 
@@ -47,6 +49,7 @@ def fuse(modules: Sequence[nn.Module], x: Tensor) -> Tensor | None:
         window=window,
         stride=stride,
         order=order,
+        ties="all" if isinstance(pool, TiedMaxPool2d) else "first",
     )
 
 
