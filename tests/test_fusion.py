@@ -86,6 +86,43 @@ def test_layers_of_that_shape_take_one_pass_with_the_same_bits(changes, counts):
         fused.float(), plain.float()
 
 
+def rectified(model, x):
+    """How often ReLU runs by itself."""
+    with Operators() as operators, torch.no_grad():
+        model(x)
+    return operators.names.count("aten.relu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "alone"),
+    [
+        ((), 2),  # behind fc6 and fc7; those of conv1 and conv2 are in the pass of three
+        (SOURCE, 2),
+        (("conv4.activation=tanh",), 2),
+        (("conv4.is_local=true",), 3),
+        (("conv5.order=normalization,pooling,activation",), 3),
+        (("conv3.normalization=batch", "conv4.normalization=lrn"), 2),
+    ],
+    ids=str,
+)
+def test_a_relu_behind_a_convolution_is_done_as_that_ends(changes, alone):
+    assert rectified(network(*changes), images()) == alone
+    plain = network(*changes, fused=False)
+    assert rectified(plain, images()) == sum(type(x) is nn.ReLU for x in plain.children())
+
+
+@pytest.mark.parametrize("name", ["conv3", "conv3_activation"])
+def test_a_hook_on_a_convolution_or_its_relu_is_called(name):
+    model, x, seen = network(), images(), []
+    expected = model(x)
+    handle = model.get_submodule(name).register_forward_hook(lambda _, __, y: seen.append(y))
+    assert rectified(model, x) == 3
+    assert (seen[0].min() < 0) == (name == "conv3")
+    assert torch.equal(model(x), expected)
+    handle.remove()
+    assert rectified(model, x) == 2
+
+
 def test_modules_keep_their_names():
     names = [name for name, _ in network().named_children()]
     assert names == [name for name, _ in network(fused=False).named_children()]
@@ -166,11 +203,16 @@ def test_a_graph_has_the_modules_and_the_same_bits(changes):
 )
 def test_the_modules_run_whoever_traces(place, monkeypatch):
     model = network()
-    modules = list(model.children())[1:4]
-    y = torch.ones(1, 8, 5, 5)
-    assert fusion.fuse(modules, y) is not None
-    monkeypatch.setattr(f"torch.{place}", lambda: True)
-    assert fusion.fuse(modules, y) is None
+    children = list(model.children())
+    for modules, x in (
+        (children[1:5], torch.ones(1, 16, 5, 5)),
+        (children[8:12], torch.ones(1, 20, 5, 5)),
+    ):
+        with torch.no_grad():
+            assert fusion.fuse(modules, x)[1] == (3 if modules[0] is children[1] else 2)
+            with monkeypatch.context() as patch:
+                patch.setattr(f"torch.{place}", lambda: True)
+                assert fusion.fuse(modules, x) is None
 
 
 def test_a_module_of_another_kind_runs_itself():

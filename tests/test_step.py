@@ -78,7 +78,7 @@ def one_step(state, batch):
 
 
 def test_a_step_of_paper_is_few_operations():
-    """111; there were 358 before masks, update and pooling were one operation each."""
+    """108; there were 358 before masks, update and pooling were one operation each."""
     state, batch = state_of(PAPER), batch_of(PAPER)
     one_step(state, batch)
     with Operations() as operations:

@@ -37,8 +37,8 @@ class AlexNet(nn.Module):
 
     Where ReLU, local response normalization and max pooling follow each other, as in the paper or
     as in the first layer of the source, `cuda_ext.relu_lrn_pool` does the work of the three: the
-    same bits, in one pass. Where one of them has a hook, or a graph is traced, they run themselves;
-    with `fused=False` they always do.
+    same bits, in one pass; any other ReLU behind a convolution is done as that ends. Where one of
+    them has a hook, or a graph is traced, they run themselves; with `fused=False` they always do.
     """
 
     def __init__(
@@ -156,9 +156,9 @@ class AlexNet(nn.Module):
         modules = list(self.children())
         while modules:
             following = modules[: fusion.LENGTH]
-            if self.fused and (y := fusion.fuse(following, x)) is not None:
-                x = y
-                del modules[: fusion.LENGTH]
+            if self.fused and (done := fusion.fuse(following, x)) is not None:
+                x, num_modules = done
+                del modules[:num_modules]
                 continue
             module = modules.pop(0)
             x = module(x, masks) if isinstance(module, Dropout) else module(x)

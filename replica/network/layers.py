@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cuda_ext import local_response_norm, max_pool2d, reference, same_map_norm, split_conv2d
 from cuda_ext.convolution_ways import Products
+from cuda_ext.split_conv2d import Activation
 from replica.network.dropout_masks import DropoutMask
 from replica.network.placement import Placement
 from replica.recipes.geometry import LayerGeometry
@@ -50,12 +51,17 @@ class SplitConv2d(_Products):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C here, H, W) to (N, kernels here, H', W')."""
+        return self.products_of(x)
+
+    def products_of(self, x: Tensor, *, activation: Activation = "none") -> Tensor:
+        """What `forward` gives, or the same with an activation in its last pass."""
         stride, padding = self.row.stride, self.row.padding
         if torch.onnx.is_in_onnx_export():  # it does not know this operator
             before, after = padding
             padded = F.pad(x, (before, after, before, after))
             return F.conv2d(padded, self.weight, self.bias, stride, groups=self.groups)
         how: dict[str, Any] = {"stride": stride, "padding": padding, "products": self.products}
+        how["activation"] = activation
         if self.reads_both_towers:
             name = self.row.name
             return self.placement.convolve_both(x, self.weight, self.bias, layer=name, **how)
