@@ -3,6 +3,8 @@
 N images, C channels, H rows, W columns, K classes.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -111,11 +113,16 @@ class AlexNet(nn.Module):
             )
         return BatchNorm(channels, num_dimensions=num_dimensions, placement=self.placement)
 
-    def set_products_(self, products: Products) -> None:
-        """Who multiplies in the convolutions, as in `cuda_ext.split_conv2d`."""
-        for module in self.children():
-            if isinstance(module, SplitConv2d):
-                module.products = products
+    @property
+    def products(self) -> dict[str, Products]:
+        """Who multiplies in each convolution, as in `cuda_ext.split_conv2d`, by its name."""
+        return {x: m.products for x, m in self.named_children() if type(m) is SplitConv2d}
+
+    def set_products_(self, products: Mapping[str, Products]) -> None:
+        """Sets them; a layer that is not named stays as it is."""
+        for name, module in self.named_children():
+            if type(module) is SplitConv2d and name in products:
+                module.products = products[name]
 
     def dropout_masks(self, rows: Tensor, *, seed: int, step: int | Tensor) -> Masks:
         """Which outputs stay in a training step, by the layer's name (paper 4.2).

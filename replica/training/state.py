@@ -20,6 +20,7 @@ from replica.distributed.mesh import Mesh, Rank
 from replica.feed.feed import TrainFeed
 from replica.network.alexnet import AlexNet, whole_shapes
 from replica.network.initialization import initialize_
+from replica.network.products import resolved_products
 from replica.recipes import to_record
 from replica.recipes.recipe import layer_of
 from replica.training.allocator import keep_large_blocks
@@ -132,7 +133,10 @@ def begin(run: Run, rank: Rank) -> RunState:
     data = open_data_set(run.data_dir)
     placement = rank.placement(run.recipe.towers, add_over_copies=mesh.add_over_copies)
     model = AlexNet(run.recipe, num_classes=run.num_classes, placement=placement)
-    model.set_products_(run.numerics.convolution)
+    # The machine of rank 0 decides for all, as the record has one way for a layer.
+    asked, kind, split = run.numerics.convolution, rank.devices.kind, rank.devices.split
+    ways = run.convolution_ways or resolved_products(run.recipe, asked, kind=kind, split=split)
+    model.set_products_(mesh.of_rank_0(ways))
     if run.resume_from is None:
         initialize_(model, seed=run.seed)
     model.to(rank.device, parameter_dtype(run.numerics.precision))
@@ -297,6 +301,7 @@ def describe(state: RunState, numerics: NumericsInForce) -> RunRecord:
         ),
         devices=rank.devices,
         gradient_buckets=state.buckets,
+        convolution_ways=state.model.products,
         numerics=numerics,
         ranks=[RankRecord(**record) for record in state.mesh.gather(vars(own))],
         machine=describe_machine(rank.devices.kind),
