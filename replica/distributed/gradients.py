@@ -59,8 +59,9 @@ class _Sums:
         while self._next and all(name in self._ready for name in self._next[0]):
             names = self._next.popleft()
             parts = [self._ready.pop(name) for name in names]
-            # Values are added as they lie in memory, and a copy without images has another layout.
-            flat = parts[0].contiguous()
+            # Values are added as they lie in memory: an accumulated gradient lies as its weight
+            # does, also that of a copy without images.
+            flat = parts[0]
             if len(parts) > 1:
                 flat = torch.cat([part.flatten() for part in parts])
             heartbeat.beat("sum of gradients over the copies")

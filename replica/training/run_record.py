@@ -234,7 +234,8 @@ def ways_to_continue(
     asked, began = record.numerics.convolution, record.convolution_ways
     if began is None or devices.kind != record.devices.kind:
         if asked == "measured":
-            say("convolution: as measured on this machine (the run has no record of it for this)")
+            known = f"{RUN_FILE} has nothing of it for {devices.kind}"
+            say(f"convolution: as measured on this machine ({known})")
         return None
     here = resolved_products(recipe, asked, kind=devices.kind, split=devices.split)
     if (
