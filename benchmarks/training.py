@@ -35,7 +35,7 @@ from replica.recipes.geometry import geometry
 from replica.training.allocator import SWITCH, keep_large_blocks
 from replica.training.numerics import Numerics, parameter_dtype, set_numerics
 from replica.training.run import Run
-from replica.training.schedule import settings_at
+from replica.training.schedule import Settings, settings_at
 from replica.training.state import RunState
 from replica.training.step import train_step_
 
@@ -219,6 +219,15 @@ def our_step(
     batches: Iterator[Batch] | None = None,
 ) -> Callable[[], Any]:
     """`train_step_` as a run calls it, on random pixels that are on its device, or on `batches`."""
+    state = our_state(recipe, numerics, rank)
+    if batches is None:
+        return random_step(state, batch_size, batch_size=batch_size)
+    settings = _settings(state)
+    return lambda: train_step_(state, next(batches), settings=settings)
+
+
+def our_state(recipe: Recipe, numerics: Numerics, rank: Rank) -> RunState:
+    """A rank of a run without data."""
     model = AlexNet(recipe, num_classes=NUM_CLASSES, placement=rank.placement(recipe.towers))
     model.to(rank.device, parameter_dtype(numerics.precision))
     torch.manual_seed(1)
@@ -239,12 +248,19 @@ def our_step(
         command=[],
     )
     nothing: Any = None  # no data: the batch is made here
-    state = RunState(run, rank, Mesh(rank), nothing, nothing, model, velocities, 0, [])
-    settings = settings_at(recipe, velocities, step=1, steps_per_epoch=100, val_errors=[])
-    if batches is not None:
-        return lambda: train_step_(state, next(batches), settings=settings)
-    images, labels = (x.to(rank.device) for x in random_batch(recipe.crop_size, batch_size))
-    batch = Batch(0, images, labels, torch.arange(batch_size, device=rank.device), batch_size)
+    return RunState(run, rank, Mesh(rank), nothing, nothing, model, velocities, 0, [])
+
+
+def _settings(state: RunState) -> Settings:
+    recipe, velocities = state.run.recipe, state.velocities
+    return settings_at(recipe, velocities, step=1, steps_per_epoch=100, val_errors=[])
+
+
+def random_step(state: RunState, num_images: int, *, batch_size: int) -> Callable[[], Any]:
+    """A step of a rank on random pixels that are on its device, `num_images` of a whole batch."""
+    device, settings = state.rank.device, _settings(state)
+    images, labels = (x.to(device) for x in random_batch(state.run.recipe.crop_size, num_images))
+    batch = Batch(0, images, labels, torch.arange(num_images, device=device), batch_size)
     return lambda: train_step_(state, batch, settings=settings)
 
 

@@ -6,8 +6,18 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-Products = Literal["measured", "library", "own"]
+Products = Literal["measured", "library", "own", "own forward", "own weight gradient"]
+# What a user chooses from.
 PRODUCTS = ("measured", "library", "own")
+# What "measured" comes to, by whether forward and weight gradient go over blocks of pixels.
+_COMES_TO: dict[tuple[bool, bool], Products] = {
+    (False, False): "library",
+    (True, False): "own forward",
+    (False, True): "own weight gradient",
+    (True, True): "own",
+}
+# What an operator takes.
+ALL_PRODUCTS = tuple(dict.fromkeys([*PRODUCTS, *_COMES_TO.values()]))
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,11 @@ class Way:
     weight_gradient: str
     why: str
 
+    @property
+    def products(self) -> Products:
+        """What `split_conv2d` is to be given so that it goes this way on any processor."""
+        return _COMES_TO[self.forward != "library", self.weight_gradient != "library"]
+
 
 def way_of(
     *, channels: int, stride: int, towers: int, products: Products = "measured", family: str = ""
@@ -66,13 +81,15 @@ def way_of(
     if stride == 1 or towers > 1 or channels > MOST_CHANNELS:
         why = f"blocks of pixels are for a stride and at most {MOST_CHANNELS} channels"
         return Way("library", "library", why)
-    if products == "own":
-        return Way("blocks of pixels", "blocks of pixels", "asked for")
+    ways = ("library", "blocks of pixels")
+    if products != "measured":
+        passes = ("own", "own forward"), ("own", "own weight gradient")
+        forward, weight_gradient = (ways[products in own] for own in passes)
+        return Way(forward, weight_gradient, "asked for")
     family = family or processor_family()
     measured = MEASURED_FAMILIES.get(family)
     if measured is None:
         return Way("library", "library", f"nothing was measured on {family}")
-    ways = ("library", "blocks of pixels")
     return Way(ways[measured.forward], ways[measured.weight_gradient], f"{family}: {measured.what}")
 
 

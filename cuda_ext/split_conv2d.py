@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 
 from cuda_ext import library
-from cuda_ext.convolution_ways import PRODUCTS, Products
+from cuda_ext.convolution_ways import ALL_PRODUCTS, Products
 from cuda_ext.split_conv2d_products import output_shape
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -45,8 +45,9 @@ def split_conv2d(
         activation: "relu", or "none".
         products: who multiplies. "library": PyTorch's convolution. "own": on the CPU blocks of
             pixels where the stride is larger than 1 and `towers` is 1, on CUDA the kernels of this
-            package for float32; elsewhere the library. "measured": what was measured to win on this
-            kind of processor (`way_of`), on CUDA the library.
+            package for float32; elsewhere the library. "own forward" and "own weight gradient": on
+            the CPU one pass so, the other the library's. "measured": what was measured to win on
+            this kind of processor (`way_of`), on CUDA the library.
 
     Returns:
         (N, K, H', W') of the type of x: channels last where x or weight is, else NCHW.
@@ -232,8 +233,8 @@ def _check(
         )
     if activation not in ACTIVATIONS:
         raise _expected(name, f"an activation of {' or '.join(ACTIVATIONS)}", repr(activation))
-    if products not in PRODUCTS:
-        raise _expected(name, f"products of {', '.join(PRODUCTS)}", repr(products))
+    if products not in ALL_PRODUCTS:
+        raise _expected(name, f"products of {', '.join(ALL_PRODUCTS)}", repr(products))
     return before, after
 
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from runs import large_weights
 
+from replica.distributed.gradients import bucket_layout, summed_gradients
 from replica.distributed.mesh import Mesh, Rank
 from replica.network.alexnet import AlexNet, whole_shapes
 from replica.recipes import PAPER
@@ -67,8 +68,12 @@ def compute(rank: Rank, path: str, stop) -> None:
     rows = torch.arange(NUM_IMAGES).chunk(rank.devices.num_copies)[rank.copy]
     logits = model(images[rows], masks=model.dropout_masks(rows, seed=SEED, step=STEP))
     loss = F.cross_entropy(logits, labels[rows], reduction="sum") / NUM_IMAGES
-    gradients = list(torch.autograd.grad(loss, list(model.parameters())))
-    gradients = mesh.sum_over_copies(gradients)
+    parameters = dict(model.named_parameters())
+    if mesh.copies is None:
+        gradients = list(torch.autograd.grad(loss, list(parameters.values())))
+    else:
+        buckets = bucket_layout(parameters, num_copies=rank.devices.num_copies)
+        gradients = summed_gradients(loss, parameters, buckets=buckets, group=mesh.copies)
     with torch.no_grad():
         tested = model.eval()(images[rows])
     computed = {"logits": logits.detach(), "tested": tested}

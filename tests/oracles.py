@@ -106,6 +106,8 @@ NORMALIZED = ("conv1", "conv2")  # P 3.5, after the ReLU (P 3.3)
 LRN = {"n": 5, "k": 2.0, "alpha": 1e-4, "beta": 0.75}  # P 3.3
 POOLED = ("conv1", "conv2", "conv5")  # P 3.5, after the normalization where there is one
 POOL_WINDOW, POOL_STRIDE = 3, 2  # P 3.4: z and s
+# P says nothing; in S "all" of several equal maxima get the gradient.
+POOL_TIES = dict.fromkeys(POOLED, "first")
 DROPPED = ("fc6", "fc7")  # P 4.2
 DROPOUT_KEEP = 0.5  # P 4.2: at test the outputs are multiplied by it
 CROP_SIZE, IMAGE_SIZE = 224, 256  # P 4.1, 2
@@ -168,23 +170,25 @@ def _normalize(x):
     return x * base**-beta, backward
 
 
-def _pool(x):
-    """The maximum of each window; of equal ones the first, row by row, has the gradient."""
+def _pool(x, *, ties):
+    """The maximum of each window; of equal ones the first, row by row, has the gradient, or all."""
     size = POOL_WINDOW
     windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(2, 3))
     windows = windows[:, :, ::POOL_STRIDE, ::POOL_STRIDE]
     flat = windows.reshape(*windows.shape[:4], size * size)
-    winners = flat.argmax(axis=-1)
-    n, c, i, j = np.indices(winners.shape)
+    highest = flat.max(axis=-1)
+    winners = np.arange(size * size) == flat.argmax(axis=-1)[..., None]
+    if ties == "all":
+        winners = flat == highest[..., None]
 
     def backward(gradient):
         of_x = np.zeros_like(x)
-        rows = POOL_STRIDE * i + winners // size
-        columns = POOL_STRIDE * j + winners % size
-        np.add.at(of_x, (n, c, rows, columns), gradient)
+        n, c, i, j, place = np.nonzero(winners)
+        rows, columns = POOL_STRIDE * i + place // size, POOL_STRIDE * j + place % size
+        np.add.at(of_x, (n, c, rows, columns), gradient[n, c, i, j])
         return of_x
 
-    return flat.max(axis=-1), backward
+    return highest, backward
 
 
 def network(weights, x, masks=None):
@@ -259,7 +263,7 @@ def network(weights, x, masks=None):
         if layer in NORMALIZED:
             x = through(by_tower(_normalize, x))
         if layer in POOLED:
-            x = through(_pool(x))
+            x = through(_pool(x, ties=POOL_TIES[layer]))
     maps = x.shape
     x = through((x.reshape(len(x), -1), lambda gradient: gradient.reshape(maps)))
     for layer in FULLY_CONNECTED:

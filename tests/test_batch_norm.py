@@ -1,6 +1,7 @@
 """Batch normalization: statistics of the whole batch in every placement, kept in checkpoints."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -113,5 +114,9 @@ def test_two_copies_of_a_run_train_as_one(tiny_shards, tmp_path):
         train_tiny(tmp_path / name, *options, *more, shards=tiny_shards, seed=4)[2]["model"]
         for name, more in (("one", ()), ("two", ("--gpus", "2", "--split", "1")))
     ]
+    records = [json.loads((tmp_path / x / "run.json").read_text()) for x in ("one", "two")]
+    assert records[0]["gradient_buckets"] is None
+    sent = [name for names in records[1]["gradient_buckets"] for name in names]
+    assert sorted(sent) == sorted(name for name in runs[1] if "running" not in name)
     for name, tensor in runs[0].items():
         torch.testing.assert_close(runs[1][name], tensor, rtol=1e-9, atol=1e-12, msg=name)

@@ -115,6 +115,14 @@ def test_the_exchange_is_timed_and_its_timeline_drawn(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
+def test_what_two_copies_wait_for_their_sums_is_timed():
+    options = ("--recipe", "mini", "--batch-size", "8", "--steps", "2")
+    rows = rows_from("copies", *options, start=run)
+    assert len(rows) == 5
+    assert all(row["value"] > 0 for row in rows.values())
+
+
 def test_torchvisions_network_has_its_parameters():
     from benchmarks.training_gpu import torchvisions_alexnet
 

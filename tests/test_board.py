@@ -16,8 +16,7 @@ from runs import last_checkpoint, lines_of, train_command
 from replica.network.alexnet import whole_shapes
 from replica.recipes import PAPER
 from replica.training.checkpoint import checkpoints_of
-from replica.training.run import can_write_events
-from replica.training.run_directory import Measures
+from replica.training.run_directory import Measures, can_write_events
 from replica.training.run_log import EventFile
 
 

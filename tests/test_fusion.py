@@ -66,6 +66,8 @@ def result_of(model, x):
         (("conv1.activation=tanh",), [1, 1, 2]),
         (("conv1.normalization=batch", "conv2.normalization=batch,lrn"), [0, 1, 3]),
         (("towers=1",), [2, 0, 1]),
+        (("pool_ties=all",), [2, 0, 0]),
+        (("conv2.pool_ties=all", "conv1.order=normalization,pooling,activation"), [2, 0, 1]),
     ],
     ids=str,
 )
@@ -84,10 +86,66 @@ def test_layers_of_that_shape_take_one_pass_with_the_same_bits(changes, counts):
         fused.float(), plain.float()
 
 
+def rectified(model, x):
+    """How often ReLU runs by itself."""
+    with Operators() as operators, torch.no_grad():
+        model(x)
+    return operators.names.count("aten.relu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "alone"),
+    [
+        ((), 2),  # behind fc6 and fc7; those of conv1 and conv2 are in the pass of three
+        (SOURCE, 2),
+        (("conv4.activation=tanh",), 2),
+        (("conv4.is_local=true",), 3),
+        (("conv5.order=normalization,pooling,activation",), 3),
+        (("conv3.normalization=batch", "conv4.normalization=lrn"), 2),
+    ],
+    ids=str,
+)
+def test_a_relu_behind_a_convolution_is_done_as_that_ends(changes, alone):
+    assert rectified(network(*changes), images()) == alone
+    plain = network(*changes, fused=False)
+    assert rectified(plain, images()) == sum(type(x) is nn.ReLU for x in plain.children())
+
+
+@pytest.mark.parametrize("name", ["conv3", "conv3_activation"])
+def test_a_hook_on_a_convolution_or_its_relu_is_called(name):
+    model, x, seen = network(), images(), []
+    expected = model(x)
+    handle = model.get_submodule(name).register_forward_hook(lambda _, __, y: seen.append(y))
+    assert rectified(model, x) == 3
+    assert (seen[0].min() < 0) == (name == "conv3")
+    assert torch.equal(model(x), expected)
+    handle.remove()
+    assert rectified(model, x) == 2
+
+
 def test_modules_keep_their_names():
     names = [name for name, _ in network().named_children()]
     assert names == [name for name, _ in network(fused=False).named_children()]
     assert names[:4] == ["conv1", "conv1_activation", "conv1_lrn", "conv1_pooling"]
+
+
+@pytest.mark.parametrize("changes", [(), ("conv1.order=normalization,pooling,activation",)])
+def test_in_one_pass_all_of_tied_maxima_get_the_gradient_where_the_recipe_says_so(changes):
+    """On one color, where all places but those at the border tie."""
+    x = torch.full_like(images(), 50.0)
+    ways = {
+        (ties, fused): result_of(network(f"pool_ties={ties}", *changes, fused=fused), x)
+        for ties in ("first", "all")
+        for fused in (True, False)
+    }
+    for ties in ("first", "all"):
+        (y, gradients, used), (expected, others, _) = ways[ties, True], ways[ties, False]
+        assert used[0] == 2
+        assert torch.equal(y, expected)
+        assert all(torch.equal(a, b) for a, b in zip(gradients, others, strict=True))
+    assert torch.equal(ways["first", True][0], ways["all", True][0])
+    first, of_all = ways["first", True][1][0], ways["all", True][1][0]
+    assert (of_all - first).norm() > 0.1 * first.norm()
 
 
 HOOKS = {
@@ -123,12 +181,14 @@ def test_a_hook_of_all_modules_sees_each():
     assert model.conv1_lrn in seen
 
 
-def test_a_graph_has_the_modules_and_the_same_bits():
-    model, x = network(), images()
+@pytest.mark.parametrize("changes", [(), ("pool_ties=all",)], ids=str)
+def test_a_graph_has_the_modules_and_the_same_bits(changes):
+    model, x = network(*changes), images()
     expected = model(x)
     traced = torch.fx.symbolic_trace(model, concrete_args={"masks": None})
     names = {str(node.target) for node in traced.graph.nodes}
-    assert {"conv1_activation", "conv1_pooling", "conv2_pooling"} <= names
+    assert "conv1_activation" in names
+    assert {"conv1_pooling", "conv2_pooling"} <= names or "max_pool2d" in str(traced.graph)
     assert "local_response_norm" in str(traced.graph)
     assert torch.equal(traced(x), expected)
     exported = torch.export.export(model, (x,))
@@ -143,11 +203,16 @@ def test_a_graph_has_the_modules_and_the_same_bits():
 )
 def test_the_modules_run_whoever_traces(place, monkeypatch):
     model = network()
-    modules = list(model.children())[1:4]
-    y = torch.ones(1, 8, 5, 5)
-    assert fusion.fuse(modules, y) is not None
-    monkeypatch.setattr(f"torch.{place}", lambda: True)
-    assert fusion.fuse(modules, y) is None
+    children = list(model.children())
+    for modules, x in (
+        (children[1:5], torch.ones(1, 16, 5, 5)),
+        (children[8:12], torch.ones(1, 20, 5, 5)),
+    ):
+        with torch.no_grad():
+            assert fusion.fuse(modules, x)[1] == (3 if modules[0] is children[1] else 2)
+            with monkeypatch.context() as patch:
+                patch.setattr(f"torch.{place}", lambda: True)
+                assert fusion.fuse(modules, x) is None
 
 
 def test_a_module_of_another_kind_runs_itself():

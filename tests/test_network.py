@@ -7,14 +7,14 @@ import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from network_workers import NARROW, SEED, STEP, compute, inputs_of
+from network_workers import NARROW, NUM_CLASSES, SEED, STEP, compute, inputs_of
 
 from replica.distributed.devices import Devices
 from replica.distributed.launch import run_processes
 from replica.network.alexnet import AlexNet
 from replica.network.initialization import initialize_
 from replica.network.placement import tower_slice
-from replica.recipes import PAPER
+from replica.recipes import PAPER, with_changes
 
 
 def relative(got, expected):
@@ -87,6 +87,43 @@ def test_normalization_biases_and_dropout_matter_on_the_narrow_network(narrow, m
         assert 0.3 < mask.mean() < 0.7
 
 
+def tying_inputs():
+    """Small integers times powers of two, so that sums are exact and maxima tie in any program.
+
+    A part of each image has one color; without normalization its maps are equal, too.
+    """
+    weights, _, labels = inputs_of(NARROW)
+    rng = np.random.default_rng(4)
+    for name, weight in weights.items():
+        scale = 2.0 ** -round(np.log2(4 * np.sqrt(max(1, weight[0].numel()))))
+        weights[name] = torch.from_numpy(rng.integers(-7, 8, weight.shape) * scale)
+    images = rng.integers(-100, 101, (len(labels), 3, NARROW.crop_size, NARROW.crop_size))
+    images[..., :72] = images[..., :1, :1]
+    return weights, torch.from_numpy(images).double(), labels
+
+
+@pytest.mark.parametrize("changes", [["pool_ties=all"], ["conv1.pool_ties=all"], []], ids=str)
+def test_who_of_tied_maxima_gets_the_gradient_is_the_recipes_choice(changes, monkeypatch):
+    monkeypatch.setattr(oracles, "NORMALIZED", ())
+    weights, images, labels = tying_inputs()
+    expected = {}
+    for ties in (("first",) * 3, ("all", "first", "first"), ("all",) * 3):
+        monkeypatch.setattr(oracles, "POOL_TIES", dict(zip(oracles.POOLED, ties, strict=True)))
+        expected[sum(x == "all" for x in ties)] = expected_of(weights, images, labels)
+    conv1 = [expected[number]["conv1.weight"] for number in (0, 1, 3)]
+    assert relative(conv1[1], conv1[0]) > 0.01
+    assert relative(conv1[2], conv1[1]) > 0.01
+    changes = [*changes, "conv1.normalization=none", "conv2.normalization=none"]
+    model = AlexNet(with_changes(NARROW, changes), num_classes=NUM_CLASSES).double()
+    model.load_state_dict(weights)
+    rows = torch.arange(len(labels))
+    logits = model(images, masks=model.dropout_masks(rows, seed=SEED, step=STEP))
+    F.cross_entropy(logits, labels).backward()
+    number = {"pool_ties=all": 3, "conv1.pool_ties=all": 1}.get(changes[0], 0)
+    for name, weight in model.named_parameters():
+        assert relative(weight.grad.numpy(), expected[number][name]) < 1e-9, name
+
+
 def test_the_recipe_has_the_numbers_of_the_text_and_of_the_facts():
     """Each number of `paper`; comparisons of the network and of runs say what is done with them."""
     for layer in PAPER.convs:
@@ -108,6 +145,10 @@ def test_the_recipe_has_the_numbers_of_the_text_and_of_the_facts():
         (PAPER.max_drops, oracles.NUM_DROPS),
         (PAPER.drop_epochs, oracles.RECORDED_DROPS),
         (PAPER.epochs, oracles.NUM_EPOCHS),
+        (
+            [PAPER.pool_ties_of(x) for x in PAPER.convs if x.pooling == "max"],
+            list(oracles.POOL_TIES.values()),
+        ),
         # REPRODUCE.md, D3 and D4.
         (PAPER.decay_biases, False),
         ((PAPER.drop_rule, PAPER.plateau_patience), ("plateau", 5)),

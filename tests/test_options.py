@@ -39,6 +39,7 @@ OPTIONS = {
     "--precision --recipe --save --steps",
     "benchmarks.__main__ towers": "--batch-size --json --picture --precision --recipe --save "
     "--steps",
+    "benchmarks.__main__ copies": "--batch-size --json --precision --recipe --save --steps",
     "benchmarks.__main__ build_shards": "--input --json --pictures --rounds --save --workers",
     "benchmarks.__main__ real_sets": "--json --only --output --save",
     "benchmarks.__main__ demo": "--json --out --records --save",

@@ -495,9 +495,24 @@ def test_the_way_of_a_layer_is_what_was_measured():
         assert (way.forward, way.weight_gradient) == ("library", "library")
 
 
+def test_a_way_has_a_name_that_is_the_same_way_on_every_processor():
+    conv1 = {"channels": 3, "stride": 4, "towers": 1}
+    names = set()
+    for products in convolution_ways.ALL_PRODUCTS:
+        for family in (*MEASURED_FAMILIES, "SomeoneElse 1"):
+            way = way_of(**conv1, family=family, products=products)
+            for other in (*MEASURED_FAMILIES, "SomeoneElse 1"):
+                again = way_of(**conv1, family=other, products=way.products)
+                assert (again.forward, again.weight_gradient) == (way.forward, way.weight_gradient)
+            assert products in ("measured", way.products)
+            names.add(way.products)
+    assert names == set(convolution_ways.ALL_PRODUCTS) - {"measured"}
+
+
 @needs_compiled
 @pytest.mark.parametrize("family", MEASURED_FAMILIES)
-def test_the_operator_goes_the_way_that_is_recorded(family, monkeypatch):
+@pytest.mark.parametrize("products", ["measured", "own forward", "own weight gradient"])
+def test_the_operator_goes_the_way_that_is_recorded(family, products, monkeypatch):
     arranged = []
     in_blocks = split_conv2d_products._image_in_blocks
 
@@ -508,11 +523,14 @@ def test_the_operator_goes_the_way_that_is_recorded(family, monkeypatch):
     monkeypatch.setattr(convolution_ways, "processor_family", lambda: family)
     monkeypatch.setattr(split_conv2d_products, "_image_in_blocks", recording)
     x, weight, bias, gradient = inputs_of("conv1")
-    split_conv2d(x, weight, bias, **options_of("conv1"))
-    assert bool(arranged) == MEASURED_FAMILIES[family].forward
+    expected = MEASURED_FAMILIES[family].forward, MEASURED_FAMILIES[family].weight_gradient
+    if products != "measured":
+        expected = products == "own forward", products == "own weight gradient"
+    split_conv2d(x, weight, bias, **options_of("conv1"), products=products)
+    assert bool(arranged) == expected[0]
     arranged.clear()
-    split_conv2d_backward(gradient, x, weight, **options_of("conv1"))
-    assert bool(arranged) == MEASURED_FAMILIES[family].weight_gradient
+    split_conv2d_backward(gradient, x, weight, **options_of("conv1"), products=products)
+    assert bool(arranged) == expected[1]
 
 
 def test_implementations_name_the_operator():
@@ -548,7 +566,7 @@ WRONG_ARGUMENTS = [
     ({"padding": (-1, 2)}, r"padding \(before, after\) of 0 to 5"),
     ({"x": torch.zeros(2, 8, 1, 9), "padding": (1, 1)}, "at least 5 x 5 places, as the kernels"),
     ({"activation": "tanh"}, "an activation of none or relu, got 'tanh'"),
-    ({"products": "fast"}, "products of measured, library, own, got 'fast'"),
+    ({"products": "fast"}, r"products of measured, library, own, own forward, .*, got 'fast'"),
 ]
 
 

@@ -18,12 +18,13 @@ from replica.feed.feed import Batch
 from replica.network.alexnet import AlexNet
 from replica.recipes import MINI, PAPER
 from replica.training import loop
+from replica.training import state as state_module
 from replica.training import step as step_module
 from replica.training.checkpoint import checkpoints_of
 from replica.training.numerics import Numerics
 from replica.training.run import Run
 from replica.training.schedule import settings_at
-from replica.training.state import RunState
+from replica.training.state import RunState, whole_checkpoint
 from replica.training.step import train_step_
 
 # Of a step of `paper` on one device, forward, backward, update and what is counted of it.
@@ -78,7 +79,7 @@ def one_step(state, batch):
 
 
 def test_a_step_of_paper_is_few_operations():
-    """111; there were 358 before masks, update and pooling were one operation each."""
+    """108; there were 358 before masks, update and pooling were one operation each."""
     state, batch = state_of(PAPER), batch_of(PAPER)
     one_step(state, batch)
     with Operations() as operations:
@@ -167,6 +168,53 @@ def test_a_captured_step_is_the_step(ema, precision, monkeypatch):
             assert torch.equal(state.velocities[name], plain.velocities[name])
     assert len(captures) == 2  # batches of three and of two
     assert all(torch.equal(expected, got) for expected, got in kept)
+
+
+# --- What a checkpoint is gathered from
+
+
+@pytest.mark.parametrize(
+    ("index", "split", "num_sent"), [(1, 1, 0), (2, 2, 0), (3, 2, 0), (1, 2, 32)]
+)
+def test_only_the_first_copy_does_anything_for_a_checkpoint(index, split, num_sent, monkeypatch):
+    state, sent = state_of(MINI), []
+    monkeypatch.setattr(torch.distributed, "send", lambda _, dst: sent.append(dst))
+    state.rank = Rank(index, Devices("cpu", 4 if split == 2 else 2, split))
+    with Operations() as operations:
+        assert whole_checkpoint(state) is None
+    assert sent == [0] * num_sent
+    assert operations.names.keys() <= {"aten.detach.default"}
+
+
+def test_a_cuda_checkpoint_is_copied_on_a_stream_of_its_own_and_is_there_in_the_end(monkeypatch):
+    seen = []
+
+    class Stream:
+        def __init__(self, device):
+            assert device.type == "cuda"
+
+        def wait_stream(self, other):
+            seen.append(f"wait for {other}")
+
+        def synchronize(self):
+            seen.append("synchronize")
+
+    class Current:
+        def __init__(self, stream):
+            assert isinstance(stream, Stream)
+
+        def __enter__(self):
+            seen.append("begin")
+
+        def __exit__(self, *_):
+            seen.append("end")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: "training")
+    monkeypatch.setattr(torch.cuda, "stream", Current)
+    with state_module._beside_training(torch.device("cuda", 0)):
+        seen.append("copy")
+    assert seen == ["wait for training", "begin", "copy", "end", "synchronize"]
 
 
 # --- What is known late

@@ -11,6 +11,7 @@ from torch.profiler import record_function
 
 from cuda_ext import split_conv2d, split_conv2d_add_, split_conv2d_backward
 from cuda_ext.convolution_ways import Products
+from cuda_ext.split_conv2d import Activation
 from replica.distributed.heartbeat import beat
 from replica.network.placement import Placement, one_copy, tower_slice
 
@@ -45,11 +46,12 @@ class TwoDevices(Placement):
         stride: int,
         padding: tuple[int, int],
         products: Products,
+        activation: Activation,
         layer: str,
     ) -> Tensor:
         """Convolves the own half while the other one is on its way."""
         how = {"stride": stride, "padding": padding, "products": products}
-        return _apply(_ConvolveBoth, x, weight, bias, how, self, layer)
+        return _apply(_ConvolveBoth, x, weight, bias, how, activation, self, layer)
 
     def join_logits(self, x: Tensor, *, num_classes: int) -> Tensor:
         """Exchanges the logits, whose halves differ in size where the number of classes is odd."""
@@ -123,8 +125,9 @@ class _ConvolveBoth(torch.autograd.Function):
     """A convolution over both halves, in which the exchange overlaps the own half's work.
 
     y = own weights * own half + the others' weights * the peer's half + bias: the first product
-    needs no exchange. Backward, the gradient that the peer waits for comes first, and the gradients
-    of the own half and of all weights are computed while it travels.
+    needs no exchange. An activation is part of the last pass. Backward, the gradient that the peer
+    waits for comes first, and the gradients of the own half and of all weights are computed while
+    it travels.
     """
 
     @staticmethod
@@ -134,6 +137,7 @@ class _ConvolveBoth(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         how: dict[str, Any],
+        activation: Activation,
         placement: TwoDevices,
         layer: str,
     ) -> Tensor:
@@ -146,14 +150,17 @@ class _ConvolveBoth(torch.autograd.Function):
             y = split_conv2d(x, own, None, **how)
         with record_function(f"{layer}, waiting for the other half"):
             theirs = wait()
-        split_conv2d_add_(y, theirs, others, bias, **how)
-        ctx.save_for_backward(x, theirs, own, others)
+        split_conv2d_add_(y, theirs, others, bias, **how, activation=activation)
+        # The sign of y says where the gradient passes.
+        ctx.save_for_backward(x, theirs, own, others, *([y] if activation == "relu" else []))
         ctx.arguments = (how, placement, layer)
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        x, theirs, own, others = ctx.saved_tensors
+        x, theirs, own, others, *outputs = ctx.saved_tensors
+        for y in outputs:
+            gradient = torch.ops.aten.threshold_backward(gradient, y, 0)
         how, placement, layer = ctx.arguments
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
 
@@ -173,7 +180,7 @@ class _ConvolveBoth(torch.autograd.Function):
         if needs_x:
             with record_function(f"{layer}, waiting for the gradient"):
                 of_x = of_x + wait()
-        return of_x, of_weight, of_bias, *[None] * 3
+        return of_x, of_weight, of_bias, *[None] * 4
 
 
 class _JoinLogits(torch.autograd.Function):

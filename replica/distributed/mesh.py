@@ -8,10 +8,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.nn.functional import all_reduce
+from torch.profiler import record_function
 
 from replica.distributed import heartbeat
 from replica.distributed.devices import Devices
 from replica.distributed.exchange import TwoDevices
+from replica.distributed.gradients import WAITING
 from replica.network.placement import Placement, one_copy
 
 
@@ -74,9 +76,10 @@ class Mesh:
             return tensors
         # Values are added as they lie in memory, and a copy without images has another layout.
         tensors = [tensor.contiguous() for tensor in tensors]
-        for tensor in tensors:
-            heartbeat.beat("sum of gradients over the copies")
-            dist.all_reduce(tensor, group=self.copies)
+        with record_function(WAITING):
+            for tensor in tensors:
+                heartbeat.beat("sum of gradients over the copies")
+                dist.all_reduce(tensor, group=self.copies)
         return tensors
 
     def add_over_copies(self, x: torch.Tensor) -> torch.Tensor:

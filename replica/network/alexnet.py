@@ -3,6 +3,8 @@
 N images, C channels, H rows, W columns, K classes.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ from replica.network.layers import (
     SplitConv2d,
     SplitLinear,
     SplitLocal2d,
+    TiedMaxPool2d,
 )
 from replica.network.placement import Placement
 from replica.recipes import Conv, FullyConnected, Recipe
@@ -36,8 +39,8 @@ class AlexNet(nn.Module):
 
     Where ReLU, local response normalization and max pooling follow each other, as in the paper or
     as in the first layer of the source, `cuda_ext.relu_lrn_pool` does the work of the three: the
-    same bits, in one pass. Where one of them has a hook, or a graph is traced, they run themselves;
-    with `fused=False` they always do.
+    same bits, in one pass; any other ReLU behind a convolution is done as that ends. Where one of
+    them has a hook, or a graph is traced, they run themselves; with `fused=False` they always do.
     """
 
     def __init__(
@@ -70,8 +73,10 @@ class AlexNet(nn.Module):
                     norm = self._normalization(kind_of_norm, conv.num_kernels, num_dimensions=4)
                     self.add_module(f"{conv.name}_{kind_of_norm.replace('-', '_')}", norm)
             elif conv.pooling != "none":
-                # DEVIATION D8: of equal maxima the first gets the gradient, in the source all do.
                 pool = nn.MaxPool2d if conv.pooling == "max" else nn.AvgPool2d
+                # DEVIATION D8: of equal maxima the first gets the gradient, in the source all do.
+                if conv.pooling == "max" and self.recipe.pool_ties_of(conv) == "all":
+                    pool = TiedMaxPool2d
                 self.add_module(f"{conv.name}_pooling", pool(*self.recipe.pooling_of(conv)))
 
     def _add_fully_connected(self, layer: FullyConnected, row: LayerGeometry) -> None:
@@ -108,11 +113,16 @@ class AlexNet(nn.Module):
             )
         return BatchNorm(channels, num_dimensions=num_dimensions, placement=self.placement)
 
-    def set_products_(self, products: Products) -> None:
-        """Who multiplies in the convolutions, as in `cuda_ext.split_conv2d`."""
-        for module in self.children():
-            if isinstance(module, SplitConv2d):
-                module.products = products
+    @property
+    def products(self) -> dict[str, Products]:
+        """Who multiplies in each convolution, as in `cuda_ext.split_conv2d`, by its name."""
+        return {x: m.products for x, m in self.named_children() if type(m) is SplitConv2d}
+
+    def set_products_(self, products: Mapping[str, Products]) -> None:
+        """Sets them; a layer that is not named stays as it is."""
+        for name, module in self.named_children():
+            if type(module) is SplitConv2d and name in products:
+                module.products = products[name]
 
     def dropout_masks(self, rows: Tensor, *, seed: int, step: int | Tensor) -> Masks:
         """Which outputs stay in a training step, by the layer's name (paper 4.2).
@@ -153,9 +163,9 @@ class AlexNet(nn.Module):
         modules = list(self.children())
         while modules:
             following = modules[: fusion.LENGTH]
-            if self.fused and (y := fusion.fuse(following, x)) is not None:
-                x = y
-                del modules[: fusion.LENGTH]
+            if self.fused and (done := fusion.fuse(following, x)) is not None:
+                x, num_modules = done
+                del modules[:num_modules]
                 continue
             module = modules.pop(0)
             x = module(x, masks) if isinstance(module, Dropout) else module(x)

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cuda_ext import local_response_norm, reference, same_map_norm, split_conv2d
+from cuda_ext import local_response_norm, max_pool2d, reference, same_map_norm, split_conv2d
 from cuda_ext.convolution_ways import Products
+from cuda_ext.split_conv2d import Activation
 from replica.network.dropout_masks import DropoutMask
 from replica.network.placement import Placement
 from replica.recipes.geometry import LayerGeometry
@@ -50,12 +51,17 @@ class SplitConv2d(_Products):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C here, H, W) to (N, kernels here, H', W')."""
+        return self.products_of(x)
+
+    def products_of(self, x: Tensor, *, activation: Activation = "none") -> Tensor:
+        """What `forward` gives, or the same with an activation in its last pass."""
         stride, padding = self.row.stride, self.row.padding
         if torch.onnx.is_in_onnx_export():  # it does not know this operator
             before, after = padding
             padded = F.pad(x, (before, after, before, after))
             return F.conv2d(padded, self.weight, self.bias, stride, groups=self.groups)
         how: dict[str, Any] = {"stride": stride, "padding": padding, "products": self.products}
+        how["activation"] = activation
         if self.reads_both_towers:
             name = self.row.name
             return self.placement.convolve_both(x, self.weight, self.bias, layer=name, **how)
@@ -157,6 +163,27 @@ class SameMapNorm(_ResponseNorm):
         return normalize(x, n=self.n, k=self.k, alpha=self.alpha, beta=self.beta)
 
 
+class TiedMaxPool2d(nn.MaxPool2d):
+    """Max pooling in which each of several equal maxima gets the gradient, as in the 2012 source.
+
+    Windows lie wholly on the map; `kernel_size` and `stride` are integers.
+    """
+
+    kernel_size: int
+    stride: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C here, H, W) to (N, C here, H', W')."""
+        if torch.onnx.is_in_onnx_export():  # it has no gradient, and does not know this operator
+            y: Tensor = super().forward(x)
+            return y
+        return max_pool2d(x, window=self.kernel_size, stride=self.stride, ties="all")
+
+    def extra_repr(self) -> str:
+        """Window and stride, and who gets the gradient."""
+        return f"{super().extra_repr()}, ties=all"
+
+
 class BatchNorm(nn.Module):
     """Batch normalization, over the whole batch in every placement; a channel has a tower's maps.
 
@@ -232,5 +259,6 @@ def drop(x: Tensor, masks: Masks | None, layer: str, keep: float, is_training: b
 # Each is one node of a traced graph, which looks at its arguments when it runs.
 torch.fx.wrap("drop")
 torch.fx.wrap("local_response_norm")
+torch.fx.wrap("max_pool2d")
 torch.fx.wrap("split_conv2d")
 torch.fx.wrap("same_map_norm")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cuda_ext import split_conv2d
 from cuda_ext.convolution_ways import Products
+from cuda_ext.split_conv2d import Activation
 
 
 def tower_slice(width: int, *, tower: int, towers: int) -> slice:
@@ -53,10 +54,19 @@ class Placement:
         stride: int,
         padding: tuple[int, int],
         products: Products,
+        activation: Activation,
         layer: str,
     ) -> Tensor:
         """A convolution that reads both towers, of own activations (N, C here, H, W)."""
-        return split_conv2d(x, weight, bias, stride=stride, padding=padding, products=products)
+        return split_conv2d(
+            x,
+            weight,
+            bias,
+            stride=stride,
+            padding=padding,
+            products=products,
+            activation=activation,
+        )
 
     def join_logits(self, x: Tensor, *, num_classes: int) -> Tensor:
         """Own logits (N, K here) to all of them (N, K), of which each process computes the loss."""

@@ -19,6 +19,8 @@ ACTIVATIONS = ("relu", "tanh", "linear")
 # over the batch.
 NORMALIZATIONS = ("lrn", "same-map", "batch")
 POOLINGS = ("max", "average", "none")
+# Which of several equal maxima of a window get its gradient.
+POOL_TIES = ("first", "all")
 # What follows a layer's products; `order` says in which order.
 FOLLOWING = ("activation", "normalization", "pooling")
 
@@ -61,6 +63,7 @@ class Conv(_Layer):
         normalization: of `NORMALIZATIONS`, one after the other; empty for none.
         pooling: of `POOLINGS`.
         pool_window, pool_stride: of its pooling.
+        pool_ties: of `POOL_TIES`, of maximum pooling.
         order: of `FOLLOWING`, all three.
     """
 
@@ -73,6 +76,7 @@ class Conv(_Layer):
     pooling: str = "none"
     pool_window: int | None = None
     pool_stride: int | None = None
+    pool_ties: str | None = None
     order: tuple[str, ...] | None = None
 
 
@@ -143,6 +147,7 @@ class Recipe:
     same_map_beta: float = 0.75
     pool_window: int
     pool_stride: int
+    pool_ties: str = "first"
     dropout_keep: float
     # Whether `--set` keeps the gain of each layer of `paper` where it changes a layer's inputs.
     keeps_gain: bool = False
@@ -200,6 +205,10 @@ class Recipe:
         stride = self.pool_stride if conv.pool_stride is None else conv.pool_stride
         return window, stride
 
+    def pool_ties_of(self, conv: Conv) -> str:
+        """Which of equal maxima get the gradient in a layer's pooling."""
+        return self.pool_ties if conv.pool_ties is None else conv.pool_ties
+
 
 def shown(value: Any) -> str:
     """A field's value as `--set` takes it."""
@@ -254,6 +263,7 @@ _TABLE: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("plateau or epochs", lambda x: x in ("plateau", "epochs"), "drop_rule"),
     (" or ".join(ACTIVATIONS), lambda x: x in ACTIVATIONS, "activation"),
     (" or ".join(POOLINGS), lambda x: x in POOLINGS, "pooling"),
+    (" or ".join(POOL_TIES), lambda x: x in POOL_TIES, "pool_ties"),
     (f"an order of {', '.join(FOLLOWING)}", lambda x: sorted(x) == sorted(FOLLOWING), "order"),
     (
         f"rising epochs, counted from 1, {_UP_TO_MOST}",

@@ -1,7 +1,6 @@
 """From options to a run: every check before its first process starts."""
 
 import dataclasses
-import importlib.util
 import sys
 import time
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 
 import cuda_ext
+from cuda_ext.convolution_ways import Products
 from data_prep.errors import UserError, command_for
 from data_prep.files import sha256_of_file
 from data_prep.shards import DataSet, check_every_byte, open_data_set
@@ -38,8 +38,14 @@ from replica.training.options import (
     layers_in,
     rates_in,
 )
-from replica.training.run_directory import new_run_dir, newest_run
-from replica.training.run_record import RUN_FILE, Initialization, RunRecord, read_run_record
+from replica.training.run_directory import can_write_events, new_run_dir, newest_run
+from replica.training.run_record import (
+    RUN_FILE,
+    Initialization,
+    RunRecord,
+    read_run_record,
+    ways_to_continue,
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class Run:
         checkpoint_steps: save after so many steps each, too.
         resume_from: the checkpoint to go on from; None also where there was none yet.
         keep: newest checkpoints, besides the best.
+        convolution_ways: who multiplies in each convolution, where the run began with it; None
+            where `numerics` decides.
     """
 
     recipe: Recipe
@@ -69,6 +77,7 @@ class Run:
     loader_threads: int = 1
     init: Initialization | None = None
     tensorboard: bool = False
+    convolution_ways: dict[str, Products] | None = None
 
 
 def prepare_run(options: TrainOptions, torchrun: Torchrun | None, *, say: Say) -> Run:
@@ -284,6 +293,7 @@ def _resumed_run(options: TrainOptions, torchrun: Torchrun | None, say: Say) -> 
         run_dir=run_dir,
         devices=devices,
         numerics=_numerics(options, record.numerics, began_in=run_dir),
+        convolution_ways=ways_to_continue(record, recipe, devices, place=run_dir, say=say),
         seed=began.seed,
         steps=options.steps,
         checkpoint_steps=options.checkpoint_steps or record.checkpoint_steps,
@@ -383,18 +393,3 @@ def say_what_computes(say: Say) -> None:
     if not state.is_live:
         say(f"operators: plain PyTorch, several times slower than compiled ({state.reason})")
     say(f"memory: {keep_large_blocks()}")
-
-
-def can_write_events(run_dir: Path, say: Say) -> bool:
-    """Whether TensorBoard is installed, which writes the event files, and takes the directory."""
-    is_installed = importlib.util.find_spec("tensorboard") is not None
-    if not is_installed:
-        install = "pip install 'replica-alexnet[tensorboard]'"
-        say(f"tensorboard: no event files (tensorboard is not installed: {install})")
-        return False
-    try:
-        str(run_dir).encode()
-    except UnicodeEncodeError:
-        say("tensorboard: no event files (it writes only where the path is UTF-8)")
-        return False
-    return True

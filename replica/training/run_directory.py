@@ -1,5 +1,6 @@
 """A run's directory: where it is, its lock, its metrics (metrics.jsonl)."""
 
+import importlib.util
 import math
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from data_prep.errors import UserError, command_for
 from data_prep.files import locked, part_of
 from data_prep.manifest_json import strict_json
 from data_prep.progress import write_line
+from replica.training.options import Say
 from replica.training.run_record import RUN_FILE, read_fields, read_run_json
 
 RUNS_DIR = Path("runs")
@@ -155,3 +157,18 @@ def read_metrics(run_dir: Path) -> list[MetricsLine]:
                 "puts it aside"
             ) from None
     return lines
+
+
+def can_write_events(run_dir: Path, say: Say) -> bool:
+    """Whether TensorBoard is installed, which writes the event files, and takes the directory."""
+    is_installed = importlib.util.find_spec("tensorboard") is not None
+    if not is_installed:
+        install = "pip install 'replica-alexnet[tensorboard]'"
+        say(f"tensorboard: no event files (tensorboard is not installed: {install})")
+        return False
+    try:
+        str(run_dir).encode()
+    except UnicodeEncodeError:
+        say("tensorboard: no event files (it writes only where the path is UTF-8)")
+        return False
+    return True

@@ -17,14 +17,17 @@ from typing import Any, TypeVar
 import torch
 
 import cuda_ext
+from cuda_ext.convolution_ways import ALL_PRODUCTS, Products
 from data_prep.errors import UserError
 from data_prep.files import read_plain_file, write_whole
 from data_prep.manifest_json import strict_json
 from replica import __version__
 from replica.distributed.devices import Devices
+from replica.network.products import resolved_products
 from replica.recipes import Recipe, from_record
 from replica.training.checkpoint import NUM_KEPT
 from replica.training.numerics import NumericsInForce
+from replica.training.options import Say
 
 RUN_FILE = "run.json"
 # A session of a run with 8 ranks has about 5 kB.
@@ -78,6 +81,10 @@ class RunRecord:
         earlier_sessions: their records, the oldest first.
         recipe_record: what `to_record` made of the recipe.
         resumed_from: name and SHA-256 of a checkpoint of its own.
+        gradient_buckets: names of the tensors whose gradients the copies add up together, in the
+            order in which they leave during backward; None: each by itself after backward.
+        convolution_ways: what `numerics.convolution` came to, by layer, where the run began; None
+            where it was not recorded.
         machine: of `describe_machine`.
     """
 
@@ -95,6 +102,8 @@ class RunRecord:
     loader_threads: int = 1
     data: DataRecord
     devices: Devices
+    gradient_buckets: list[list[str]] | None = None
+    convolution_ways: dict[str, Products] | None = None
     numerics: NumericsInForce
     ranks: list[RankRecord]
     machine: Mapping[str, Any]
@@ -209,6 +218,37 @@ def write_run_record(run_dir: Path, record: RunRecord) -> None:
     fields_of_run = {renamed.get(k, k): v for k, v in known.items()}
     content = {"version": VERSION, "begun": first, **fields_of_run, **machine}
     write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def ways_to_continue(
+    record: RunRecord, recipe: Recipe, devices: Devices, *, place: Path, say: Say
+) -> dict[str, Products] | None:
+    """Who multiplied in each convolution of a run that goes on, on any machine with such devices.
+
+    None where nobody wrote it down, or where the run goes on on devices of another kind: then what
+    `numerics` has decides, and a line says so.
+
+    Raises:
+        UserError: what the record says is not for the convolutions of the recipe.
+    """
+    asked, began = record.numerics.convolution, record.convolution_ways
+    if began is None or devices.kind != record.devices.kind:
+        if asked == "measured":
+            known = f"{RUN_FILE} has nothing of it for {devices.kind}"
+            say(f"convolution: as measured on this machine ({known})")
+        return None
+    here = resolved_products(recipe, asked, kind=devices.kind, split=devices.split)
+    if (
+        not isinstance(began, dict)
+        or [*began] != [*here]
+        or not all(products in ALL_PRODUCTS for products in began.values())
+    ):
+        rule = f"one of {', '.join(ALL_PRODUCTS)} for each of {', '.join(here)}"
+        raise _damaged(place / RUN_FILE, f"convolution_ways: {rule}, got {began}")
+    for layer, products in began.items():
+        if products != here[layer]:
+            say(f"convolution: {layer} as the run began, {products} (measured here: {here[layer]})")
+    return began
 
 
 # --- The machine

@@ -1,7 +1,8 @@
 """What a rank holds between two steps: its part of the network, velocities, how far the run is."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +14,13 @@ import torch.distributed as dist
 from data_prep.errors import UserError
 from data_prep.files import sha256_of_file
 from data_prep.shards import DataSet, open_data_set
+from replica.distributed.gradients import bucket_layout
 from replica.distributed.heartbeat import beat
 from replica.distributed.mesh import Mesh, Rank
 from replica.feed.feed import TrainFeed
 from replica.network.alexnet import AlexNet, whole_shapes
 from replica.network.initialization import initialize_
+from replica.network.products import resolved_products
 from replica.recipes import to_record
 from replica.recipes.recipe import layer_of
 from replica.training.allocator import keep_large_blocks
@@ -79,6 +82,17 @@ class RunState:
             return {}
         return {name: weight.detach().clone() for name, weight in self.weights.items()}
 
+    @cached_property
+    def buckets(self) -> list[list[str]] | None:
+        """How gradients travel to the other copies during backward.
+
+        None where there are none, and where backward is one compiled or captured graph: it gives
+        all gradients at its end, and they are added up then.
+        """
+        if self.mesh.copies is None or self.run.numerics.compile != "off":
+            return None
+        return bucket_layout(self.weights, num_copies=self.rank.devices.num_copies)
+
     @property
     def weights(self) -> dict[str, torch.Tensor]:
         """The parameters by name."""
@@ -132,7 +146,10 @@ def begin(run: Run, rank: Rank) -> RunState:
     data = open_data_set(run.data_dir)
     placement = rank.placement(run.recipe.towers, add_over_copies=mesh.add_over_copies)
     model = AlexNet(run.recipe, num_classes=run.num_classes, placement=placement)
-    model.set_products_(run.numerics.convolution)
+    # The machine of rank 0 decides for all, as the record has one way for a layer.
+    asked, kind, split = run.numerics.convolution, rank.devices.kind, rank.devices.split
+    ways = run.convolution_ways or resolved_products(run.recipe, asked, kind=kind, split=split)
+    model.set_products_(mesh.of_rank_0(ways))
     if run.resume_from is None:
         initialize_(model, seed=run.seed)
     model.to(rank.device, parameter_dtype(run.numerics.precision))
@@ -198,13 +215,18 @@ def _take_own_(
 def whole_checkpoint(state: RunState) -> Checkpoint | None:
     """The state of the whole network in rank 0, None elsewhere; every rank must call it.
 
+    It is gathered from the first copy; the others hold the same, and do nothing for it.
+
     Raises:
         RuntimeError: a weight is not finite.
     """
     beat("gathering the network's halves")
-    model = _whole_tensors(state, state.model.state_dict())
-    velocities = _whole_tensors(state, state.velocities)
-    averages = _whole_tensors(state, state.averages)
+    if state.rank.copy != 0:
+        return None
+    with _beside_training(state.rank.device):
+        model = _whole_tensors(state, state.model.state_dict())
+        velocities = _whole_tensors(state, state.velocities)
+        averages = _whole_tensors(state, state.averages)
     if state.rank.index != 0:
         return None
     for name, tensor in model.items():
@@ -234,21 +256,43 @@ def whole_checkpoint(state: RunState) -> Checkpoint | None:
     )
 
 
+@contextmanager
+def _beside_training(device: torch.device) -> Iterator[None]:
+    """A block whose copies go on a CUDA stream of their own, and have ended when it is left."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
+
+
+def _copied_to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the host; of a CUDA device it is there when the current stream has come so far."""
+    if tensor.device.type != "cuda":
+        return tensor.clone()
+    host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
 def _whole_tensors(state: RunState, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors of both towers in rank 0, to which the second tower of its copy sends its halves."""
-    rank, run = state.rank, state.run
-    is_cut_here = rank.devices.split == 2 and rank.copy == 0
+    """Tensors of the first copy in rank 0, to which its second tower sends its halves."""
+    run, is_cut = state.run, state.rank.devices.split == 2
+    if is_cut and state.rank.tower == 1:
+        for tensor in tensors.values():
+            dist.send(tensor.detach().contiguous(), dst=0)
+        return {}
     shapes = whole_shapes(run.recipe, num_classes=run.num_classes, statistics=True)
     whole = {}
     for name, tensor in tensors.items():
         own = tensor.detach()
-        if is_cut_here and rank.tower == 1:
-            dist.send(own.contiguous(), dst=0)
-        elif is_cut_here:
+        if is_cut:
             other = own.new_empty((shapes[name][0] - len(own), *own.shape[1:]))
             dist.recv(other, src=1)
             own = torch.cat((own, other))
-        whole[name] = own.cpu().clone()
+        whole[name] = _copied_to_host(own)
     return whole
 
 
@@ -288,6 +332,8 @@ def describe(state: RunState, numerics: NumericsInForce) -> RunRecord:
             test_images=len(data.test),
         ),
         devices=rank.devices,
+        gradient_buckets=state.buckets,
+        convolution_ways=state.model.products,
         numerics=numerics,
         ranks=[RankRecord(**record) for record in state.mesh.gather(vars(own))],
         machine=describe_machine(rank.devices.kind),

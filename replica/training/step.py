@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from cuda_ext import momentum_sgd_
+from replica.distributed.gradients import summed_gradients
 from replica.feed.feed import Batch
 from replica.training.evaluation import Counts, count_on_device
 from replica.training.numerics import compute_precision, parameter_dtype
@@ -123,7 +124,8 @@ def _compute_(
 ) -> Measured:
     precision = state.run.numerics.precision
     parameters, averages = state.weights, state.averages  # at first the weights before any update
-    weights = [parameters[name] for name in names]
+    trained = {name: parameters[name] for name in names}
+    weights = list(trained.values())
     masks = state.model.dropout_masks(inputs.rows, seed=state.run.seed, step=inputs.step)
     with compute_precision(precision, kind=state.rank.device.type):
         logits = state.forward(inputs.images, masks=masks).to(parameter_dtype(precision))
@@ -132,8 +134,12 @@ def _compute_(
     loss_scale, rates, applied = state.loss_scale, inputs.rates, None
     if loss_scale is not None:
         loss = loss * loss_scale.scale
-    gradients = list(torch.autograd.grad(loss, weights)) if weights else []
-    gradients = state.mesh.sum_over_copies(gradients)
+    if weights and state.buckets and state.mesh.copies is not None:
+        group = state.mesh.copies
+        gradients = summed_gradients(loss, trained, buckets=state.buckets, group=group)
+    else:
+        gradients = list(torch.autograd.grad(loss, weights)) if weights else []
+        gradients = state.mesh.sum_over_copies(gradients)
     if loss_scale is not None:
         # DEVIATION D15: where a gradient overflows float16, the step changes no weight; the paper
         # computes in float32. A rate of zero is what leaves weights and velocities as they are.
