@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ from replica.distributed.launch import run_processes
 from replica.distributed.mesh import Mesh, Rank
 from replica.distributed.worker import StopRequest
 from replica.feed.feed import Batch
-from replica.network import layers as layers_module
 from replica.network.alexnet import AlexNet
 from replica.recipes import RECIPES, Recipe
 from replica.recipes.geometry import geometry
@@ -182,7 +182,9 @@ def _one_process(arguments: argparse.Namespace, what: dict[str, Any]) -> dict[st
     else:
         set_numerics(numerics)
         if what.get("lrn") is False:
-            vars(layers_module)["local_response_norm"] = lambda x, **_: x
+            recipe = replace(
+                recipe, convs=tuple(replace(conv, normalization=()) for conv in recipe.convs)
+            )
         rank = Rank(0, Devices("cpu", 1, 1))
         seconds = _timed(our_step(recipe, numerics, arguments.batch_size, rank), arguments.steps)
     return {
