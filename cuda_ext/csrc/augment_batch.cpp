@@ -25,12 +25,27 @@ using namespace augment_batch;
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
+// Copies bytes; past the caches as 16 at a time, which every x86-64 can.
+inline void copy_row(const uint8_t* from, int64_t bytes, bool is_streamed, uint8_t* to) {
+#if REPLICA_X86
+  if (is_streamed) {
+    for (int64_t i = 0; i < bytes; i += 16) {
+      const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+      _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), values);
+    }
+    return;
+  }
+#endif
+  std::memcpy(to, from, bytes);
+}
+
 #define REPLICA_LOOPS "augment_batch_kernels.inl"
 #include "instruction_sets.inl"
 
 // A result larger than this is written past the caches, which would read it first and hold
-// nothing else after it.
-constexpr int64_t kStreamedBytes = 4 << 20;
+// nothing else after it. On one core of an AMD EPYC (Zen 4, 32 MB of L3): equal at 10 MB, 1.1 times
+// as fast at 38 MB, and slower at 5 MB, which then stay in the cache.
+constexpr int64_t kStreamedBytes = 16 << 20;
 
 // The first pixel of each image of the batch.
 std::vector<const uint8_t*> crops_of(const Tensors& images, const Place* places, const Problem& p) {
@@ -52,21 +67,24 @@ std::vector<const uint8_t*> crops_of(const Tensors& images, const Place* places,
   return crops;
 }
 
-// Whether each row of the result begins where a vector that is written past the caches may.
-bool can_be_streamed(const void* out, int64_t row_bytes, int64_t bytes) {
-  constexpr int64_t kAlignment = 64;
-  return REPLICA_X86 && bytes >= kStreamedBytes && row_bytes % kAlignment == 0 &&
-         reinterpret_cast<uintptr_t>(out) % kAlignment == 0;
+// Whether all rows of the result begin where a vector that is written past the caches may.
+bool can_be_streamed(const void* out, int64_t row_bytes, int64_t alignment, const Problem& p) {
+  return REPLICA_X86 && p.is_last && row_bytes * p.side * p.batch >= kStreamedBytes &&
+         row_bytes % alignment == 0 && reinterpret_cast<uintptr_t>(out) % alignment == 0;
 }
 
 template <typename T>
 void make_all(
     const std::vector<const uint8_t*>& crops, const Place* places, const Optional& mean_image,
     const Optional& shifts, const Problem& p, T* out, int64_t begin, int64_t end) {
-  const int64_t size = 3 * p.side * p.side;
-  if constexpr (std::is_same_v<T, uint8_t>) {
+  const int64_t size = 3 * p.side * p.side, row_bytes = 3 * p.side * sizeof(T);
+  constexpr bool kIsCutOnly = std::is_same_v<T, uint8_t>;
+  const bool is_streamed = can_be_streamed(out, row_bytes, kIsCutOnly ? 16 : 64, p);
+  if constexpr (kIsCutOnly) {
     const auto cut = REPLICA_IN_USE(cut_image);
-    for (int64_t i = begin; i < end; ++i) cut(crops[i], p, places[i].flip, out + i * size);
+    for (int64_t i = begin; i < end; ++i) {
+      cut(crops[i], p, places[i].flip, is_streamed, out + i * size);
+    }
   } else {
     const auto make = REPLICA_IN_USE(make_image<T>);
     const std::vector<float> nothing(3 * p.side);
@@ -74,19 +92,16 @@ void make_all(
     const auto* mean =
         mean_image ? static_cast<const float*>(mean_image->const_data_ptr()) : nullptr;
     const auto* shift = shifts ? static_cast<const float*>(shifts->const_data_ptr()) : nullptr;
-    const int64_t row_bytes = 3 * p.side * static_cast<int64_t>(sizeof(T));
-    const bool is_streamed =
-        p.is_last && can_be_streamed(out, row_bytes, row_bytes * p.side * p.batch);
     for (int64_t i = begin; i < end; ++i) {
       make(
           crops[i], mean ? mean + p.first_on_mean(places[i]) : nothing.data(),
           mean ? 3 * p.whole_columns : 0, shift ? shift + 3 * i : nothing.data(), p, places[i].flip,
           is_streamed, row_buffer.data(), out + i * size);
     }
-#if REPLICA_X86
-    if (is_streamed) _mm_sfence();  // before another thread reads
-#endif
   }
+#if REPLICA_X86
+  if (is_streamed) _mm_sfence();  // before another thread reads
+#endif
 }
 
 void augment(

@@ -77,11 +77,12 @@ void make_image(
 }
 
 // One crop of uint8.
-inline void cut_image(const uint8_t* pixels, const Problem& p, bool is_flipped, uint8_t* out) {
+inline void cut_image(
+    const uint8_t* pixels, const Problem& p, bool is_flipped, bool is_streamed, uint8_t* out) {
   const int64_t plane = p.side * p.side;
   for (int64_t row = 0; row < p.side; ++row, pixels += 3 * p.columns) {
     if (p.is_last && !is_flipped) {
-      std::memcpy(out + 3 * row * p.side, pixels, 3 * p.side);
+      copy_row(pixels, 3 * p.side, is_streamed, out + 3 * row * p.side);
       continue;
     }
     uint8_t* to = out + (p.is_last ? 3 : 1) * row * p.side;
