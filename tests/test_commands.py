@@ -42,6 +42,7 @@ FIELDS = {
     "top5_error",
     "learning_rate",
     "images_per_second",
+    "feed_share",
 }
 
 
@@ -94,6 +95,8 @@ def test_metrics_have_one_line_per_step_and_every_field(two_towers):
         assert line["loss"] > 0
         assert 0 <= line["top5_error"] <= line["top1_error"] <= 1
         assert line["images_per_second"] > 0
+    assert all(0 < line["feed_share"] < 1 for line in steps)
+    assert all(line["feed_share"] is None for line in validations)
 
 
 @pytest.mark.fault(21)
