@@ -171,11 +171,16 @@ def rewritten(path):
 
 @pytest.mark.parametrize("change", [cut_off, rewritten, os.unlink], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("threads", [0, 2])
-def test_a_shard_that_changes_or_vanishes_ends_in_one_line(copied, change, threads):
+def test_a_shard_that_changes_or_vanishes_ends_in_one_line(copied, change, threads, monkeypatch):
+    made = []
+    make = BatchImages.make
+    monkeypatch.setattr(BatchImages, "make", lambda *a, **k: [make(*a, **k), made.append(1)][0])
     feed = TrainFeed(open_data_set(copied), MINI, seed=1)
     batches = iter(feed.batches(0, 100, threads=threads))
     next(batches)
     next(batches)
+    while len(made) < (4 if threads else 2):  # who reads a file while it is cut off is ended
+        time.sleep(0.001)
     change(copied / "train-00001.h5")
     with pytest.raises(UserError, match=r"train-00001.h5: image \d+: the file was changed, repl"):
         for _ in batches:
