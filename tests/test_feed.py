@@ -5,7 +5,9 @@ import os
 import shutil
 import threading
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import oracles
@@ -75,6 +77,47 @@ def test_bytes_that_are_finished_later_are_the_same_batch(data, layout):
         assert torch.equal(actual, expected)
         assert arrived is None
         assert actual.is_contiguous(memory_format=layout)
+
+
+def test_bytes_on_their_way_to_a_gpu_are_not_overwritten(data, monkeypatch):
+    """With a stream that is late: their memory is lent again after its event, not before."""
+    events = []
+
+    class Event:
+        def __init__(self):
+            self.is_over = False
+            events.append(self)
+
+        def record(self, stream):
+            assert stream is images._stream
+
+        def query(self):
+            return self.is_over
+
+    class Recorded(Buffers):
+        lent: ClassVar = []
+
+        def take(self, shape, dtype):
+            tensor = super().take(shape, dtype)
+            self.lent.append(tensor.data_ptr())
+            return tensor
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    how = {"mean_image": data.statistics.mean_image, "crop_size": 224, "as_bytes": True}
+    images = BatchImages(StoredImages(data.train), **how)
+    images._stream, images._buffers = object(), Recorded()
+    rows = np.arange(3)
+    crops = Crops(rows, rows, rows == 1)
+    for _ in range(3):
+        _, arrived = images.make(rows, crops, None)
+        assert arrived is events[-1]
+    assert len(set(Recorded.lent)) == 3
+    events[0].is_over = events[2].is_over = True
+    images.make(rows, crops, None)  # which gives back the first, for the next one
+    images.make(rows, crops, None)
+    assert len(set(Recorded.lent)) == 4
+    assert Recorded.lent[-1] == Recorded.lent[0]
 
 
 def test_batches_have_the_format_that_was_asked_for(data):

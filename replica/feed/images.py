@@ -3,6 +3,7 @@
 N images, S rows and columns of a crop.
 """
 
+import threading
 import weakref
 from collections import deque
 from contextlib import nullcontext
@@ -71,8 +72,9 @@ class BatchImages:
         self._as_bytes = is_gpu if as_bytes is None else as_bytes
         self._buffers = Buffers(is_pinned=is_gpu)
         self._stream = torch.cuda.Stream(device) if is_gpu else None
-        # What the GPU is still copying, with the event after it.
+        # What the GPU is still copying, with the event after it, and who may take it out.
         self._on_the_way: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
+        self._lock = threading.Lock()
 
     def make(
         self,
@@ -136,8 +138,9 @@ class BatchImages:
         self, cut: torch.Tensor, places: torch.Tensor, colors: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.cuda.Event | None]:
         """On the device: the same batch that the CPU makes, bit for bit."""
-        while self._on_the_way and self._on_the_way[0][0].query():
-            self._on_the_way.popleft()
+        with self._lock:
+            while self._on_the_way and self._on_the_way[0][0].query():
+                self._on_the_way.popleft()
         places[:, 0] = torch.arange(len(places))
         with torch.cuda.stream(self._stream) if self._stream else nullcontext():
             images = augment_batch(
