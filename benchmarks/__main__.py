@@ -22,6 +22,7 @@ BENCHMARKS = {
     "split_conv2d": "the convolutions of a recipe against PyTorch's own with groups, by layer",
     "relu_lrn_pool": "ReLU, normalization and pooling in one pass against PyTorch's three",
     "momentum_sgd": "the update of all parameters against PyTorch's fused and foreach ones",
+    "feed": "batches from raw shards, against a copy of their bytes and against NumPy",
     "allocator": "large tensors and a training step with their memory kept, and stock",
     "training": "whole training steps against PyTorch's own, and against no normalization",
     "training_gpu": "whole training steps on a GPU, against torchvision's AlexNet and the roofline",

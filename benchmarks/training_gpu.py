@@ -93,7 +93,7 @@ def _rows(arguments: argparse.Namespace, prefix: str, precision: str, batch_size
         if feed.data.image_size < recipe.crop_size:
             raise UserError(f"--data {arguments.data}: its images are smaller than a crop")
         first, last = 0, 10 * feed.steps_per_epoch
-        batches = _for_ever(feed, first, last, arguments.loader_threads)
+        batches = _for_ever(feed, first, last, arguments.loader_threads, rank.device)
         steps["replica, fed from shards"] = our_step(
             recipe, numerics, batch_size, rank, batches=batches
         )
@@ -121,9 +121,11 @@ def _is_h200(device: torch.device) -> bool:
     return device.type == "cuda" and "H200" in torch.cuda.get_device_name(device)
 
 
-def _for_ever(feed: TrainFeed, first: int, last: int, threads: int) -> Iterator[Any]:
+def _for_ever(
+    feed: TrainFeed, first: int, last: int, threads: int, device: torch.device
+) -> Iterator[Any]:
     while True:
-        for batch in feed.batches(first, last, threads=threads):
+        for batch in feed.batches(first, last, threads=threads, device=device):
             if len(batch.rows) == feed.recipe.batch_size:
                 yield batch
 

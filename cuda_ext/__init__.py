@@ -17,6 +17,7 @@ if sys.argv[:1] == ["-m"]:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda number, _frame: os._exit(128 + number))
 
+from cuda_ext.augment_batch import augment_batch
 from cuda_ext.library import (
     compiled_cuda_state,
     compiled_state,
@@ -32,6 +33,7 @@ from cuda_ext.same_map_norm import same_map_norm
 from cuda_ext.split_conv2d import split_conv2d, split_conv2d_add_, split_conv2d_backward
 
 __all__ = [
+    "augment_batch",
     "compiled_cuda_state",
     "compiled_state",
     "implementations",

@@ -148,6 +148,8 @@ def implementations() -> dict[str, str]:
         on_cpu = plain.format(cpu.reason)
     on_cuda = "compiled" if cuda.is_live else plain.format(cuda.reason)
     return {
+        "augment_batch": on_cpu,
+        "augment_batch on CUDA": on_cuda,
         "local_response_norm": on_cpu,
         "local_response_norm on CUDA": on_cuda,
         "max_pool2d": on_cpu,

@@ -286,3 +286,36 @@ def finish_products(
     if bias is not None:
         total = total + bias.to(wide).view(-1, 1, 1)
     return (total.relu() if relu else total).to(y.dtype)
+
+
+def augment_batch_(
+    images: list[torch.Tensor],
+    places: torch.Tensor,
+    mean_image: torch.Tensor | None,
+    shifts: torch.Tensor | None,
+    out: torch.Tensor,
+    parallel: bool,
+) -> None:
+    """The formula of `cuda_ext.augment_batch`, image by image; fills `out`."""
+    size = out.shape[2]
+    height, width = images[0].shape[1:3] if mean_image is None else mean_image.shape[:2]
+    is_cut = images[0].shape[1:3] != (height, width)
+    counts = [len(part) for part in images]
+    for n, (index, top, left, flip) in enumerate(places.tolist()):
+        fits = 0 <= top <= height - size and 0 <= left <= width - size
+        if not (0 <= index < sum(counts) and fits and flip in (0, 1)):
+            raise RuntimeError(
+                f"augment_batch: expected places of {sum(counts)} images of {height} x {width}, "
+                f"got index {index}, top {top}, left {left}, flip {flip}"
+            )
+        part = 0
+        while index >= counts[part]:
+            index, part = index - counts[part], part + 1
+        rows, columns = slice(top, top + size), slice(left, left + size)
+        image = images[part][index]
+        value = (image if is_cut else image[rows, columns]).float()
+        if mean_image is not None:
+            value = value - mean_image[rows, columns]
+        if shifts is not None:
+            value = value + shifts[n]
+        out[n] = (value.flip(1) if flip else value).permute(2, 0, 1)

@@ -149,10 +149,11 @@ def _parser() -> OneLineParser:
     )
     where(
         "--loader-threads",
-        type=whole_number(1, MOST_PROCESSES),
+        type=whole_number(0, MOST_PROCESSES),
         default=1,
         metavar="N",
-        help="threads that make batches; results do not depend on it (default: %(default)s)",
+        help="threads that make batches ahead of the step; 0: each is made when it is due; results "
+        "do not depend on it (default: %(default)s)",
     )
     where(
         "--timeout",

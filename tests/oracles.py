@@ -69,6 +69,16 @@ def crop(image, *, top, left, size, flip):
     return result
 
 
+def augmented(image, mean, shift, *, top, left, size, flip):
+    """P 2, 4.1: the crop less the mean image at its own place, plus one shift for all pixels.
+
+    In float64, rounded to float32 after each of the two: (size, size, 3).
+    """
+    where = {"top": top, "left": left, "size": size, "flip": flip}
+    centered = (crop(image, **where) - crop(mean, **where)).astype(np.float32)
+    return (centered.astype(np.float64) + shift).astype(np.float32)
+
+
 def convolution(x, weight, bias, *, stride, groups):
     """A convolution without padding, by loops over outputs: x of (C, H, W)."""
     kernels, inputs, size, _ = weight.shape

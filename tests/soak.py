@@ -41,6 +41,7 @@ MACHINE = ("cpu", "cores", "python", "torch", "revision", "date")
 FAULTS_EACH = 6
 STEPS = 40
 LONGEST = 300
+TIMES = {"images_per_second", "feed_share"}
 
 
 class DifferenceError(Exception):
@@ -247,7 +248,7 @@ class Runs(Soak):
         assert_same_state(*states)
         for kind in ("step", "val"):
             lines = [
-                [{k: v for k, v in line.items() if k != "images_per_second"} for line in found]
+                [{k: v for k, v in line.items() if k not in TIMES} for line in found]
                 for found in (lines_of(out, kind), lines_of(whole, kind))
             ]
             assert lines[0] == lines[1], f"lines of {kind}"

@@ -69,6 +69,16 @@ def test_the_one_pass_is_compared_with_three_operators():
     )
 
 
+def test_feeding_is_compared_with_a_copy_of_its_bytes():
+    options = ("--images", "8", "--batch-size", "4", "--batches", "2", "--rounds", "3")
+    rows = rows_from("feed", *options)
+    feed = "raw shards -> float32 batches, 2 threads"
+    for other in ("copy of as many bytes, 2 threads", "NumPy, 2 threads", feed[:-9] + "1 thread"):
+        row = rows[f"{feed} / {other}"]
+        assert row["ratio"] == pytest.approx(rows[feed]["value"] / rows[other]["value"])
+    assert rows["augment_batch, uint8, 1 thread"]["value"] > 0
+
+
 @pytest.mark.slow
 def test_other_libraries_are_compared_or_named():
     options = ("--shape", "2,6,5,5", "--rounds", "3")

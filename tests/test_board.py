@@ -37,6 +37,8 @@ def test_tensorboard_has_losses_errors_rates_kernels_and_histograms(shown):
     tags = events.Tags()
     for name in ("loss", "top1_error", "top5_error", "learning_rate", "images_per_second"):
         assert {f"train/{name}", f"val/{name}"} <= set(tags["scalars"])
+    assert "train/feed_share" in tags["scalars"]
+    assert "val/feed_share" not in tags["scalars"]
     assert {"rate/conv1.weight", "rate/fc8.bias"} <= set(tags["scalars"])
     assert {"model/conv1.weight", "velocities/fc8.bias"} <= set(tags["histograms"])
     assert tags["images"] == ["conv1"]

@@ -42,6 +42,7 @@ FIELDS = {
     "top5_error",
     "learning_rate",
     "images_per_second",
+    "feed_share",
 }
 
 
@@ -94,6 +95,10 @@ def test_metrics_have_one_line_per_step_and_every_field(two_towers):
         assert line["loss"] > 0
         assert 0 <= line["top5_error"] <= line["top1_error"] <= 1
         assert line["images_per_second"] > 0
+    shares = [line["feed_share"] for line in steps]
+    assert all(0 <= share < 1 for share in shares)  # 0 where all batches are made already
+    assert max(shares) > 0
+    assert all(line["feed_share"] is None for line in validations)
 
 
 @pytest.mark.fault(21)

@@ -15,6 +15,7 @@ from test_step import batch_of, one_step, state_of
 
 import cuda_ext
 from cuda_ext import reference
+from replica.feed.feed import TrainFeed
 from replica.recipes import MINI
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
@@ -146,6 +147,29 @@ def test_dropout_on_a_gpu_is_that_of_the_cpu(dtype):
     expected = cuda_ext.philox_dropout(x, step=7, rows=rows, **how)
     on_gpu = cuda_ext.philox_dropout(x.cuda(), step=7, rows=rows.cuda(), **how)
     assert torch.equal(on_gpu.cpu(), expected)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_augmentation_on_a_gpu_is_that_of_the_cpu(layout):
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (9, 41, 43, 3), np.uint8))
+    places = torch.from_numpy(np.stack([rng.integers(0, n, 20) for n in (9, 5, 7, 2)], axis=1))
+    mean, shifts = torch.rand(41, 43, 3) * 255, torch.randn(20, 3) * 20
+    how = {"crop_size": 37, "memory_format": layout}
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = cuda_ext.augment_batch(
+            images, places, mean_image=mean, shifts=shifts, dtype=dtype, **how
+        )
+        moved = {"mean_image": mean.cuda(), "shifts": shifts.cuda()}
+        on_gpu = cuda_ext.augment_batch(images.cuda(), places.cuda(), dtype=dtype, **moved, **how)
+        assert torch.equal(on_gpu.cpu(), expected)
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_batches_on_a_gpu_are_those_of_the_cpu(data, threads):
+    feed = TrainFeed(data, MINI, seed=1)
+    for batch in feed.batches(0, 12, threads=threads, device=torch.device("cuda")):
+        assert torch.equal(batch.images.cpu(), feed.batch(batch.step).images)
 
 
 def test_the_update_on_a_gpu_is_that_of_the_cpu():

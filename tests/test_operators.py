@@ -68,7 +68,7 @@ def test_every_registered_operator_has_a_row():
         schema.name for schema in torch._C._jit_get_all_schemas() if "replica::" in schema.name
     }
     # Of modules of their own: they take other arguments.
-    others = {"momentum_sgd_", "philox_dropout"}
+    others = {"augment_batch_", "momentum_sgd_", "philox_dropout"}
     for name in ("max_pool2d", "relu_lrn_pool", "same_map_norm"):
         others |= {name, f"{name}_backward"}
     others |= {"split_conv2d", "split_conv2d_add_", "split_conv2d_backward"}

@@ -122,7 +122,7 @@ def test_a_captured_step_is_the_step(ema, precision, monkeypatch):
         self._graph.again = lambda: step_module._compute_(state, self._inputs, names, batch_size)
 
     class Context:
-        def __init__(self, *_):
+        def __init__(self, *_, **__):
             pass
 
         def __enter__(self):

@@ -31,7 +31,7 @@ from replica.training.run_directory import read_metrics
 from replica.training.run_record import read_run_record
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-TIMES = {"images_per_second"}
+TIMES = {"images_per_second", "feed_share"}
 
 
 def without_times(lines):

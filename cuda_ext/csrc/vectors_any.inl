@@ -29,11 +29,20 @@ struct Scalar {
   void store_part(T* to, int64_t) const {
     store(to);
   }
+  // Past the caches, where the processor can; `to` is then aligned to a vector.
+  template <typename T>
+  void stream(T* to) const {
+    store(to);
+  }
 };
 
 template <typename A>
 inline Scalar<A> operator+(Scalar<A> a, Scalar<A> b) {
   return {a.value + b.value};
+}
+template <typename A>
+inline Scalar<A> operator-(Scalar<A> a, Scalar<A> b) {
+  return {a.value - b.value};
 }
 template <typename A>
 inline Scalar<A> operator*(Scalar<A> a, Scalar<A> b) {
@@ -92,3 +101,7 @@ inline void inverse_three_quarters(const Scalar<A>* base, Scalar<A>* power, Scal
     power[i].value = root * std::sqrt(root);
   }
 }
+
+// Three vectors hold kLanes pixels of three values: reverses the order of the pixels.
+template <typename A>
+inline void reverse_pixels(Scalar<A>*) {}

@@ -16,6 +16,10 @@ struct Floats {
   static Floats load(const Half* from) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
   }
+  static Floats load(const uint8_t* from) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes))};
+  }
   // The first `count` values, zeros after them.
   template <typename T>
   static Floats load_part(const T* from, int64_t count) {
@@ -45,17 +49,10 @@ struct Floats {
   }
 
   void store(float* to) const { _mm256_storeu_ps(to, value); }
-  void store(BFloat16* to) const {
-    const __m256i bits = _mm256_castps_si256(value);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i to_even = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, to_even), 16);
-    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
-    const __m256i result = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), is_nan);
-    _mm_storeu_si128(
-        reinterpret_cast<__m128i*>(to),
-        _mm_packus_epi32(_mm256_castsi256_si128(result), _mm256_extracti128_si256(result, 1)));
-  }
+  void store(BFloat16* to) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), narrow()); }
+  // Past the caches; `to` is aligned to a vector.
+  void stream(float* to) const { _mm256_stream_ps(to, value); }
+  void stream(BFloat16* to) const { _mm_stream_si128(reinterpret_cast<__m128i*>(to), narrow()); }
   void store(Half* to) const {
     _mm_storeu_si128(
         reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
@@ -66,9 +63,22 @@ struct Floats {
     store(part);
     std::memcpy(static_cast<void*>(to), part, count * sizeof(T));
   }
+
+ private:
+  // The nearest bfloat16 values, ties to even.
+  __m128i narrow() const {
+    const __m256i bits = _mm256_castps_si256(value);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i to_even = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, to_even), 16);
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+    const __m256i result = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), is_nan);
+    return _mm_packus_epi32(_mm256_castsi256_si128(result), _mm256_extracti128_si256(result, 1));
+  }
 };
 
 inline Floats operator+(Floats a, Floats b) { return {_mm256_add_ps(a.value, b.value)}; }
+inline Floats operator-(Floats a, Floats b) { return {_mm256_sub_ps(a.value, b.value)}; }
 inline Floats operator*(Floats a, Floats b) { return {_mm256_mul_ps(a.value, b.value)}; }
 inline Floats multiply_add(Floats a, Floats b, Floats c) {
   return {_mm256_fmadd_ps(a.value, b.value, c.value)};
@@ -119,6 +129,21 @@ inline Floats shifted(Floats a, Floats b) {
   } else {
     return {_mm256_castsi256_ps(_mm256_alignr_epi8(high, middle, 4 * (kShift - 4)))};
   }
+}
+
+inline __m256 lanes(__m256 from, int i0, int i1, int i2, int i3, int i4, int i5, int i6, int i7) {
+  return _mm256_permutevar8x32_ps(from, _mm256_setr_epi32(i0, i1, i2, i3, i4, i5, i6, i7));
+}
+// See vectors_any.inl.
+inline void reverse_pixels(Floats* pixels) {
+  const __m256 a = pixels[0].value, b = pixels[1].value, c = pixels[2].value;
+  const __m256 last = lanes(c, 5, 6, 7, 2, 3, 4, 0, 0);
+  const __m256 middle = lanes(b, 0, 4, 5, 6, 1, 2, 3, 0);
+  const __m256 first = lanes(a, 7, 0, 3, 4, 5, 0, 1, 2);
+  pixels[0].value = _mm256_blend_ps(last, _mm256_set1_ps(b[7]), 0x40);
+  pixels[1].value = _mm256_blend_ps(
+      _mm256_blend_ps(middle, _mm256_set1_ps(c[1]), 0x01), _mm256_set1_ps(a[6]), 0x80);
+  pixels[2].value = _mm256_blend_ps(first, _mm256_set1_ps(b[0]), 0x02);
 }
 
 // The estimate has 12 bits; each of two Newton steps doubles them.

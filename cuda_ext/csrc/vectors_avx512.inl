@@ -14,6 +14,10 @@ struct Floats {
     return widen(_mm256_loadu_si256(as_bits(from)), from);
   }
   static Floats load(const Half* from) { return widen(_mm256_loadu_si256(as_bits(from)), from); }
+  static Floats load(const uint8_t* from) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))};
+  }
   // The first `count` values, zeros after them; the others are not read.
   static Floats load_part(const float* from, int64_t count) {
     return {_mm512_maskz_loadu_ps(first(count), from)};
@@ -27,6 +31,11 @@ struct Floats {
   template <typename T>
   void store(T* to) const {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow(to));
+  }
+  // Past the caches; `to` is aligned to a vector.
+  void stream(float* to) const { _mm512_stream_ps(to, value); }
+  void stream(BFloat16* to) const {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), narrow(to));
   }
   void store_part(float* to, int64_t count) const {
     _mm512_mask_storeu_ps(to, first(count), value);
@@ -88,6 +97,7 @@ struct Floats {
 };
 
 inline Floats operator+(Floats a, Floats b) { return {_mm512_add_ps(a.value, b.value)}; }
+inline Floats operator-(Floats a, Floats b) { return {_mm512_sub_ps(a.value, b.value)}; }
 inline Floats operator*(Floats a, Floats b) { return {_mm512_mul_ps(a.value, b.value)}; }
 inline Floats multiply_add(Floats a, Floats b, Floats c) {
   return {_mm512_fmadd_ps(a.value, b.value, c.value)};
@@ -128,6 +138,19 @@ template <int kShift>
 inline Floats shifted(Floats a, Floats b) {
   return {_mm512_castsi512_ps(
       _mm512_alignr_epi32(_mm512_castps_si512(b.value), _mm512_castps_si512(a.value), kShift))};
+}
+
+// See vectors_any.inl.
+inline void reverse_pixels(Floats* pixels) {
+  const __m512 a = pixels[0].value, b = pixels[1].value, c = pixels[2].value;
+  // Lanes of the first operand, and from 16 on of the second.
+  pixels[0].value = _mm512_permutex2var_ps(
+      c, _mm512_setr_epi32(13, 14, 15, 10, 11, 12, 7, 8, 9, 4, 5, 6, 1, 2, 3, 30), b);
+  const __m512 middle = _mm512_permutex2var_ps(
+      b, _mm512_setr_epi32(15, 16, 11, 12, 13, 8, 9, 10, 5, 6, 7, 2, 3, 4, 0, 0), c);
+  pixels[1].value = _mm512_mask_permutexvar_ps(middle, 1 << 14, _mm512_set1_epi32(15), a);
+  pixels[2].value = _mm512_permutex2var_ps(
+      a, _mm512_setr_epi32(17, 12, 13, 14, 9, 10, 11, 6, 7, 8, 3, 4, 5, 0, 1, 2), b);
 }
 
 // base^-3/4 and, where asked for, 1 / base, of several vectors step by step: one vector's steps

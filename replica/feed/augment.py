@@ -83,46 +83,6 @@ def draw_color_shifts(
     return shifts
 
 
-def cut(
-    images: list[np.ndarray],
-    crops: Crops,
-    *,
-    mean_image: np.ndarray,
-    crop_size: int,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
-    """Cuts, subtracts the mean image at each pixel's own place (paper 2), and reflects.
-
-    DEVIATION D11: the source subtracts the central part of the mean image from every crop.
-
-    Args:
-        images: uint8 (H, W, C) each.
-        crops: one place per image.
-        mean_image: float32 (H, W, C).
-        crop_size: in pixels.
-        out: where to write the result; new memory by default.
-
-    Returns:
-        float32 (N, crop_size, crop_size, C).
-    """
-    if out is None:
-        out = np.empty((len(images), crop_size, crop_size, 3), np.float32)
-    for i, image in enumerate(images):
-        rows = slice(crops.tops[i], crops.tops[i] + crop_size)
-        columns = slice(crops.lefts[i], crops.lefts[i] + crop_size)
-        crop = out[i, :, ::-1] if crops.flips[i] else out[i]
-        np.subtract(image[rows, columns], mean_image[rows, columns], out=crop)
-    return out
-
-
-def add_color_shifts_(crops_NHWC: np.ndarray, shifts: np.ndarray) -> None:
-    """Adds each image's shift (N, C) to all of its pixels, in place."""
-    width = crops_NHWC.shape[2]
-    for crop, shift in zip(crops_NHWC, shifts.astype(np.float32), strict=True):
-        # As one long row of r, g, b, r, g, b: numpy is slow over a last axis of three.
-        crop.reshape(len(crop), -1)[...] += np.tile(shift, width)
-
-
 def ten_crops(image: np.ndarray, *, crop_size: int) -> np.ndarray:
     """The four corners and the center, then the same five reflected (paper 4.1).
 

@@ -3,28 +3,21 @@
 N images, C channels, H rows, W columns.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 
 from data_prep.shards import DataSet
-from replica.feed.augment import (
-    add_color_shifts_,
-    cut,
-    draw_color_shifts,
-    draw_crops,
-    in_the_center,
-)
+from replica.feed.ahead import Ahead
+from replica.feed.augment import draw_color_shifts, draw_crops, in_the_center
+from replica.feed.images import CPU, BatchImages
+from replica.feed.stored import StoredImages
 from replica.network.draws import permutation
 from replica.recipes import Recipe
-
-BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -33,10 +26,12 @@ class Batch:
 
     Attributes:
         step: counted from 0.
-        images: float32 (N, 3, crop_size, crop_size), channels last in memory.
+        images: float32 (N, 3, crop_size, crop_size), channels last in memory unless another
+            format was asked for; on a GPU where the feed was told so.
         labels: int64 (N,).
         rows: int64 (N,), the places of these images in the whole batch.
         batch_size: images in the whole batch, over all processes.
+        arrived: the event after which the images are on their GPU, or None where they are.
     """
 
     step: int
@@ -44,6 +39,7 @@ class Batch:
     labels: torch.Tensor
     rows: torch.Tensor
     batch_size: int
+    arrived: Any = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +72,47 @@ class TrainFeed:
         first = step % self.steps_per_epoch * self.recipe.batch_size
         return self._cycle[first : first + self.recipe.batch_size]
 
-    def batch(self, step: int, *, color_noise: float | None = None) -> Batch:
-        """The images of a step, with this epoch's crops, reflections and color noise."""
+    @cached_property
+    def _stored(self) -> StoredImages:
+        return StoredImages(self.data.train)
+
+    @cached_property
+    def _makers(self) -> dict[tuple[torch.device, torch.memory_format], BatchImages]:
+        return {}
+
+    def _images(
+        self,
+        device: torch.device = CPU,
+        memory_format: torch.memory_format = torch.channels_last,
+    ) -> BatchImages:
+        """Who makes images of this kind; the same each time, with its memory."""
+        key = device, memory_format
+        if key not in self._makers:
+            self._makers[key] = BatchImages(
+                self._stored,
+                mean_image=self.data.statistics.mean_image,
+                crop_size=self.recipe.crop_size,
+                device=device,
+                memory_format=memory_format,
+            )
+        return self._makers[key]
+
+    def batch(
+        self,
+        step: int,
+        *,
+        color_noise: float | None = None,
+        images: BatchImages | None = None,
+        parallel: bool = True,
+    ) -> Batch:
+        """The images of a step, with this epoch's crops, reflections and color noise.
+
+        Args:
+            step: counted from 0.
+            color_noise: its standard deviation; by default the recipe's.
+            images: who makes them; by default on the CPU, channels last.
+            parallel: whether PyTorch's threads share the work, or the calling one does it.
+        """
         recipe, statistics = self.recipe, self.data.statistics
         if color_noise is None:
             color_noise = recipe.color_noise
@@ -85,7 +120,6 @@ class TrainFeed:
         whole = self.image_rows(step)
         rows = np.array_split(np.arange(len(whole)), self.data_size)[self.data_index]
         indices = whole[rows]
-        images = [self.data.train.image(int(i)) for i in indices]
         image_size = statistics.mean_image.shape[0]
         crops = draw_crops(
             indices, epoch=epoch, seed=self.seed, image_size=image_size, crop_size=recipe.crop_size
@@ -94,15 +128,7 @@ class TrainFeed:
             crops = in_the_center(crops, image_size=image_size, crop_size=recipe.crop_size)
         if not recipe.random_flips:
             crops.flips[:] = False
-        # PyTorch's memory, which is kept from batch to batch.
-        images_NHWC = torch.empty(len(images), recipe.crop_size, recipe.crop_size, 3)
-        crops_NHWC = cut(
-            images,
-            crops,
-            mean_image=statistics.mean_image,
-            crop_size=recipe.crop_size,
-            out=images_NHWC.numpy(),
-        )
+        shifts = None
         if color_noise:
             shifts = draw_color_shifts(
                 indices,
@@ -112,13 +138,15 @@ class TrainFeed:
                 eigenvalues=statistics.eigenvalues,
                 eigenvectors=statistics.eigenvectors,
             )
-            add_color_shifts_(crops_NHWC, shifts)
+        images = images or self._images()
+        made, arrived = images.make(indices, crops, shifts, parallel=parallel)
         return Batch(
             step,
-            images_NHWC.permute(0, 3, 1, 2),
+            made,
             torch.from_numpy(self.data.train.labels[indices].astype(np.int64)),
             torch.from_numpy(rows),
             len(whole),
+            arrived,
         )
 
     def batches(
@@ -128,34 +156,37 @@ class TrainFeed:
         *,
         color_noise: Callable[[int], float] | None = None,
         threads: int = 1,
-    ) -> Iterator[Batch]:
+        device: torch.device = CPU,
+        memory_format: torch.memory_format = torch.channels_last,
+    ) -> "Batches":
         """The batches of steps `first_step` to `last_step - 1`, made ahead in threads.
 
         Args:
             first_step, last_step: counted from 0.
             color_noise: of a step; asked again when its batch is due, since it may have been
                 changed by hand after the batch was made. By default the recipe's.
-            threads: how many make batches at a time; the batches do not depend on it.
+            threads: how many make batches at a time, 0 for the calling one alone; the batches do
+                not depend on it.
+            device, memory_format: of the images.
         """
+        images = self._images(device, memory_format)
+
+        def make(step: int, noise: float) -> Batch:
+            return self.batch(step, color_noise=noise, images=images, parallel=not threads)
+
         noise_of = color_noise or (lambda _: self.recipe.color_noise)
-        steps = iter(range(first_step, last_step))
-        ahead: deque[tuple[int, float, Future[Batch]]] = deque()
-        with ThreadPoolExecutor(threads) as pool:
+        return Batches(make, first_step, last_step, noise_of=noise_of, threads=threads)
 
-            def begin(step: int) -> None:
-                noise = noise_of(step)
-                ahead.append((step, noise, pool.submit(self.batch, step, color_noise=noise)))
 
-            try:
-                for step in islice(steps, max(BATCHES_AHEAD, threads)):
-                    begin(step)
-                while ahead:
-                    step, noise, future = ahead.popleft()
-                    batch = future.result()
-                    if noise_of(step) != noise:
-                        batch = self.batch(step, color_noise=noise_of(step))
-                    for following in islice(steps, 1):
-                        begin(following)
-                    yield batch
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+class Batches(Ahead[Batch]):
+    """Batches that are made ahead; on a GPU the current stream waits for what it is given."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches in the order of their steps."""
+        for batch in super().__iter__():
+            if batch.arrived is not None:
+                stream = torch.cuda.current_stream(batch.images.device)
+                stream.wait_event(batch.arrived)
+                batch.images.record_stream(stream)  # which has the memory longer than its maker
+            yield batch
+            del batch  # its memory is free for the next one

@@ -91,7 +91,7 @@ def _step_seconds(run: Run, images: int) -> float:
     state = begin(alone, Rank(0, alone.devices))
     settings = state.settings(1)
     began = time.perf_counter()
-    for batch in state.feed.batches(0, 1 + STEPS_TRIED):
+    for batch in state.feed.batches(0, 1 + STEPS_TRIED, device=state.rank.device):
         train_step_(state, batch, settings=settings)
         if state.rank.device.type == "cuda":
             torch.cuda.synchronize()

@@ -7,7 +7,7 @@ import sys
 import time
 from collections import deque
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,7 +21,7 @@ from replica.distributed.heartbeat import beat
 from replica.distributed.mesh import Rank
 from replica.distributed.worker import StopRequest
 from replica.feed.augment import center_crop
-from replica.feed.feed import Batch
+from replica.feed.feed import Batch, Batches
 from replica.training.allocator import keep_large_blocks
 from replica.training.checkpoint import checkpoints_of, save_checkpoint
 from replica.training.control_log import Request, log_requests, pending_requests
@@ -40,26 +40,42 @@ NAMES_SHOWN = 5
 STEPS_LATE = {"cpu": 0, "cuda": 4}
 
 
+@dataclass(frozen=True)
+class _Moment:
+    """A moment on three clocks, in seconds: the wall's, and CPU time of process and feed."""
+
+    wall: float
+    process: float
+    feed: float
+
+    @classmethod
+    def now(cls, batches: Batches) -> "_Moment":
+        """This one."""
+        return cls(time.perf_counter(), time.process_time(), batches.cpu_seconds())
+
+
 @dataclass
 class _Step:
-    """A step that is done or under way; `seconds` of the loop ended with the next one's begin."""
+    """A step that is done or under way; its seconds of the loop end with the next one's begin."""
 
     step: int
     epoch: int
     batch: Batch
     settings: Settings
     losses: torch.Tensor
-    began: float
+    began: _Moment
     feeding: float
     scaling: Later | None = None
-    ended: float | None = None
+    ended: _Moment | None = None
 
 
 class _Late:
     """Steps that are not reported yet: a GPU computes them while the processor is ahead."""
 
-    def __init__(self, state: RunState, log: RunLog | None, stop: StopRequest) -> None:
-        self._state, self._log, self._stop = state, log, stop
+    def __init__(
+        self, state: RunState, log: RunLog | None, stop: StopRequest, batches: Batches
+    ) -> None:
+        self._state, self._log, self._stop, self._batches = state, log, stop, batches
         self._most = STEPS_LATE[state.rank.device.type]
         self._queue: deque[tuple[_Step, Later]] = deque()
 
@@ -99,14 +115,16 @@ class _Late:
         counts.check(step.batch.batch_size)
         state, log = self._state, self._log
         if log is not None:
-            seconds = (step.ended or time.perf_counter()) - step.began
+            began, ended = step.began, step.ended or _Moment.now(self._batches)
+            share = (ended.feed - began.feed) / max(ended.process - began.process, 1e-9)
             log.step(
                 step.step,
                 step.epoch,
                 counts,
                 step.settings,
-                seconds=seconds,
+                seconds=ended.wall - began.wall,
                 feeding=step.feeding,
+                feed_share=min(1.0, max(0.0, share)),
             )
         if is_lost:
             _stop_at_lost_loss(state, step)
@@ -162,15 +180,18 @@ def _train(state: RunState, log: RunLog | None, stop: StopRequest) -> bool:
         state.last_step,
         color_noise=lambda step: state.settings(step + 1).color_noise,
         threads=run.loader_threads,
+        device=state.rank.device,
+        memory_format=run.numerics.torch_memory_format,
     )
-    late = _Late(state, log, stop)
-    began = time.perf_counter()
+    late = _Late(state, log, stop, batches)
+    began = _Moment.now(batches)
     for batch in batches:
-        feeding = time.perf_counter() - began
+        feeding = time.perf_counter() - began.wall
         if state.is_validation_due:
             if _validate_and_record(state, log, stop):
                 return True
-            began = time.perf_counter() - feeding  # the step's own time
+            began = _Moment.now(batches)
+            began = replace(began, wall=began.wall - feeding)  # the step's own time
         beat(f"step {state.step + 1}")
         epoch, settings = state.epoch, state.settings(state.step + 1)
         measured = train_step_(state, batch, settings=settings)
@@ -181,12 +202,12 @@ def _train(state: RunState, log: RunLog | None, stop: StopRequest) -> bool:
         is_saved_later = state.is_validation_due or state.step == state.last_step
         # What is saved comes of steps whose losses are known.
         actions = late.report(all_of_them=is_at_step or is_saved_later)
-        began = time.perf_counter()
+        began = _Moment.now(batches)
         if "stop" in actions:
             return True
         if (is_at_step or "checkpoint" in actions) and not is_saved_later:
             _save(state, log)
-            began = time.perf_counter()
+            began = _Moment.now(batches)
     return _validate_and_record(state, log, stop)
 
 

@@ -101,6 +101,7 @@ class Measures:
     """What is measured of a step or a validation; NaN is what is not, or has no finite value.
 
     The loss is a mean over images, the learning rate the common one, the speed that of all ranks.
+    `feed_share` is the fraction of rank 0's CPU seconds in a step that feed threads spent, 0..1.
     """
 
     loss: float = math.nan
@@ -108,6 +109,7 @@ class Measures:
     top5_error: float = math.nan
     learning_rate: float = math.nan
     images_per_second: float = math.nan
+    feed_share: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """What rank 0 writes while a run goes: its record, metrics, event files, and how far it is."""
 
+import dataclasses
 import json
 import math
 import time
@@ -84,9 +85,19 @@ class RunLog:
         *,
         seconds: float,
         feeding: float,
+        feed_share: float,
     ) -> None:
-        """One more step, with what of its seconds feeding took."""
+        """One more step.
+
+        Args:
+            step, epoch: counted from 1.
+            counts: over all ranks.
+            settings: of the step.
+            seconds: that it took, and `feeding` those of them in which it waited for its batch.
+            feed_share: what making batches took of this process's CPU seconds in them, 0..1.
+        """
         measures = _measures(counts, rate=settings.learning_rate, seconds=seconds)
+        measures = dataclasses.replace(measures, feed_share=feed_share)
         self._kinds_written = set()
         self._write("step", epoch, measures, step=step)
         self.progress.step(epoch, measures, (seconds, counts.num_images, feeding))
@@ -153,7 +164,9 @@ class EventFile:
 
     def validation(self, step: int, measures: Measures) -> None:
         """The errors on the held-out part."""
-        self._scalars("val", vars(measures), step)
+        of_step = ("feed_share",)
+        values = {name: x for name, x in vars(measures).items() if name not in of_step}
+        self._scalars("val", values, step)
         self._writer.flush()
 
     def weights(self, saved: Checkpoint) -> None:

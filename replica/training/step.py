@@ -212,7 +212,8 @@ class CapturedStep:
             for tensor, value in zip(changed, before, strict=True):
                 tensor.copy_(value)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # Feed threads go on taking memory and asking for events, which is no part of it.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._measured = _compute_(state, self._inputs, names, batch_size)
 
     def __call__(self, inputs: _Inputs) -> Measured:

@@ -1,0 +1,293 @@
+"""Batches that threads make ahead: the same bit for bit, in memory that is used again."""
+
+import mmap
+import os
+import shutil
+import threading
+import time
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
+import oracles
+import pytest
+import torch
+
+from data_prep.build_shards import main as build_shards
+from data_prep.errors import UserError
+from data_prep.shards import open_data_set
+from replica.feed import stored as stored_module
+from replica.feed.ahead import Ahead
+from replica.feed.augment import Crops
+from replica.feed.feed import TrainFeed
+from replica.feed.images import CPU, BatchImages, Buffers
+from replica.feed.stored import StoredImages
+from replica.recipes import MINI
+
+
+def same(batch, other):
+    pairs = [(batch.images, other.images), (batch.labels, other.labels), (batch.rows, other.rows)]
+    return batch.step == other.step and all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 8])
+def test_batches_do_not_depend_on_threads_and_begin_in_mid_epoch(data, threads):
+    feed = TrainFeed(data, MINI, seed=1)
+    expected = [feed.batch(step) for step in range(5)]
+    for first in (0, 3):
+        made = list(feed.batches(first, 5, threads=threads))
+        assert len(made) == 5 - first
+        assert all(map(same, made, expected[first:]))
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_nor_on_the_number_of_processes(data, threads):
+    whole = list(TrainFeed(data, MINI, seed=1).batches(0, 3))
+    shares = [list(TrainFeed(data, MINI, 1, i, 4).batches(0, 3, threads=threads)) for i in range(4)]
+    for step, batch in enumerate(whole):
+        images = torch.cat([of_step[step].images for of_step in shares])
+        assert torch.equal(images, batch.images)
+
+
+def test_a_batch_is_the_paper_s_image_by_image(shards_dir, data):
+    """Against the oracle, which reads the files and draws for itself."""
+    feed, known = TrainFeed(data, MINI, seed=5), oracles.read_data(shards_dir)
+    batch = feed.batch(3)  # of the second epoch
+    rows = oracles.cycle_order(known["cycle_seed"], 60)[32:]
+    how = {"epoch": 2, "seed": 5, "crop_size": MINI.crop_size, "color_noise": MINI.color_noise}
+    for image, row in zip(batch.images, rows, strict=True):
+        expected = oracles.training_crop(known, int(row), **how)
+        assert np.allclose(image, expected, rtol=0, atol=1e-5)
+        assert (image.numpy() == expected.astype(np.float32)).mean() > 0.99
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_bytes_that_are_finished_later_are_the_same_batch(data, layout):
+    """The way of a GPU, taken on the CPU."""
+    rng, rows = np.random.default_rng(0), np.array([3, 41, 0, 59, 40, 39])
+    crops = Crops(*rng.integers(0, 33, (2, 6)), rng.integers(0, 2, 6) == 1)
+    shifts = rng.normal(0, 20, (6, 3))
+    how = {"mean_image": data.statistics.mean_image, "crop_size": 224, "memory_format": layout}
+    stored = StoredImages(data.train)
+    whole, in_bytes = (BatchImages(stored, **how, as_bytes=x) for x in (False, True))
+    for colors in (shifts, None):
+        expected, _ = whole.make(rows, crops, colors)
+        actual, arrived = in_bytes.make(rows, crops, colors, parallel=False)
+        assert torch.equal(actual, expected)
+        assert arrived is None
+        assert actual.is_contiguous(memory_format=layout)
+
+
+def test_bytes_on_their_way_to_a_gpu_are_not_overwritten(data, monkeypatch):
+    """With a stream that is late: their memory is lent again after its event, not before."""
+    events = []
+
+    class Event:
+        def __init__(self):
+            self.is_over = False
+            events.append(self)
+
+        def record(self, stream):
+            assert stream is images._stream
+
+        def query(self):
+            return self.is_over
+
+    class Recorded(Buffers):
+        lent: ClassVar = []
+
+        def take(self, shape, dtype):
+            tensor = super().take(shape, dtype)
+            self.lent.append(tensor.data_ptr())
+            return tensor
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    how = {"mean_image": data.statistics.mean_image, "crop_size": 224, "as_bytes": True}
+    images = BatchImages(StoredImages(data.train), **how)
+    images._stream, images._buffers = object(), Recorded()
+    rows = np.arange(3)
+    crops = Crops(rows, rows, rows == 1)
+    for _ in range(3):
+        _, arrived = images.make(rows, crops, None)
+        assert arrived is events[-1]
+    assert len(set(Recorded.lent)) == 3
+    events[0].is_over = events[2].is_over = True
+    images.make(rows, crops, None)  # which gives back the first, for the next one
+    images.make(rows, crops, None)
+    assert len(set(Recorded.lent)) == 4
+    assert Recorded.lent[-1] == Recorded.lent[0]
+
+
+def test_batches_have_the_format_that_was_asked_for(data):
+    feed = TrainFeed(data, MINI, seed=1)
+    (batch,) = feed.batches(0, 1, device=CPU, memory_format=torch.contiguous_format)
+    assert batch.images.is_contiguous()
+    assert same(batch, feed.batch(0))
+
+
+def test_jpeg_shards_give_batches_too(toy_dir, tmp_path):
+    arguments = ["--source", "kaggle", "--input", str(toy_dir), "--output", str(tmp_path)]
+    assert build_shards([*arguments, "--storage", "jpeg", "--workers", "1"]) == 0
+    data = open_data_set(tmp_path)
+    batch = TrainFeed(data, MINI, seed=1).batch(0)
+    rows = TrainFeed(data, MINI, seed=1).image_rows(0)
+    images, index = StoredImages(data.train).take(rows)
+    decoded = np.stack([data.train.image(int(row)) for row in rows])
+    assert np.array_equal(torch.cat(images)[index], decoded)
+    assert len(batch.images) == 32
+
+
+def test_a_part_that_memory_does_not_hold_is_read_ahead(data, monkeypatch):
+    asked = []
+    monkeypatch.setattr(stored_module, "_read_ahead", lambda *range_: asked.append(range_))
+    rows = np.array([59, 3, 41, 0])
+    StoredImages(data.train).take(rows)
+    assert not asked  # 12 MB
+    images, index = StoredImages(data.train, reads_ahead=True).take(rows)
+    whole = [image for part in images for image in part]
+    assert asked == [(whole[i].data_ptr(), 256 * 256 * 3) for i in index]
+    monkeypatch.undo()
+    assert StoredImages(data.train, reads_ahead=True).take(rows)[1].tolist() == index.tolist()
+    monkeypatch.setattr(stored_module, "_memory", lambda: 60 * 256 * 256 * 3 * 2 - 1)
+    assert StoredImages(data.train)._reads_ahead
+
+
+def test_what_is_asked_for_is_whole_pages(monkeypatch):
+    calls = []
+    libc = SimpleNamespace(madvise=lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(stored_module, "_LIBC", libc)
+    stored_module._read_ahead(7 * mmap.PAGESIZE + 5, 100)
+    ((address, length, advice),) = calls
+    assert (address.value, length.value) == (7 * mmap.PAGESIZE, 105)
+    assert advice == mmap.MADV_WILLNEED
+
+
+# --- Memory
+
+
+def test_memory_is_lent_again_only_when_nobody_has_it():
+    buffers = Buffers()
+    one = buffers.take((2, 5), torch.float32)
+    part, address = one[1], one.data_ptr()
+    del one
+    other = buffers.take((2, 5), torch.float32)
+    assert other.data_ptr() != address  # a view is still there
+    del part
+    assert buffers.take((1, 3), torch.float32).data_ptr() == address
+    assert buffers.take((3,), torch.uint8).data_ptr() == address  # it was free again at once
+    assert address % 64 == 0
+
+
+def test_too_little_memory_is_not_lent():
+    buffers = Buffers()
+    buffers.take((1,), torch.uint8)
+    large = buffers.take((1000,), torch.float64)
+    large[:] = 1
+    assert large.sum() == 1000
+
+
+def test_a_run_of_batches_takes_memory_for_a_few(data):
+    feed = TrainFeed(data, MINI, seed=1)
+    addresses = {batch.images.data_ptr() for batch in feed.batches(0, 20)}
+    assert len(addresses) <= 5
+
+
+# --- What goes wrong
+
+
+@pytest.fixture
+def copied(shards_dir, tmp_path):
+    return shutil.copytree(shards_dir, tmp_path / "shards")
+
+
+def cut_off(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def rewritten(path):
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("change", [cut_off, rewritten, os.unlink], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_shard_that_changes_or_vanishes_ends_in_one_line(copied, change, threads, monkeypatch):
+    made = []
+    make = BatchImages.make
+    monkeypatch.setattr(BatchImages, "make", lambda *a, **k: [make(*a, **k), made.append(1)][0])
+    feed = TrainFeed(open_data_set(copied), MINI, seed=1)
+    batches = iter(feed.batches(0, 100, threads=threads))
+    next(batches)
+    next(batches)
+    while len(made) < (4 if threads else 2):  # who reads a file while it is cut off is ended
+        time.sleep(0.001)
+    change(copied / "train-00001.h5")
+    with pytest.raises(UserError, match=r"train-00001.h5: image \d+: the file was changed, repl"):
+        for _ in batches:
+            pass
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("feed")]
+
+
+class BrokenError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_an_error_of_a_thread_comes_where_its_batch_is_due(threads):
+    def make(step, noise):
+        if step == 4:
+            raise BrokenError("step 4")
+        return step
+
+    got = []
+    with pytest.raises(BrokenError, match="step 4"):
+        got.extend(Ahead(make, 0, 10, noise_of=lambda _: 0.1, threads=threads))
+    assert got == [0, 1, 2, 3]
+
+
+def test_who_stops_asking_leaves_no_thread_behind(data):
+    for batch in TrainFeed(data, MINI, seed=1).batches(0, 100, threads=2):
+        assert batch.step == 0
+        break
+    del batch
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("feed")]
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_color_noise_that_was_changed_by_hand_makes_a_batch_anew(threads):
+    noise = [0.1] * 10
+
+    def change(step):
+        if step == 2:
+            noise[4:] = [0.2] * 6
+
+    got = []
+    ahead = Ahead(lambda s, n: (s, n), 0, 8, noise_of=lambda step: noise[step], threads=threads)
+    for step, value in ahead:
+        change(step)
+        got.append(value)
+    assert got == noise[:8]
+
+
+# --- What it costs
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_cpu_seconds_are_those_of_the_threads_that_make_batches(threads):
+    def busy(step, noise):
+        end = time.thread_time() + 0.03
+        while time.thread_time() < end:
+            pass
+        return step
+
+    ahead = Ahead(busy, 0, 6, noise_of=lambda _: 0.0, threads=threads)
+    seen = []
+    for _ in ahead:
+        seen.append(ahead.cpu_seconds())
+    assert seen == sorted(seen)
+    assert seen[0] >= 0.03
+    assert 0.18 <= ahead.cpu_seconds() < 0.3
+    assert ahead.cpu_seconds() == ahead.cpu_seconds()
