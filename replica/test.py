@@ -7,6 +7,7 @@ if __name__ == "__main__":  # before the imports that it is about
 
 import argparse
 import json
+import re
 import sys
 from dataclasses import asdict
 
@@ -16,6 +17,18 @@ from data_prep.manifest import PARTS
 from replica.results.evaluation import test_network
 from replica.training.checkpoint import WEIGHTS
 from replica.training.numerics import PRECISIONS
+
+# A batch holds all views of an image: 2 * 8 * 8 are the paper's 128.
+MOST_PER_SIDE = 8
+
+
+def named_views(text: str) -> str:
+    """Reads which crops of an image are averaged."""
+    if text not in ("center", "ten") and not re.fullmatch(rf"grid:[1-{MOST_PER_SIDE}]", text):
+        raise argparse.ArgumentTypeError(
+            f"expected center, ten or grid:K with K of 1 to {MOST_PER_SIDE}, got {text!r}"
+        )
+    return text
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -32,11 +45,21 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="default: the last one of the newest run",
     )
     add("--data", type=nonempty_path, metavar="DIR", help="shards (default: those of the run)")
-    add(
+    views = parser.add_mutually_exclusive_group()
+    views.add_argument(
         "--ten-crop",
-        action="store_true",
+        action="store_const",
+        dest="views",
+        const="ten",
         help="average the softmax over the four corners, the center, and their reflections; "
         "without it, the central crop alone",
+    )
+    views.add_argument(
+        "--views",
+        type=named_views,
+        metavar="center|ten|grid:K",
+        help="crops that are averaged: the central one, ten as above, or K x K evenly spaced ones "
+        f"(K of 1 to {MOST_PER_SIDE}) and their reflections (default: center)",
     )
     add(
         "--part",
@@ -66,7 +89,7 @@ def test(arguments: argparse.Namespace) -> None:
         arguments.checkpoint,
         arguments.data,
         arguments.part,
-        ten_crop=arguments.ten_crop,
+        views=arguments.views or "center",
         device=arguments.device,
         precision=arguments.precision,
         weights=arguments.weights,

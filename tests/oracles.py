@@ -5,6 +5,7 @@ network forward and backward, the draws, a run of training, and the test.
 """
 
 import json
+from fractions import Fraction
 
 import h5py
 import numpy as np
@@ -421,24 +422,37 @@ def training_crop(data, row, *, epoch, seed, crop_size, color_noise, crops=True,
     return x.astype(np.float32).transpose(2, 0, 1)
 
 
-def views_of(data, images, *, crop_size, ten):
-    """P 4.1: the central crop, or four corners, center and their reflections: (N, V, 3, H, W)."""
+def even_places(last, number):
+    """The pixels at or before places at equal distances from edge to edge; one is in the middle."""
+    if number == 1:
+        return [last // 2]
+    return [int(Fraction(last * i, number - 1)) for i in range(number)]
+
+
+def views_of(data, images, *, crop_size, ten=False, grid=0):
+    """P 4.1: the central crop, or four corners, center and their reflections: (N, V, 3, H, W).
+
+    Or a grid of so many crops a side, line by line, and their reflections.
+    """
     last = images.shape[1] - crop_size
     places = [(0, 0), (0, last), (last // 2, last // 2), (last, 0), (last, last)]
+    if grid:
+        even = even_places(last, grid)
+        places = [(top, left) for top in even for left in even]
     x = images.astype(np.float32) - data["mean_image"]
     views = [
         x[:, top : top + crop_size, left : left + crop_size]
-        for top, left in (places if ten else places[2:3])
+        for top, left in (places if ten or grid else places[2:3])
     ]
-    if ten:
+    if ten or grid:
         views += [view[:, :, ::-1] for view in views]
     return np.stack(views, axis=1).transpose(0, 1, 4, 2, 3).astype(np.float64)
 
 
-def evaluate(weights, data, *, crop_size, ten=False, part="val"):
+def evaluate(weights, data, *, crop_size, ten=False, grid=0, part="val"):
     """P 4.1, 6: mean softmax of each image's views (N, K), with the part's labels."""
     images, labels = data[part]
-    crops = views_of(data, images, crop_size=crop_size, ten=ten)
+    crops = views_of(data, images, crop_size=crop_size, ten=ten, grid=grid)
     logits, _ = network(weights, crops.reshape(-1, *crops.shape[2:]))
     return probabilities(logits).reshape(*crops.shape[:2], -1).mean(axis=1), labels
 

@@ -5,7 +5,13 @@ import oracles
 import pytest
 from scipy.stats import chisquare
 
-from replica.feed.augment import center_crop, draw_color_shifts, draw_crops, ten_crops
+from replica.feed.augment import (
+    center_crop,
+    draw_color_shifts,
+    draw_crops,
+    ten_crops,
+    view_places,
+)
 from replica.feed.feed import TrainFeed
 from replica.recipes import MINI
 
@@ -76,6 +82,18 @@ def test_ten_crops_are_ten_distinct_views_the_last_five_reflected():
             expected = oracles.crop(image, top=top, left=left, size=224, flip=flip)
             assert np.array_equal(views[i + 5 * flip], expected)
     assert np.array_equal(center_crop(image, crop_size=224)[0], views[2])
+
+
+@pytest.mark.parametrize("per_side", [1, 2, 3, 4, 6, 7, 8])
+@pytest.mark.parametrize(("rows", "columns"), [(32, 32), (9, 31), (7, 7), (0, 5)])
+def test_evenly_spaced_views_reach_both_edges_and_are_reflected(per_side, rows, columns):
+    crops = view_places(f"grid:{per_side}", (224 + rows, 224 + columns), crop_size=224)
+    down, right = (oracles.even_places(last, per_side) for last in (rows, columns))
+    expected = [(top, left, flip) for flip in (0, 1) for top in down for left in right]
+    assert list(zip(crops.tops, crops.lefts, crops.flips, strict=True)) == expected
+    if per_side > 1:
+        assert (down[0], down[-1], right[0], right[-1]) == (0, rows, 0, columns)
+        assert np.ptp(np.diff(down)) <= 1 >= np.ptp(np.diff(right))
 
 
 # --- Batches

@@ -37,8 +37,19 @@ def errors(scores, labels):
     return tuple(1 - oracles.correct(scores, labels, k) / len(labels) for k in (1, 5))
 
 
-@pytest.mark.parametrize("ten", [False, True], ids=["center", "ten crops"])
-def test_the_test_command_is_the_oracle(ten, weights, mean_image, tiny_shards, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("options", "views", "num_views"),
+    [
+        ([], {}, 1),
+        (["--ten-crop"], {"ten": True}, 10),
+        (["--views", "ten"], {"ten": True}, 10),
+        (["--views", "grid:3"], {"grid": 3}, 18),
+    ],
+    ids=lambda x: "-".join(x).strip("-") or "center" if isinstance(x, list) else "",
+)
+def test_the_test_command_is_the_oracle(
+    options, views, num_views, weights, mean_image, tiny_shards, tmp_path, capsys
+):
     data = open_data_set(tiny_shards)
     checkpoint = write_checkpoint(tmp_path / "one.pt", weights, data, mean_image=mean_image)
     seen = []
@@ -48,15 +59,16 @@ def test_the_test_command_is_the_oracle(ten, weights, mean_image, tiny_shards, t
         return count(probabilities, labels)
 
     arguments = ["--checkpoint", str(checkpoint), "--data", str(tiny_shards), "--json"]
-    arguments += ["--device", "cpu", "--precision", "float64", *(["--ten-crop"] if ten else [])]
+    arguments += ["--device", "cpu", "--precision", "float64", *options]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "count", recording)
         assert test.main(arguments) == 0
     result = json.loads(capsys.readouterr().out)
     expected = {**oracles.read_data(tiny_shards), "mean_image": mean_image}
-    scores, labels = oracles.evaluate(weights, expected, crop_size=CROP_SIZE, ten=ten)
+    scores, labels = oracles.evaluate(weights, expected, crop_size=CROP_SIZE, **views)
     np.testing.assert_allclose(torch.cat(seen).numpy(), scores, rtol=1e-9, atol=1e-9)
     assert result["num_images"] == len(labels) == 20
+    assert result["views"] == num_views
     got = (result["top1_error"], result["top5_error"])
     assert got == pytest.approx(errors(scores, labels), abs=1e-12)
     losses = -np.log(scores[np.arange(len(labels)), labels])

@@ -66,7 +66,7 @@ def test_a_mutant_is_in_the_function_around_it(table):
         ("k-1", "replica/paper.py:<module>"),
         ("alpha-over-n", "replica/network/alexnet.py:AlexNet._normalization"),
         ("color-by-rows", "replica/feed/augment.py:draw_color_shifts"),
-        ("validation-without-mean", "replica/training/loop.py:validate"),
+        ("validation-of-one-share", "replica/training/loop.py:validate"),
     ):
         assert by_name[name].function() == function
 

@@ -21,7 +21,8 @@ OPTIONS = {
     "--verify --weight-decay",
     "replica.control": "--bias-lr --checkpoint --color-noise --freeze --lr --rate --reason --stop "
     "--wait",
-    "replica.test": "--checkpoint --data --device --json --part --precision --ten-crop --weights",
+    "replica.test": "--checkpoint --data --device --json --part --precision --ten-crop --views "
+    "--weights",
     "replica.info": "--json --operators --recipe --set",
     "replica.figures": "--out --run",
     "replica.figures curves": "--picture",

@@ -18,6 +18,7 @@ from data_prep.sources import kaggle, tiny_imagenet
 from data_prep.sources.devkit import read_devkit
 from data_prep.sources.trees import Folder, open_tree
 from replica.feed.augment import center_crop, ten_crops
+from replica.feed.feed import Batch
 from replica.training.evaluation import count, evaluate
 
 
@@ -107,13 +108,16 @@ def test_a_foreign_network_gets_as_many_right_as_published_code_says(
     data = open_data_set(imagenet[1])
     cut = ten_crops if views == "ten" else center_crop
     images = getattr(data, part)
-    counts = evaluate(
-        images,
-        range(len(images)),
-        views=lambda image: cut(squeezenet.prepare(image), crop_size=squeezenet.CROP_SIZE),
-        predict=network,
-        images_per_batch=4,
-    )
+
+    def batches():
+        for number, rows in enumerate(np.split(np.arange(len(images)), range(4, len(images), 4))):
+            prepared = [squeezenet.prepare(images.image(row)) for row in rows]
+            crops = np.concatenate([cut(x, crop_size=squeezenet.CROP_SIZE) for x in prepared])
+            labels = torch.from_numpy(images.labels[rows].astype(np.int64))
+            crops = torch.from_numpy(crops).permute(0, 3, 1, 2)
+            yield Batch(number, crops, labels, torch.from_numpy(rows), len(rows))
+
+    counts = evaluate(batches(), predict=network)
     counts.check(num_images)
     print(f"{part} {views}: {counts.top1_correct} and {counts.top5_correct}")
     assert abs(counts.top1_correct - top1) <= 2

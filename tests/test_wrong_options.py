@@ -56,6 +56,7 @@ WRONG_TEXTS = {
     "--new-layers": ("",),
     "--recipe": ("", "x", "PAPER", "mini,paper"),
     "--class": ("",),
+    "--views": ("", "x", "CENTER", "grid", "grid:", "grid:0", "grid:9", "grid:-1", "grid:2x2"),
 }
 # That may hold any text.
 FREE = {"--reason"}
@@ -109,7 +110,13 @@ CONTRADICTIONS = {
         ["--resume"],
     ],
     "replica.control": [[], ["--lr", "1"], ["--lr", "1", "--rate", "learning_rate=2"], ["--stop"]],
-    "replica.test": [["--checkpoint", "nowhere"], ["--checkpoint", "a file"], [], ["nonsense"]],
+    "replica.test": [
+        ["--checkpoint", "nowhere"],
+        ["--checkpoint", "a file"],
+        ["--ten-crop", "--views", "center"],
+        [],
+        ["nonsense"],
+    ],
     "replica.info": [["nonsense"], ["--set", "crop_size=10"], ["--set", "pool_window=100"]],
     "replica.figures": [["--run", "nowhere"], ["nonsense"], []],
     "replica.figures curves": [["--picture", "x.xyz"], ["--picture", "nowhere/x.png"]],

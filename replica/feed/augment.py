@@ -1,4 +1,4 @@
-"""Crops, reflections and color noise (paper 4.1), and the ten crops of the test.
+"""Crops, reflections and color noise (paper 4.1), and the views of the test.
 
 N images, V views, C channels (red, green, blue), H rows, W columns.
 """
@@ -12,7 +12,7 @@ from replica.network.draws import UINT32_RANGE, high_low, key_of, normals, philo
 
 @dataclass(frozen=True)
 class Crops:
-    """Where each image of a batch is cut, and whether it is reflected.
+    """Where each image of a batch, or each view of an image, is cut, and whether it is reflected.
 
     Attributes:
         tops, lefts: int64 (N,), the first row and column.
@@ -83,6 +83,38 @@ def draw_color_shifts(
     return shifts
 
 
+def view_places(views: str, image_size: tuple[int, int], *, crop_size: int) -> Crops:
+    """Where the views of an image lie that a test averages (paper 4.1).
+
+    Args:
+        views: `center`, the central square; `ten`, the four corners and the center, then the same
+            five reflected; `grid:K`, K x K squares evenly from edge to edge, row by row, then the
+            same reflected. An odd pixel is below or to the right; K = 1 is the center.
+        image_size: rows and columns, in pixels.
+        crop_size: in pixels.
+    """
+    down, right = (side - crop_size for side in image_size)
+    center = (down // 2, right // 2)
+    if views == "center":
+        places = [center]
+    elif views == "ten":
+        places = [(0, 0), (0, right), center, (down, 0), (down, right)]
+    else:
+        per_side = int(views.removeprefix("grid:"))
+        places = [
+            (top, left) for top in _evenly(down, per_side) for left in _evenly(right, per_side)
+        ]
+    num_reflected = 0 if views == "center" else len(places)
+    flips = np.arange(len(places) + num_reflected) >= len(places)
+    tops, lefts = np.resize(np.array(places, np.int64), (len(flips), 2)).T
+    return Crops(tops, lefts, flips)
+
+
+def _evenly(last: int, number: int) -> list[int]:
+    """Numbers from 0 to `last`, or the middle as the only one."""
+    return [last * i // (number - 1) for i in range(number)] if number > 1 else [last // 2]
+
+
 def ten_crops(image: np.ndarray, *, crop_size: int) -> np.ndarray:
     """The four corners and the center, then the same five reflected (paper 4.1).
 
@@ -93,14 +125,19 @@ def ten_crops(image: np.ndarray, *, crop_size: int) -> np.ndarray:
     Returns:
         (10, crop_size, crop_size, C), of the same type.
     """
-    height, width, _ = image.shape
-    down, right = height - crop_size, width - crop_size
-    places = [(0, 0), (0, right), (down // 2, right // 2), (down, 0), (down, right)]
-    five = np.stack([image[t : t + crop_size, s : s + crop_size] for t, s in places])
-    return np.concatenate([five, five[:, :, ::-1]])
+    return _cut("ten", image, crop_size)
 
 
 def center_crop(image: np.ndarray, *, crop_size: int) -> np.ndarray:
     """The central square as the one view: (1, crop_size, crop_size, C)."""
-    top, left = ((side - crop_size) // 2 for side in image.shape[:2])
-    return image[None, top : top + crop_size, left : left + crop_size]
+    return _cut("center", image, crop_size)
+
+
+def _cut(views: str, image: np.ndarray, crop_size: int) -> np.ndarray:
+    height, width, _ = image.shape
+    crops = view_places(views, (height, width), crop_size=crop_size)
+    cut = [
+        image[top : top + crop_size, left : left + crop_size][:, :: -1 if flip else 1]
+        for top, left, flip in zip(crops.tops, crops.lefts, crops.flips, strict=True)
+    ]
+    return np.stack(cut)

@@ -3,7 +3,7 @@
 N images, C channels, H rows, W columns.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -181,7 +181,7 @@ class TrainFeed:
 class Batches(Ahead[Batch]):
     """Batches that are made ahead; on a GPU the current stream waits for what it is given."""
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         """The batches in the order of their steps."""
         for batch in super().__iter__():
             if batch.arrived is not None:

@@ -1,6 +1,6 @@
 """Makes the images of batches: on the CPU whole, for a GPU as bytes that are finished there.
 
-N images, S rows and columns of a crop.
+N images, V views of each, S rows and columns of a crop.
 """
 
 import threading
@@ -90,21 +90,22 @@ class BatchImages:
 
         Args:
             rows: int64 (N,), of the part.
-            crops: one place per image.
-            shifts: float64 (N, 3), added to all pixels of an image.
+            crops: V places per image, those of the first image first.
+            shifts: float64 (N * V, 3), added to all pixels of a crop.
             parallel: whether PyTorch's threads share the work, or the calling one does it.
 
         Returns:
-            float32 (N, 3, S, S), and on a GPU the event after which it is there.
+            float32 (N * V, 3, S, S), and on a GPU the event after which it is there.
         """
         if not len(rows):
             return torch.empty(0, 3, self._size, self._size, device=self._device), None
         images, index = self._stored.take(rows)
+        index = index.repeat(len(crops.tops) // len(rows))
         places = torch.from_numpy(np.stack([index, crops.tops, crops.lefts, crops.flips], axis=1))
         colors = None if shifts is None else torch.from_numpy(shifts.astype(np.float32))
         if self._as_bytes:
             return self._finish(self._cut(images, places, parallel=parallel), places, colors)
-        out = self._empty(len(rows), torch.float32, self._format)
+        out = self._empty(len(places), torch.float32, self._format)
         augment_batch(
             images,
             places,

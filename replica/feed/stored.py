@@ -88,8 +88,9 @@ class StoredImages:
             # To read on behind the end of a file that was cut off would end the process.
             raise UserError(
                 f"{known.path}: image {row - int(self._first_rows[number])}: the file was changed, "
-                "replaced or removed since training mapped it: restore it and check it with "
-                "`python -m data_prep.verify_shards`, then continue with --resume"
+                "replaced or removed since it was mapped: restore it and check it with "
+                "`python -m data_prep.verify_shards`, then run the command again (training: with "
+                "--resume)"
             )
         return known.images
 

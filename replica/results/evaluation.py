@@ -11,7 +11,8 @@ from data_prep.progress import progress_bar
 from data_prep.shards import DataSet, Part, open_data_set
 from replica import paper
 from replica.distributed.devices import choose_devices
-from replica.feed.augment import center_crop, ten_crops
+from replica.feed.augment import Crops, view_places
+from replica.feed.views import view_batches
 from replica.network.alexnet import AlexNet
 from replica.training.allocator import keep_large_blocks
 from replica.training.checkpoint import (
@@ -64,7 +65,8 @@ class TestResult:
             ("top-5", self.top5_error, self.top5_interval),
         ):
             lines.append(f"{name} error {error:.2%} (95 % interval {low:.2%} to {high:.2%})")
-        views = "the central crop" if self.views == 1 else "ten crops"
+        named = {1: "the central crop", paper.TEST_VIEWS: "ten crops"}
+        views = named.get(self.views, f"{self.views} evenly spaced crops")
         averaged = ", averaged weights" if self.weights == "averaged" else ""
         where = f"on {self.num_images} {self.part} images, {views}"
         lines.append(f"{where}, step {self.step}{averaged}")
@@ -76,7 +78,7 @@ def test_network(
     data_dir: Path | None,
     part: str | None,
     *,
-    ten_crop: bool,
+    views: str,
     device: str,
     precision: str,
     weights: str | None,
@@ -88,7 +90,7 @@ def test_network(
         checkpoint_path: None for the last whole one of the newest run.
         data_dir: None for the data of the checkpoint's run.
         part: None for the part that is held out.
-        ten_crop: whether ten views of an image are averaged, or the central one counts.
+        views: of an image, which are averaged: a name that `view_places` knows.
         device: `auto`, `cpu` or `cuda`.
         precision: of `PRECISIONS`.
         weights: of `WEIGHTS`; None for the averaged ones where the checkpoint has them.
@@ -110,6 +112,7 @@ def test_network(
             f"{data.directory}: has images of {data.image_size} pixels, but {path} was trained on "
             f"{side}: give such data with --data"
         )
+    crops = _places(views, side, checkpoint.recipe.crop_size)
     part = _choose_part(part, data, say)
     devices = choose_devices(
         gpus=None,
@@ -125,7 +128,7 @@ def test_network(
     counts = count_errors(
         with_weights(checkpoint, which),
         data.part(part),
-        ten_crop=ten_crop,
+        views=crops,
         device=torch.device(devices.kind),
         precision=precision,
     )
@@ -136,7 +139,7 @@ def test_network(
         recipe=checkpoint.recipe.name,
         step=checkpoint.step,
         part=part,
-        views=paper.TEST_VIEWS if ten_crop else 1,
+        views=len(crops.flips),
         num_images=counts.num_images,
         loss=counts.mean_loss,
         top1_error=counts.top1_error,
@@ -171,6 +174,18 @@ def _choose_data(named: Path | None, checkpoint: Path, say: Say) -> DataSet:
     return open_data_set(directory)
 
 
+def _places(views: str, image_size: int, crop_size: int) -> Crops:
+    """The places of views, which are all different."""
+    num_places = image_size - crop_size + 1
+    kind, _, per_side = views.partition(":")
+    if kind == "grid" and int(per_side) > num_places:
+        raise UserError(
+            f"--views {views}: expected at most grid:{num_places}, as crops of {crop_size} pixels "
+            f"have so many places per side in images of {image_size}"
+        )
+    return view_places(views, (image_size, image_size), crop_size=crop_size)
+
+
 def _choose_part(name: str | None, data: DataSet, say: Say) -> str:
     """The named part of the data, or the one that is held out."""
     if name is None:
@@ -184,9 +199,9 @@ def _choose_part(name: str | None, data: DataSet, say: Say) -> str:
 
 
 def count_errors(
-    checkpoint: Checkpoint, images: Part, *, ten_crop: bool, device: torch.device, precision: str
+    checkpoint: Checkpoint, images: Part, *, views: Crops, device: torch.device, precision: str
 ) -> Counts:
-    """Counts the errors of a checkpoint's network on a part of a data set.
+    """Counts the errors of a checkpoint's network on views of a part of a data set.
 
     The mean image is the one that the network was trained with, not that of the data.
     """
@@ -195,23 +210,23 @@ def count_errors(
     model.load_state_dict(checkpoint.model)
     dtype = parameter_dtype(precision)
     model.to(device, dtype)
-    mean_image = checkpoint.mean_image.numpy()
 
     def predict(crops: torch.Tensor) -> torch.Tensor:
         with compute_precision(precision, kind=device.type):
             logits: torch.Tensor = model(crops.to(device, dtype))
         return logits.to(dtype)
 
-    cut = ten_crops if ten_crop else center_crop
+    batches = view_batches(
+        images,
+        range(len(images)),
+        views=views,
+        mean_image=checkpoint.mean_image.numpy(),
+        crop_size=recipe.crop_size,
+        images_per_batch=max(1, paper.BATCH_SIZE // len(views.flips)),
+        device=device,
+    )
     with progress_bar(len(images), " images") as progress:
-        counts = evaluate(
-            images,
-            range(len(images)),
-            views=lambda image: cut(image - mean_image, crop_size=recipe.crop_size),
-            predict=predict,
-            images_per_batch=max(1, paper.BATCH_SIZE // (paper.TEST_VIEWS if ten_crop else 1)),
-            on_progress=progress.update,
-        )
+        counts = evaluate(batches, predict=predict, on_progress=progress.update)
     counts.check(len(images))
     return counts
 

@@ -68,7 +68,8 @@ class TrainedNetwork:
     def probabilities(self, picture: Picture) -> np.ndarray:
         """Of all classes, averaged over ten crops: float32 (K,); `predict` says of what."""
         views = self._prepared(picture, ten_crops)
-        result: np.ndarray = mean_probabilities(views[None], self._logits)[0].numpy()
+        crops = torch.from_numpy(views).permute(0, 3, 1, 2)
+        result: np.ndarray = mean_probabilities(crops, self._logits, num_images=1)[0].numpy()
         return result
 
     def features(self, picture: Picture, *, layer: str = "fc7") -> np.ndarray:

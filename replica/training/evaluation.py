@@ -1,15 +1,14 @@
-"""Error rates: exact counts over a part of a data set, for one view or ten of each image.
+"""Error rates: exact counts over a part of a data set, for one view or more of each image.
 
 N images, V views, C channels, H rows, W columns, K classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from data_prep.shards import Part
+from replica.feed.feed import Batch
 
 TOP_K = 5
 
@@ -78,49 +77,41 @@ def count_on_device(probabilities_NK: torch.Tensor, labels_N: torch.Tensor) -> t
 
 
 def mean_probabilities(
-    views_NVHWC: np.ndarray, predict: Callable[[torch.Tensor], torch.Tensor]
+    crops: torch.Tensor, predict: Callable[[torch.Tensor], torch.Tensor], *, num_images: int
 ) -> torch.Tensor:
     """Softmax of every view, then the mean over each image's views (paper 4.1).
 
     Args:
-        views_NVHWC: float32, preprocessed crops.
-        predict: float32 (N, C, H, W), channels last in memory, to logits (N, K).
+        crops: float32 (N * V, C, H, W), preprocessed, the views of the first image first.
+        predict: such crops to logits (N * V, K).
+        num_images: N.
 
     Returns:
         (N, K) on the CPU, of the logits' type.
     """
-    num_images, num_views = views_NVHWC.shape[:2]
-    crops = torch.from_numpy(views_NVHWC).flatten(0, 1).permute(0, 3, 1, 2)
+    num_views = len(crops) // num_images
     with torch.inference_mode():
         probabilities = predict(crops).softmax(dim=1).cpu()
     return probabilities.view(num_images, num_views, -1).mean(dim=1)
 
 
 def evaluate(
-    part: Part,
-    rows: Sequence[int],
+    batches: Iterable[Batch],
     *,
-    views: Callable[[np.ndarray], np.ndarray],
     predict: Callable[[torch.Tensor], torch.Tensor],
-    images_per_batch: int,
     on_progress: Callable[[int], object] = lambda _: None,
 ) -> Counts:
-    """Counts the errors of a network on images of a part; views are averaged after the softmax.
+    """Counts the errors of a network; views of an image are averaged after the softmax.
 
     Args:
-        part: the images with their labels.
-        rows: which of them.
-        views: uint8 (H, W, C) to float32 (V, h, w, C): crops of one image, preprocessed.
-        predict: float32 (N, C, h, w), channels last in memory, to logits (N, K), float32 or
-            float64.
-        images_per_batch: how many images go through the network at a time, each with all its views.
+        batches: of `view_batches`: all views of N images, and N labels.
+        predict: float32 (N * V, C, H, W) to logits (N * V, K), float32 or float64.
         on_progress: called with the number of images after each batch.
     """
     counts = Counts()
-    for first in range(0, len(rows), images_per_batch):
-        batch = rows[first : first + images_per_batch]
-        views_NVHWC = np.stack([views(part.image(row)) for row in batch])
-        mean_NK = mean_probabilities(views_NVHWC, predict)
-        counts += count(mean_NK, torch.from_numpy(part.labels[batch].astype(np.int64)))
-        on_progress(len(batch))
+    for batch in batches:
+        num_images = len(batch.labels)
+        mean_NK = mean_probabilities(batch.images, predict, num_images=num_images)
+        counts += count(mean_NK, batch.labels)
+        on_progress(num_images)
     return counts

@@ -6,8 +6,9 @@ import shlex
 import sys
 import time
 from collections import deque
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,8 +21,9 @@ from data_prep.progress import progress_bar, write_line
 from replica.distributed.heartbeat import beat
 from replica.distributed.mesh import Rank
 from replica.distributed.worker import StopRequest
-from replica.feed.augment import center_crop
+from replica.feed.augment import view_places
 from replica.feed.feed import Batch, Batches
+from replica.feed.views import view_batches
 from replica.training.allocator import keep_large_blocks
 from replica.training.checkpoint import checkpoints_of, save_checkpoint
 from replica.training.control_log import Request, log_requests, pending_requests
@@ -359,20 +361,25 @@ def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
     # All copies go through the same number of batches, for the question before each.
     most_rows = math.ceil(len(images) / num_copies)
     counts = Counts()
-    with progress:
-        for first in range(0, most_rows, recipe.batch_size):
+    batches = view_batches(
+        images,
+        rows,
+        views=view_places("center", mean_image.shape[:2], crop_size=recipe.crop_size),
+        mean_image=mean_image,
+        crop_size=recipe.crop_size,
+        images_per_batch=recipe.batch_size,
+        threads=run.loader_threads,
+        device=device,
+        memory_format=run.numerics.torch_memory_format,
+    )
+    with progress, closing(iter(batches)) as made:
+        for _ in range(0, most_rows, recipe.batch_size):
             beat("validation")
             nothing = torch.zeros(3, dtype=torch.float64, device=device)
             if add_up(0, nothing, state=state, flags=(stop.is_set(),))[4] > 0:
                 return counts, True
-            counts += evaluate(
-                images,
-                rows[first : first + recipe.batch_size],
-                views=lambda image: center_crop(image - mean_image, crop_size=recipe.crop_size),
-                predict=predict,
-                images_per_batch=recipe.batch_size,
-                on_progress=progress.update,
-            )
+            one = islice(made, 1)
+            counts += evaluate(one, predict=predict, on_progress=progress.update)
     num_images, *own = (float(x) for x in vars(counts).values())
     total = add_up(round(num_images), to_device(own, device, torch.float64), state=state)
     num_images, *sums, _ = total.tolist()
