@@ -26,6 +26,7 @@ OPTIONS = {
     "replica.info": "--json --operators --recipe --set",
     "replica.figures": "--out --run",
     "replica.figures curves": "--picture",
+    "replica.figures augmentation": "--data --images --picture --run",
     "replica.demo": "--out",
     "benchmarks.__main__ local_response_norm": "--json --no-peers --rounds --save --shape "
     "--threads",

@@ -30,6 +30,7 @@ COMMANDS = {
     "replica.info": [],
     "replica.figures": [],
     "replica.figures curves": ["nowhere"],
+    "replica.figures augmentation": [],
     "replica.demo": [],
     "cuda_ext.__main__": [],
 }
@@ -120,6 +121,7 @@ CONTRADICTIONS = {
     "replica.info": [["nonsense"], ["--set", "crop_size=10"], ["--set", "pool_window=100"]],
     "replica.figures": [["--run", "nowhere"], ["nonsense"], []],
     "replica.figures curves": [["--picture", "x.xyz"], ["--picture", "nowhere/x.png"]],
+    "replica.figures augmentation": [["--run", "nowhere"], ["--data", "nowhere"], ["nonsense"], []],
     "replica.demo": [
         ["--x"],
         ["nonsense"],

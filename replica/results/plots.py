@@ -92,7 +92,7 @@ def draw_run(run_dir: Path, out_dir: Path) -> list[Path]:
     _, checkpoint, _ = last_whole_checkpoint(run_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     curve, kernels = out_dir / "loss.png", out_dir / "conv1.png"
-    _save(run_figure(run_dir), curve)
+    save(run_figure(run_dir), curve)
     recipe = checkpoint.recipe
     title = printable(f"conv1 of {recipe.name} after step {checkpoint.step}, {run_dir}")
     weights = checkpoint.model["conv1.weight"]
@@ -101,7 +101,18 @@ def draw_run(run_dir: Path, out_dir: Path) -> list[Path]:
     return [curve, kernels]
 
 
-def _save(figure: Any, path: Path) -> None:
+def check_picture(picture: Path) -> None:
+    """Refuses a file that no figure can be written to, with a UserError."""
+    if not picture.parent.is_dir():
+        raise UserError(f"--picture {picture}: expected a file in a directory that exists")
+    formats = sorted(new_figure().canvas.get_supported_filetypes())
+    if picture.suffix[1:].lower() not in formats:
+        raise UserError(
+            f"--picture {picture}: expected a file that ends in one of .{', .'.join(formats)}"
+        )
+
+
+def save(figure: Any, path: Path) -> None:
     """Writes a figure in the format that the name says, whole or not at all."""
     with whole_file(path) as file:
         figure.savefig(file, format=path.suffix[1:].lower(), dpi=110)
@@ -111,7 +122,7 @@ def run_figure(run_dir: Path) -> Any:
     """The figure of one run: losses of training and validation, errors of validation."""
     history = read_history(run_dir)
     figure, (losses, errors) = _figure([history], 2)
-    figure.suptitle(_shown(f"{run_dir}: {history.title}"))
+    figure.suptitle(shown(f"{run_dir}: {history.title}"))
     steps = [line.step for line in history.steps]
     raw = [line.loss for line in history.steps]
     losses.plot(steps, raw, color="#c6dbef", linewidth=0.7, label="training batch")
@@ -137,15 +148,8 @@ def draw_curves(run_dirs: list[Path], picture: Path) -> None:
     Raises:
         UserError: a directory holds no run, or the picture cannot be written there.
     """
-    if not picture.parent.is_dir():
-        raise UserError(f"--picture {picture}: expected a file in a directory that exists")
-    figure = curves_figure(run_dirs)
-    formats = sorted(figure.canvas.get_supported_filetypes())
-    if picture.suffix[1:].lower() not in formats:
-        raise UserError(
-            f"--picture {picture}: expected a file that ends in one of .{', .'.join(formats)}"
-        )
-    _save(figure, picture)
+    check_picture(picture)
+    save(curves_figure(run_dirs), picture)
 
 
 def curves_figure(run_dirs: list[Path]) -> Any:
@@ -159,7 +163,7 @@ def curves_figure(run_dirs: list[Path]) -> Any:
     for number, (run_dir, history) in enumerate(zip(run_dirs, histories, strict=True)):
         color = f"C{number}"
         name = run_dir.name if names.count(run_dir.name) == 1 else str(run_dir)
-        label = _shown(f"{name} ({history.title}; training: mean of {history.window} steps)")
+        label = shown(f"{name} ({history.title}; training: mean of {history.window} steps)")
         panels[0].plot(*history.smooth_losses(), color=color, label=label)
         at = [line.step for line in history.validations]
         values = [line.loss for line in history.validations]
@@ -171,13 +175,13 @@ def curves_figure(run_dirs: list[Path]) -> Any:
     return figure
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """A text as matplotlib draws it: without formulas and controls."""
     return printable(text).replace("$", r"\$")
 
 
-def _figure(histories: list[History], num_panels: int) -> Any:
-    """A figure and its panels over steps, and over epochs where all have some of one length.
+def new_figure(width: float = 1, height: float = 1) -> Any:
+    """An empty figure of a size in inches.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -188,7 +192,12 @@ def _figure(histories: list[History], num_panels: int) -> Any:
         raise UserError(
             "the curves need matplotlib: `pip install 'replica-alexnet[figures]'`"
         ) from None
-    figure = Figure(figsize=(5.5 * num_panels, 4.5), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _figure(histories: list[History], num_panels: int) -> Any:
+    """A figure and its panels over steps, and over epochs where all have some of one length."""
+    figure = new_figure(5.5 * num_panels, 4.5)
     panels = figure.subplots(1, num_panels)
     length = histories[0].steps_per_epoch
     scales = (lambda step: step / length, lambda epoch: epoch * length)
