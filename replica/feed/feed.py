@@ -5,7 +5,7 @@ N images, C channels, H rows, W columns.
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from replica.feed.ahead import Ahead
 from replica.feed.augment import draw_color_shifts, draw_crops, in_the_center
 from replica.feed.images import CPU, BatchImages
 from replica.feed.stored import StoredImages
+from replica.feed.variants import has_variants, vary
 from replica.network.draws import permutation
 from replica.recipes import Recipe
 
@@ -139,7 +140,10 @@ class TrainFeed:
                 eigenvectors=statistics.eigenvectors,
             )
         images = images or self._images()
-        made, arrived = images.make(indices, crops, shifts, parallel=parallel)
+        change = None
+        if has_variants(recipe):
+            change = partial(vary, rows=indices, recipe=recipe, seed=self.seed, epoch=epoch)
+        made, arrived = images.make(indices, crops, shifts, vary=change, parallel=parallel)
         return Batch(
             step,
             made,

@@ -6,6 +6,7 @@ N images, V views of each, S rows and columns of a crop.
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import numpy as np
@@ -16,6 +17,7 @@ from replica.feed.augment import Crops
 from replica.feed.stored import StoredImages
 
 CPU = torch.device("cpu")
+Vary = Callable[[list[torch.Tensor], np.ndarray], torch.Tensor]
 
 
 class Buffers:
@@ -82,6 +84,7 @@ class BatchImages:
         crops: Crops,
         shifts: np.ndarray | None,
         *,
+        vary: Vary | None = None,
         parallel: bool = True,
     ) -> tuple[torch.Tensor, torch.cuda.Event | None]:
         """Cuts images, subtracts the mean image (paper 2), reflects, and adds colors (4.1).
@@ -92,6 +95,8 @@ class BatchImages:
             rows: int64 (N,), of the part.
             crops: V places per image, those of the first image first.
             shifts: float64 (N * V, 3), added to all pixels of a crop.
+            vary: what makes other images of the stored ones first: of images and places in them,
+                as `StoredImages.take` gives them, uint8 (N, H, W, 3).
             parallel: whether PyTorch's threads share the work, or the calling one does it.
 
         Returns:
@@ -100,6 +105,8 @@ class BatchImages:
         if not len(rows):
             return torch.empty(0, 3, self._size, self._size, device=self._device), None
         images, index = self._stored.take(rows)
+        if vary is not None:
+            images, index = [vary(images, index)], np.arange(len(rows))
         index = index.repeat(len(crops.tops) // len(rows))
         places = torch.from_numpy(np.stack([index, crops.tops, crops.lefts, crops.flips], axis=1))
         colors = None if shifts is None else torch.from_numpy(shifts.astype(np.float32))

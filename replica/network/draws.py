@@ -12,13 +12,21 @@ A counter has four 32-bit words. What they mean is fixed for each purpose:
     color_noise      epoch, 0, image (high, low)
     dropout          step, layer number, row in the global batch, unit of the whole layer // 4
     cycle            0, 0, image // 4 (high, low)
+    variant          epoch, what (replica/feed/variants.py), image (high, low)
 """
 
 from typing import Any, Final
 
 import numpy as np
 
-PURPOSES: Final = {"initialization": 1, "crop": 2, "color_noise": 3, "dropout": 4, "cycle": 5}
+PURPOSES: Final = {
+    "initialization": 1,
+    "crop": 2,
+    "color_noise": 3,
+    "dropout": 4,
+    "cycle": 5,
+    "variant": 6,
+}
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)

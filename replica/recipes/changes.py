@@ -159,6 +159,7 @@ _READERS: dict[type, tuple[str, Callable[[str], Any]]] = {
 }
 _LIST_READERS: dict[type, tuple[str, Callable[[str], Any]]] = {
     int: ("integers with commas between them", int),
+    float: ("numbers with commas between them", _finite),
     str: ("words with commas between them", str),
     EpochChange: ("changes such as 67:conv1=0.00001,67:color_noise=0", _change),
 }

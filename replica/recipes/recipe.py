@@ -156,6 +156,11 @@ class Recipe:
     random_crops: bool
     random_flips: bool
     color_noise: float  # standard deviation of each alpha; 0 adds none
+    # Of other projects, before the above: `replica/feed/variants.py` (not in the paper).
+    vertical_flips: bool = False
+    resized_crops: tuple[float, ...] = ()  # least and most share of the area
+    color_jitter: tuple[float, ...] = ()  # brightness, contrast, saturation, hue
+    pixel_noise: float = 0.0  # standard deviation in pixel values of 0..255
 
     # --- The optimizer (paper 5)
     batch_size: int
@@ -250,7 +255,17 @@ _TABLE: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "a number >= 0",
         lambda x: x >= 0,
-        "color_noise plateau_improvement weight_standard_deviation",
+        "color_noise pixel_noise plateau_improvement weight_standard_deviation",
+    ),
+    (
+        "none or two shares of the area, more than 0, rising, at most 1",
+        lambda x: not x or (len(x) == 2 and 0 < x[0] <= x[1] <= 1),
+        "resized_crops",
+    ),
+    (
+        "none or four numbers >= 0, the last (hue) at most 0.5",
+        lambda x: not x or (len(x) == 4 and min(x) >= 0 and max(x) <= MOST and x[3] <= 0.5),
+        "color_jitter",
     ),
     ("at least 0, less than 1", lambda x: 0 <= x < 1, "momentum"),
     ("more than 0, less than 1", lambda x: 0 < x < 1, "ema"),
@@ -290,6 +305,8 @@ def _value_problems(record: Recipe | Layer, of: str = "") -> Iterator[str]:
 def _problems(recipe: Recipe) -> Iterator[str]:
     """What is wrong with a recipe's values, and with how they fit each other."""
     yield from _value_problems(recipe)
+    if recipe.resized_crops and recipe.random_crops:
+        yield "resized_crops: expected random_crops=false beside it, as it cuts crops itself"
     for change in recipe.changes:
         if not 1 <= change.epoch <= MOST:
             yield f"changes: expected epochs from 1, {_UP_TO_MOST}, got {change}"

@@ -56,10 +56,10 @@ class _Recorded(BatchImages):
     drawn: tuple[Crops, np.ndarray | None]
 
     def make(
-        self, rows: np.ndarray, crops: Crops, shifts: np.ndarray | None, *, parallel: bool = True
+        self, rows: np.ndarray, crops: Crops, shifts: np.ndarray | None, **how: Any
     ) -> tuple[torch.Tensor, Any]:
         self.drawn = crops, shifts
-        return super().make(rows, crops, shifts, parallel=parallel)
+        return super().make(rows, crops, shifts, **how)
 
 
 def augmented(

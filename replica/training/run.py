@@ -15,6 +15,7 @@ from data_prep.files import sha256_of_file
 from data_prep.shards import DataSet, check_every_byte, open_data_set
 from replica.distributed.devices import Devices, choose_devices
 from replica.distributed.torchrun import Torchrun
+from replica.feed.variants import check_variants
 from replica.recipes import EpochChange, Recipe, find_recipe, with_changes
 from replica.training.allocator import keep_large_blocks
 from replica.training.checkpoint import (
@@ -97,6 +98,7 @@ def prepare_run(options: TrainOptions, torchrun: Torchrun | None, *, say: Say) -
     prepare = _resumed_run if options.resume else _new_run
     run = prepare(options, torchrun, say)
     check_numerics(run.numerics, run.devices)
+    check_variants(run.recipe)
     if options.verify:
         _verify(run.data_dir, torchrun, say)
     return run
