@@ -94,12 +94,22 @@ def test_what_a_recipe_does_not_draw_is_not_shown(shards_dir, tmp_path):
     assert {axes.get_xlabel() for axes in others} == {"row 16, column 16\nno color noise"}
 
 
+@pytest.mark.parametrize("changes", [["vertical_flips=true"], ["pixel_noise=9"]], ids=str)
+def test_outlines_are_places_in_the_stored_image(changes, shards_dir, tmp_path):
+    pytest.importorskip("matplotlib")
+    run_dir = make_run(tmp_path / "run", shards_dir, with_changes(MINI, changes))
+    stored, *others = augmentation_figure(run_dir, None, num_images=1).axes
+    is_placed = "pixel_noise=9" in changes
+    assert bool(stored.lines) == is_placed
+    assert all(axes.get_xlabel().startswith("row ") == is_placed for axes in others)
+
+
 def test_a_caption_has_its_own_images_shift_with_its_sign():
     made = augmentation.Augmented(
         np.zeros((1, 2, 2, 3)), Crops(*np.array([[1], [2], [0]])), np.array([[-0.04, 12.34, 0]])
     )
     expected = "row 1, column 2\nR \N{MINUS SIGN}0.0, G +12.3, B +0.0"
-    assert augmentation._described(made, 0) == expected
+    assert augmentation._described(made, 0, is_placed=True) == expected
 
 
 def test_the_command_writes_the_picture_where_it_says(shards_dir, run_dir, tmp_path):

@@ -97,6 +97,8 @@ def augmentation_figure(run_dir: Path, data_dir: Path | None, *, num_images: int
     }
     figure = new_figure(2.3 * (1 + len(EPOCHS)), 0.7 + 2.65 * len(rows))
     figure.suptitle(shown(f"{run_dir}: {recipe.name}, seed {record.seed}"), fontsize=11)
+    # Else crops are of other images than the stored ones.
+    is_placed = not (recipe.vertical_flips or recipe.resized_crops)
     panels = figure.subplots(len(rows), 1 + len(EPOCHS), squeeze=False)
     for axes in panels.flat:
         axes.set(xticks=[], yticks=[])
@@ -106,9 +108,10 @@ def augmentation_figure(run_dir: Path, data_dir: Path | None, *, num_images: int
         name = shorten(shown(data.class_names[data.train.labels[row]]), 36, placeholder="...")
         stored.set_xlabel(f"{name}\ntraining image {row}", fontsize=8)
         for axes, (epoch, made) in zip(others, of_epochs.items(), strict=True):
-            _draw_crop(stored, made.crops, i, recipe.crop_size, epoch)
+            if is_placed:
+                _draw_crop(stored, made.crops, i, recipe.crop_size, epoch)
             axes.imshow((made.images[i] / 255).clip(0, 1))
-            axes.set_xlabel(_described(made, i), fontsize=8)
+            axes.set_xlabel(_described(made, i, is_placed=is_placed), fontsize=8)
             color, style = EPOCHS[epoch]
             for spine in axes.spines.values():
                 spine.set(color=color, linestyle=style, linewidth=2.5)
@@ -130,11 +133,12 @@ def _draw_crop(axes: Any, crops: Crops, i: int, size: int, epoch: int) -> None:
     axes.plot(columns, rows, style, color=color, linewidth=2, clip_on=False, zorder=3, label=label)
 
 
-def _described(made: Augmented, i: int) -> str:
-    """Place, reflection and color shift of an image."""
+def _described(made: Augmented, i: int, *, is_placed: bool) -> str:
+    """Place (where it is one of the stored image), reflection and color shift of an image."""
     crops = made.crops
     reflected = ", reflected" if crops.flips[i] else ""
-    place = f"row {crops.tops[i]}, column {crops.lefts[i]}{reflected}"
+    place = f"row {crops.tops[i]}, column {crops.lefts[i]}" if is_placed else "changed before"
+    place += reflected
     if made.shifts is None:
         return f"{place}\nno color noise"
     red, green, blue = made.shifts[i]
