@@ -71,6 +71,33 @@ RUNS = {
             "batch_size": 9,
         },
     ),
+    # A new order in each epoch, and the images as in the source: its noise ends with epoch 2.
+    "images of the source": (
+        7,
+        15,
+        (
+            *("--gpus", "2", "--split", "1", "--loader-threads", "2"),
+            *("--lr", "0.0001", "--batch-size", "7"),
+        ),
+        (
+            *("image_order=reshuffle", "shared_crops=3", "mean=center"),
+            *("color_scale=standard-deviations", "color_division=true"),
+            *("drop_epochs=3", "drop_rule=epochs", "changes=3:color_noise=0"),
+        ),
+        {
+            "learning_rate": 0.0001,
+            "drop_epochs": (3,),
+            "batch_size": 7,
+            "noise_off": 3,
+            "image_order": "reshuffle",
+            "source": {
+                "shared_crops": 3,
+                "color_scale": "standard-deviations",
+                "color_division": True,
+                "mean": "center",
+            },
+        },
+    ),
     # Validation is of the averages; a layer is frozen, and its average with it.
     "averages": (
         6,
