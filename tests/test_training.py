@@ -1,10 +1,12 @@
 """Runs of `python -m replica.train` against the oracle, step by step (paper 4.1, 4.2, 5)."""
 
 import json
+import shutil
 
 import numpy as np
 import oracles
 import pytest
+import torch
 from runs import (
     BATCH_SIZE,
     CROP_SIZE,
@@ -180,6 +182,20 @@ def test_every_step_of_a_run_is_the_oracles(name, runs):
     assert [(line["step"], line["epoch"]) for line in vals] == [(2, 1), (4, 2), (6, 3)]
     for line, right in zip(vals, expected[1::2], strict=True):
         assert_same_measures(line, right["val"])
+
+
+def test_a_run_with_the_rules_of_the_source_goes_on_in_mid_epoch_bit_for_bit(runs, tiny_shards):
+    """From the middle of the second epoch, with the order, draws and noise of its place."""
+    out, checkpoints, _ = runs("images of the source")
+    cut = out.with_name("cut")
+    shutil.copytree(out, cut, symlinks=True)
+    for step in (4, 5, 6):
+        for path in cut.glob(f"checkpoint-{step:08d}.pt*"):
+            path.unlink()
+    again = train_tiny(cut, "--gpus", "2", "--split", "1", "--loader-threads", "0")
+    assert json.loads((cut / "run.json").read_text())["started_at_step"] == 3
+    for name, tensor in checkpoints[6]["model"].items():
+        assert torch.equal(again[6]["model"][name], tensor), name
 
 
 def test_a_checkpoint_holds_what_a_test_needs(runs, tiny_shards):
