@@ -37,10 +37,17 @@ def errors(scores, labels):
     return tuple(1 - oracles.correct(scores, labels, k) / len(labels) for k in (1, 5))
 
 
-@pytest.mark.parametrize("ten", [False, True], ids=["center", "ten crops"])
-def test_the_test_command_is_the_oracle(ten, weights, mean_image, tiny_shards, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("ten", "mean"),
+    [(False, "place"), (True, "place"), (True, "center")],
+    ids=["center", "ten crops", "ten crops less the central mean"],
+)
+def test_the_test_command_is_the_oracle(
+    ten, mean, weights, mean_image, tiny_shards, tmp_path, capsys
+):
     data = open_data_set(tiny_shards)
-    checkpoint = write_checkpoint(tmp_path / "one.pt", weights, data, mean_image=mean_image)
+    how = {"mean_image": mean_image, "changes": [f"mean={mean}"]}
+    checkpoint = write_checkpoint(tmp_path / "one.pt", weights, data, **how)
     seen = []
 
     def recording(probabilities, labels, count=evaluation.count):
@@ -54,7 +61,7 @@ def test_the_test_command_is_the_oracle(ten, weights, mean_image, tiny_shards, t
         assert test.main(arguments) == 0
     result = json.loads(capsys.readouterr().out)
     expected = {**oracles.read_data(tiny_shards), "mean_image": mean_image}
-    scores, labels = oracles.evaluate(weights, expected, crop_size=CROP_SIZE, ten=ten)
+    scores, labels = oracles.evaluate(weights, expected, crop_size=CROP_SIZE, ten=ten, mean=mean)
     np.testing.assert_allclose(torch.cat(seen).numpy(), scores, rtol=1e-9, atol=1e-9)
     assert result["num_images"] == len(labels) == 20
     got = (result["top1_error"], result["top5_error"])

@@ -57,6 +57,18 @@ def test_predictions_are_the_oracles_ten_crops(checkpoint, weights, raw, tiny_sh
         assert len(network.predict(image, top=99)) == len(names)
 
 
+def test_a_network_of_the_central_mean_predicts_with_it(weights, raw, tiny_shards, tmp_path):
+    data = open_data_set(tiny_shards)
+    how = {"mean_image": raw["mean_image"], "changes": ["mean=center"]}
+    network = network_of(write_checkpoint(tmp_path / "one.pt", weights, data, **how))
+    scores, _ = oracles.evaluate(weights, raw, crop_size=CROP_SIZE, ten=True, mean="center")
+    other, _ = oracles.evaluate(weights, raw, crop_size=CROP_SIZE, ten=True)
+    for image, expected, wrong in zip(raw["val"][0][:4], scores, other, strict=False):
+        best = [p for _, p in network.predict(image, top=3)]
+        np.testing.assert_allclose(best, np.sort(expected)[:-4:-1], rtol=1e-3)
+        assert not np.allclose(best, np.sort(wrong)[:-4:-1], rtol=1e-3)
+
+
 def test_pictures_are_prepared_as_those_of_the_shards(checkpoint, tiny_shards):
     """The files are larger than the network's images: 256 pixels drawn, shards of 104."""
     network = network_of(checkpoint)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from data_prep.errors import UserError
@@ -11,7 +12,7 @@ from data_prep.progress import progress_bar
 from data_prep.shards import DataSet, Part, open_data_set
 from replica import paper
 from replica.distributed.devices import choose_devices
-from replica.feed.augment import center_crop, ten_crops
+from replica.feed.augment import center_crop, less_central_mean, ten_crops
 from replica.network.alexnet import AlexNet
 from replica.training.allocator import keep_large_blocks
 from replica.training.checkpoint import (
@@ -203,11 +204,17 @@ def count_errors(
         return logits.to(dtype)
 
     cut = ten_crops if ten_crop else center_crop
+
+    def views(image: np.ndarray) -> np.ndarray:
+        if recipe.mean == "center":
+            return less_central_mean(cut(image, crop_size=recipe.crop_size), mean_image)
+        return cut(image - mean_image, crop_size=recipe.crop_size)
+
     with progress_bar(len(images), " images") as progress:
         counts = evaluate(
             images,
             range(len(images)),
-            views=lambda image: cut(image - mean_image, crop_size=recipe.crop_size),
+            views=views,
             predict=predict,
             images_per_batch=max(1, paper.BATCH_SIZE // (paper.TEST_VIEWS if ten_crop else 1)),
             on_progress=progress.update,

@@ -15,6 +15,7 @@ from data_prep.files import sha256_of_file
 from data_prep.shards import DataSet, check_every_byte, open_data_set
 from replica.distributed.devices import Devices, choose_devices
 from replica.distributed.torchrun import Torchrun
+from replica.feed.order import cost_of_blocks
 from replica.recipes import EpochChange, Recipe, find_recipe, with_changes
 from replica.training.allocator import keep_large_blocks
 from replica.training.checkpoint import (
@@ -97,6 +98,9 @@ def prepare_run(options: TrainOptions, torchrun: Torchrun | None, *, say: Say) -
     prepare = _resumed_run if options.resume else _new_run
     run = prepare(options, torchrun, say)
     check_numerics(run.numerics, run.devices)
+    if run.recipe.image_order == "block":
+        cost = cost_of_blocks(run.recipe, open_data_set(run.data_dir).train, seed=run.seed)
+        say(f"order: {cost}")
     if options.verify:
         _verify(run.data_dir, torchrun, say)
     return run
