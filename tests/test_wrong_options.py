@@ -60,7 +60,9 @@ WRONG_TEXTS = {
 # That may hold any text.
 FREE = {"--reason"}
 # A least value above 0, where 0 is wrong, too.
-ZERO_IS_RIGHT = {"--seed", "--lr", "--bias-lr", "--wait", "--weight-decay", "--momentum"}
+ZERO_IS_RIGHT = {
+    *("--seed", "--lr", "--bias-lr", "--wait", "--weight-decay", "--momentum", "--loader-threads")
+}
 CONTRADICTIONS = {
     "data_prep.build_shards": [
         ["--quality", "90"],
