@@ -5,7 +5,14 @@ import shutil
 from pathlib import Path
 
 from data_prep.errors import UserError
-from data_prep.manifest import MANIFEST_FILE, PARTS, Plan, Storage, shard_file
+from data_prep.manifest import (
+    MANIFEST_FILE,
+    PARTS,
+    RECORDED_ORIENTATION,
+    Plan,
+    Storage,
+    shard_file,
+)
 from data_prep.pictures import PictureFormat, decoder_name
 from data_prep.shard_builder import BuildSettings, ShardTask
 from data_prep.sources.picture_set import PictureSet
@@ -85,7 +92,7 @@ def plan_of(
         images_per_shard=images_per_shard,
         resampling=picture_format.resampling,
         decoder=decoder_name(picture_format.decoder),
-        exif_orientation="ignored",
+        exif_orientation=RECORDED_ORIENTATION[picture_format.exif_orientation],
         storage=storage,
         cycle_seed=CYCLE_SEED,
     )

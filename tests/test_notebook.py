@@ -103,7 +103,7 @@ def test_wrong_pictures_and_layers_are_one_line(checkpoint, tmp_path):
     (tmp_path / "no.jpg").write_bytes(b"text")
     wrong = {
         "no such file.jpg": "expected a JPEG or PNG file: No such file or directory",
-        str(tmp_path / "no.jpg"): "neither JPEG nor PNG",
+        str(tmp_path / "no.jpg"): "neither JPEG, PNG, WEBP",
     }
     for path, words in wrong.items():
         with pytest.raises(UserError, match=words):
