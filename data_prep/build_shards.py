@@ -12,11 +12,19 @@ from data_prep import require_environment
 require_environment(__name__)
 
 import argparse
-import re
 import time
 from collections import Counter
 
-from data_prep.arguments import MOST_COUNTED, MOST_PROCESSES, nonempty_path, whole_number
+from data_prep.arguments import (
+    MOST_COUNTED,
+    MOST_PROCESSES,
+    MOST_SEED,
+    fraction,
+    nonempty_path,
+    one_of_many,
+    three_counts,
+    whole_number,
+)
 from data_prep.builder import build, complete, is_complete, start_manifest
 from data_prep.chosen_pictures import DEFAULT_TOY_INPUT, find_pictures
 from data_prep.color_statistics import comparison_with_published
@@ -46,6 +54,7 @@ from data_prep.plan import all_tasks, plan_of
 from data_prep.shard_builder import BuildSettings, sample_cost
 from data_prep.shard_writer import Classes
 from data_prep.shards import open_data_set
+from data_prep.sources.class_tars import HALVES_SEED
 from data_prep.sources.picture_set import PictureSet
 from data_prep.sources.recognize import SOURCES
 from data_prep.workers import num_cores
@@ -97,8 +106,26 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="only these: a wnid or a name per line",
     )
     which.add_argument(
+        "--class-names",
+        type=nonempty_path,
+        metavar="FILE",
+        help="names of the classes: a class (its folder or label), a tab and its name per line",
+    )
+    which.add_argument(
+        "--val-fraction",
+        type=fraction,
+        metavar="FRACTION",
+        help="cut so large a part of each class out of the training pictures as val, such as 0.2",
+    )
+    which.add_argument(
+        "--seed",
+        type=whole_number(0, MOST_SEED),
+        metavar="N",
+        help=f"of --val-fraction (default: {HALVES_SEED})",
+    )
+    which.add_argument(
         "--per-class",
-        type=_three_counts,
+        type=three_counts,
         metavar="TRAIN,VAL,TEST",
         help="cut so many pictures of each class out of the training pictures, such as 400,50,50",
     )
@@ -176,7 +203,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     how.add_argument(
         "--shard",
-        type=_one_of_many,
+        type=one_of_many,
         metavar="i/n",
         help="build the i-th of n shares of the shards: one machine of a job array",
     )
@@ -195,6 +222,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--quality: expected --storage jpeg beside it")
     if arguments.follow_links and (arguments.input is None or arguments.source == "toy"):
         parser.error("--follow-links: expected --input beside it, a directory with pictures")
+    if arguments.val_fraction is not None and arguments.per_class is not None:
+        parser.error("--val-fraction: expected no --per-class beside it, which divides, too")
+    if arguments.seed is not None and arguments.val_fraction is None:
+        parser.error("--seed: expected --val-fraction beside it")
     if arguments.finish:
         given = [
             f"--{action.dest.replace('_', '-')}"
@@ -205,20 +236,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         if given:
             parser.error(f"--finish: expected nothing but --output beside it, got {given[0]}")
     return arguments
-
-
-def _three_counts(text: str) -> tuple[int, int, int]:
-    match = re.fullmatch(r"(\d{1,9}),(\d{1,9}),(\d{1,9})", text)
-    if match is None or int(match[1]) < 1:
-        raise argparse.ArgumentTypeError(f"expected TRAIN,VAL,TEST such as 400,50,50, got {text}")
-    return int(match[1]), int(match[2]), int(match[3])
-
-
-def _one_of_many(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"expected i/n with 1 <= i <= n, such as 3/16, got {text}")
-    return int(match[1]), int(match[2])
 
 
 def format_of(arguments: argparse.Namespace) -> PictureFormat:

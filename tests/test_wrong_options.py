@@ -65,6 +65,8 @@ CONTRADICTIONS = {
     "data_prep.build_shards": [
         ["--quality", "90"],
         ["--finish", "--size", "8"],
+        ["--val-fraction", "0.2", "--per-class", "1,1,1"],
+        ["--seed", "1"],
         ["--source", "kaggle"],
         ["--source", "toy", "--input", "a file"],
         ["--input", "a file"],
