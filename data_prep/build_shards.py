@@ -25,7 +25,7 @@ from data_prep.arguments import (
     three_counts,
     whole_number,
 )
-from data_prep.builder import build, complete, is_complete, start_manifest
+from data_prep.builder import LOCK_FILE, WHEN_HELD, build, complete, is_complete, start_manifest
 from data_prep.chosen_pictures import DEFAULT_TOY_INPUT, find_pictures
 from data_prep.color_statistics import comparison_with_published
 from data_prep.errors import OneLineParser, UserError, command_for, print_line, run_command
@@ -61,8 +61,6 @@ from data_prep.workers import num_cores
 
 # The sets whose statistics are set beside those that others measured on ImageNet.
 IMAGENET_SOURCES = ("kaggle", "ilsvrc2012", "ilsvrc2010", "class-tars")
-LOCK_FILE = "build.lock"
-WHEN_HELD = "another build is at work there: wait for it, or choose another directory"
 DEFAULT_OUTPUT = Path("shards")
 DEFAULT_IMAGES_PER_SHARD = 1024
 BAD_PICTURES_SHOWN = 10

@@ -1,7 +1,5 @@
 """What a notebook imports from `replica`, against the oracle and by the rules of its users."""
 
-import importlib.util
-
 import numpy as np
 import oracles
 import pytest
@@ -229,16 +227,7 @@ def test_the_mean_is_subtracted_before_the_crop(tiny_shards):
 
 
 @pytest.fixture
-def compose():
-    """torchvision's; its Python parts are enough."""
-    if importlib.util.find_spec("torchvision") is None:
-        pytest.skip("torchvision is not installed")
-    try:
-        import torchvision
-    except RuntimeError:  # its build for CUDA has no operators beside PyTorch for the CPU
-        for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor x) -> Tensor")
-        import torchvision
+def compose(torchvision):
     return torchvision.transforms.Compose
 
 

@@ -120,12 +120,14 @@ class PictureSet:
             first += count
         return replace(self, parts=parts)
 
-    def with_val_fraction(self, fraction: Fraction, *, seed: int) -> "PictureSet":
+    def with_val_fraction(
+        self, fraction: Fraction, *, seed: int, by: str = "--val-fraction"
+    ) -> "PictureSet":
         """Val pictures, cut from train: of each class so large a fraction, by seed and names.
 
         Of n pictures of a class n * fraction, rounded, a half up; at least one, and not all; of a
         single one none. Where each class has a single picture, the set is cut as if it were one
-        class.
+        class. `by` is the option that asked for it, for messages.
 
         Raises:
             UserError: there are val pictures already, or fewer than two pictures.
@@ -136,7 +138,7 @@ class PictureSet:
                 f"{len(self.parts['val'])} val pictures" if self.parts.get("val") else len(train)
             )
             raise UserError(
-                f"--val-fraction: expected two train pictures or more and no val pictures in "
+                f"{by}: expected two train pictures or more and no val pictures in "
                 f"{self.title}, found {found}: leave the option out, or give other pictures"
             )
 
