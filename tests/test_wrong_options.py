@@ -47,6 +47,7 @@ WRONG_TEXTS = {
     "--lr": NO_NUMBER,
     "--momentum": (*NO_NUMBER, "1", HUGE),
     "--ema": (*NO_NUMBER, "0", "1", HUGE),
+    "--val-fraction": (*NO_NUMBER, "0", "1", "1/3", HUGE),
     "--weight-decay": NO_NUMBER,
     "--batch-size": (*NO_WHOLE_NUMBER, "0", "1000001", "100000000"),
     "--epochs": (*NO_WHOLE_NUMBER, "0", "1000001"),
