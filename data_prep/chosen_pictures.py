@@ -28,10 +28,11 @@ def find_pictures(arguments: argparse.Namespace, *, num_workers: int) -> Picture
     else:
         if arguments.input is None:
             raise UserError(f"--source {source}: expected --input PATH with the pictures, got none")
-        names_csv = arguments.input.suffix.lower() == ".csv" and arguments.input.is_file()
-        directory = arguments.input.parent if names_csv else arguments.input
+        may_be_csv = source in (None, "auto", "csv") and arguments.input.is_file()
+        is_csv = may_be_csv and arguments.input.suffix.lower() == ".csv"
+        directory = arguments.input.parent if is_csv else arguments.input
         tree = open_tree(directory, follow_links=arguments.follow_links)
-        if names_csv and source in (None, "auto", "csv"):
+        if is_csv:
             source = "csv"
             print_line(f"source: csv ({arguments.input})")
         elif source in (None, "auto"):
@@ -41,10 +42,7 @@ def find_pictures(arguments: argparse.Namespace, *, num_workers: int) -> Picture
             tree = next(
                 (inner for inner in only_folder(tree) if SOURCES[source].is_here(inner)), tree
             )
-        if names_csv and source == "csv":
-            found = path_csv.find(tree, arguments.input.name)
-        else:
-            found = SOURCES[source].find(tree)
+        found = path_csv.find(tree, arguments.input.name) if is_csv else SOURCES[source].find(tree)
     if arguments.class_names is not None:
         file = arguments.class_names
         names = read_names(Folder(file.parent, follow_links=True), file.name)

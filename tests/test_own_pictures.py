@@ -245,6 +245,13 @@ def test_a_csv_names_pictures_labels_and_parts(tmp_path, name):
     assert data.val.labels.tolist() == [1]
 
 
+def test_a_csv_is_no_input_of_another_source(tmp_path):
+    root = write_csv(tmp_path / "in", "path,label\ndeep/in/0.png,a\n")
+    given = ["--source", "folder", "--input", str(root / "labels.csv")]
+    result = build(*given, "--output", str(tmp_path / "out"))
+    assert_user_error(result, "labels.csv: expected a directory, a zip file or a tar file")
+
+
 def test_labels_that_are_texts_are_in_the_order_of_texts(tmp_path):
     write_csv(tmp_path, "path,label\ndeep/in/0.png,dog\ndeep/in/1.png,10\ndeep/in/2.png,9\n")
     found = path_csv.find(Folder(tmp_path))
