@@ -47,6 +47,7 @@ WRONG_TEXTS = {
     "--lr": NO_NUMBER,
     "--momentum": (*NO_NUMBER, "1", HUGE),
     "--ema": (*NO_NUMBER, "0", "1", HUGE),
+    "--val-fraction": (*NO_NUMBER, "0", "1", "1/3", HUGE),
     "--weight-decay": NO_NUMBER,
     "--batch-size": (*NO_WHOLE_NUMBER, "0", "1000001", "100000000"),
     "--epochs": (*NO_WHOLE_NUMBER, "0", "1000001"),
@@ -67,6 +68,8 @@ CONTRADICTIONS = {
     "data_prep.build_shards": [
         ["--quality", "90"],
         ["--finish", "--size", "8"],
+        ["--val-fraction", "0.2", "--per-class", "1,1,1"],
+        ["--seed", "1"],
         ["--source", "kaggle"],
         ["--source", "toy", "--input", "a file"],
         ["--input", "a file"],
