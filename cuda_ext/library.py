@@ -154,7 +154,7 @@ def implementations() -> dict[str, str]:
         "local_response_norm on CUDA": on_cuda,
         "max_pool2d": on_cpu,
         "max_pool2d on CUDA": on_cuda,
-        "momentum_sgd_": "compiled" if cpu.is_live else on_cpu,
+        "momentum_sgd_": on_cpu,
         "momentum_sgd_ on CUDA": on_cuda,
         "philox_dropout": "compiled" if cpu.is_live else on_cpu,
         "philox_dropout on CUDA": on_cuda,

@@ -4,8 +4,10 @@ So a wrong one is refused before anything is done, with the option, the value an
 """
 
 import math
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,3 +59,25 @@ def nonempty_name(text: str) -> str:
     if not text.strip():
         raise ArgumentTypeError(f"expected a name, got {text!r}")
     return text
+
+
+def three_counts(text: str) -> tuple[int, int, int]:
+    """Reads three counts between commas, the first at least 1."""
+    match = re.fullmatch(r"(\d{1,9}),(\d{1,9}),(\d{1,9})", text)
+    if match is None or int(match[1]) < 1:
+        raise ArgumentTypeError(f"expected TRAIN,VAL,TEST such as 400,50,50, got {text}")
+    return int(match[1]), int(match[2]), int(match[3])
+
+
+def fraction(text: str) -> Fraction:
+    """Reads a part of a whole, exactly as it is written."""
+    number(0.0001, 0.9999)(text)
+    return Fraction(text)
+
+
+def one_of_many(text: str) -> tuple[int, int]:
+    """Reads i/n, one of n shares."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ArgumentTypeError(f"expected i/n with 1 <= i <= n, such as 3/16, got {text}")
+    return int(match[1]), int(match[2])

@@ -12,12 +12,21 @@ from data_prep import require_environment
 require_environment(__name__)
 
 import argparse
-import re
 import time
 from collections import Counter
 
-from data_prep.arguments import MOST_COUNTED, MOST_PROCESSES, nonempty_path, whole_number
-from data_prep.builder import build, complete, is_complete, start_manifest
+from data_prep.arguments import (
+    MOST_COUNTED,
+    MOST_PROCESSES,
+    MOST_SEED,
+    fraction,
+    nonempty_path,
+    one_of_many,
+    three_counts,
+    whole_number,
+)
+from data_prep.builder import LOCK_FILE, WHEN_HELD, build, complete, is_complete, start_manifest
+from data_prep.chosen_pictures import DEFAULT_TOY_INPUT, find_pictures
 from data_prep.color_statistics import comparison_with_published
 from data_prep.errors import OneLineParser, UserError, command_for, print_line, run_command
 from data_prep.files import locked
@@ -32,24 +41,27 @@ from data_prep.manifest import (
     Plan,
     Storage,
 )
-from data_prep.pictures import DECODERS, FILTERS, FITS, RESAMPLING, PictureFormat, decoder_name
-from data_prep.plan import all_tasks, check_pictures, plan_of
+from data_prep.pictures import (
+    DECODERS,
+    EXIF_ORIENTATIONS,
+    FILTERS,
+    FITS,
+    RESAMPLING,
+    PictureFormat,
+    decoder_name,
+)
+from data_prep.plan import all_tasks, plan_of
 from data_prep.shard_builder import BuildSettings, sample_cost
 from data_prep.shard_writer import Classes
 from data_prep.shards import open_data_set
-from data_prep.sources import toy
+from data_prep.sources.class_tars import HALVES_SEED
 from data_prep.sources.picture_set import PictureSet
-from data_prep.sources.recognize import SOURCES, only_folder, recognize
-from data_prep.sources.text import text_lines
-from data_prep.sources.trees import Folder, open_tree
+from data_prep.sources.recognize import SOURCES
 from data_prep.workers import num_cores
 
 # The sets whose statistics are set beside those that others measured on ImageNet.
 IMAGENET_SOURCES = ("kaggle", "ilsvrc2012", "ilsvrc2010", "class-tars")
-LOCK_FILE = "build.lock"
-WHEN_HELD = "another build is at work there: wait for it, or choose another directory"
 DEFAULT_OUTPUT = Path("shards")
-DEFAULT_TOY_INPUT = Path("toy")
 DEFAULT_IMAGES_PER_SHARD = 1024
 BAD_PICTURES_SHOWN = 10
 SAMPLE_SIZE = 64  # pictures that --dry-run decodes
@@ -92,8 +104,26 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="only these: a wnid or a name per line",
     )
     which.add_argument(
+        "--class-names",
+        type=nonempty_path,
+        metavar="FILE",
+        help="names of the classes: a class (its folder or label), a tab and its name per line",
+    )
+    which.add_argument(
+        "--val-fraction",
+        type=fraction,
+        metavar="FRACTION",
+        help="cut so large a part of each class out of the training pictures as val, such as 0.2",
+    )
+    which.add_argument(
+        "--seed",
+        type=whole_number(0, MOST_SEED),
+        metavar="N",
+        help=f"of --val-fraction (default: {HALVES_SEED})",
+    )
+    which.add_argument(
         "--per-class",
-        type=_three_counts,
+        type=three_counts,
         metavar="TRAIN,VAL,TEST",
         help="cut so many pictures of each class out of the training pictures, such as 400,50,50",
     )
@@ -138,6 +168,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="fast: other libraries, pixels that differ a little (default: %(default)s)",
     )
     what.add_argument(
+        "--exif-orientation",
+        choices=EXIF_ORIENTATIONS,
+        default=EXIF_ORIENTATIONS[0],
+        help="whether pictures are turned as EXIF asks for (default: %(default)s, as ImageNet was)",
+    )
+    what.add_argument(
         "--storage",
         choices=("raw", "jpeg"),
         default="raw",
@@ -165,7 +201,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     how.add_argument(
         "--shard",
-        type=_one_of_many,
+        type=one_of_many,
         metavar="i/n",
         help="build the i-th of n shares of the shards: one machine of a job array",
     )
@@ -184,6 +220,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--quality: expected --storage jpeg beside it")
     if arguments.follow_links and (arguments.input is None or arguments.source == "toy"):
         parser.error("--follow-links: expected --input beside it, a directory with pictures")
+    if arguments.val_fraction is not None and arguments.per_class is not None:
+        parser.error("--val-fraction: expected no --per-class beside it, which divides, too")
+    if arguments.seed is not None and arguments.val_fraction is None:
+        parser.error("--seed: expected --val-fraction beside it")
     if arguments.finish:
         given = [
             f"--{action.dest.replace('_', '-')}"
@@ -196,61 +236,20 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def _three_counts(text: str) -> tuple[int, int, int]:
-    match = re.fullmatch(r"(\d{1,9}),(\d{1,9}),(\d{1,9})", text)
-    if match is None or int(match[1]) < 1:
-        raise argparse.ArgumentTypeError(f"expected TRAIN,VAL,TEST such as 400,50,50, got {text}")
-    return int(match[1]), int(match[2]), int(match[3])
-
-
-def _one_of_many(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"expected i/n with 1 <= i <= n, such as 3/16, got {text}")
-    return int(match[1]), int(match[2])
-
-
-def find_pictures(arguments: argparse.Namespace, *, num_workers: int) -> PictureSet:
-    """Chooses the source, says which one, and lists its pictures; odd ones are refused."""
-    source = arguments.source
-    if source is None and arguments.input is None:
-        source = "toy"
-        print("source: toy, the embedded data set (no --input given)")
-    if source == "toy":
-        if arguments.input is None:
-            print(f"input: {DEFAULT_TOY_INPUT}, where the toy set is drawn (no --input given)")
-        found = toy.find(arguments.input or DEFAULT_TOY_INPUT, num_workers=num_workers)
-    else:
-        if arguments.input is None:
-            raise UserError(f"--source {source}: expected --input PATH with the pictures, got none")
-        tree = open_tree(arguments.input, follow_links=arguments.follow_links)
-        if source in (None, "auto"):
-            source, tree = recognize(tree, arguments.input)
-            print_line(f"source: {source} (found at {tree.title})")
-        elif not SOURCES[source].is_here(tree):
-            tree = next(
-                (inner for inner in only_folder(tree) if SOURCES[source].is_here(inner)), tree
-            )
-        found = SOURCES[source].find(tree)
-    for note in found.notes:
-        print_line(note)
-    if arguments.classes is not None:
-        wanted = Folder(arguments.classes.parent, follow_links=True)  # the user names it
-        lines = text_lines(wanted, arguments.classes.name, "a wnid or a name of a class per line")
-        found = found.with_classes(line.strip() for _, line in lines)
-    if arguments.per_class is not None:
-        found = found.cut_from_train(arguments.per_class)
-    if arguments.limit is not None:
-        found = found.limited(arguments.limit)
-    for note in check_pictures(found, strict=arguments.strict):
-        print_line(note)
-    return found
+def format_of(arguments: argparse.Namespace) -> PictureFormat:
+    """How the files become images."""
+    return PictureFormat(
+        arguments.size,
+        arguments.fit,
+        arguments.resampling,
+        arguments.decoder,
+        arguments.exif_orientation,
+    )
 
 
 def settings_of(pictures: PictureSet, arguments: argparse.Namespace) -> tuple[Plan, BuildSettings]:
     """The plan of a build, and what every worker needs to know of it."""
-    how = (arguments.size, arguments.fit, arguments.resampling, arguments.decoder)
-    picture_format, storage = PictureFormat(*how), Storage("raw")
+    picture_format, storage = format_of(arguments), Storage("raw")
     if arguments.storage == "jpeg":
         quality = QUALITY if arguments.quality is None else arguments.quality
         storage = Storage("jpeg", quality, SUBSAMPLING, decoder_name("pillow"))

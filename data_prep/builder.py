@@ -29,6 +29,9 @@ from data_prep.shard_writer import write_statistics
 from data_prep.shards import shards_of
 from data_prep.workers import worker_pool
 
+LOCK_FILE = "build.lock"
+WHEN_HELD = "another build is at work there: wait for it, or choose another directory"
+
 
 def start_manifest(output: Path, plan: Plan, num_shards: dict[str, int], name: str) -> Manifest:
     """The manifest to go on with: a fresh one, or that of an interrupted build of this plan.
@@ -93,7 +96,7 @@ def build(
     missing = [task for task in tasks if not _is_listed(task, manifest, sizes)]
     if not missing:
         # To be mended, or only to be joined: now each shard is looked into.
-        missing = [task for task in tasks if not _is_whole(task, manifest)]
+        missing = [task for task in tasks if not is_whole(task, manifest)]
     num_missing = sum(len(task.pictures) for task in missing)
     kept = sum(len(task.pictures) for task in tasks) - num_missing
     for task in tasks:
@@ -145,7 +148,7 @@ def _is_listed(task: ShardTask, manifest: Manifest, sizes: dict[str, int]) -> bo
     return sizes.get(task.path.name) == entry.file.num_bytes
 
 
-def _is_whole(task: ShardTask, manifest: Manifest) -> bool:
+def is_whole(task: ShardTask, manifest: Manifest) -> bool:
     """Whether a shard that is listed can be the one that the manifest names."""
     entry = manifest.parts[task.part][task.number]
     assert entry is not None

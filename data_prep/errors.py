@@ -21,8 +21,13 @@ EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
 class UserError(ValueError):
     """What a user gave cannot be used; the message holds the value, the rule and the way out.
 
-    The commands print it as one line and end with exit status 2.
+    The commands print it as one line and end with exit status 2. What has to be drawn stands in
+    `below`, further lines.
     """
+
+    def __init__(self, message: str, *, below: tuple[str, ...] = ()):
+        super().__init__(message)
+        self.below = below
 
 
 def printable(text: str) -> str:
@@ -112,6 +117,7 @@ def run_command(
             end, status = error, EXIT_FAILURE if error.code else 0
         except UserError as error:
             line, status = printable(str(error)), EXIT_USER_ERROR
+            line = "\n".join((line, *map(printable, error.below)))
         except OSError as error:
             place = "" if error.filename is None else f"{error.filename}: "
             line = printable(f"{place}{error.strerror or error}: {way_out}")

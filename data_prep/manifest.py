@@ -16,6 +16,8 @@ STATISTICS_FILE = "statistics.h5"
 LABELS_FILE = "labels.csv"
 BUILDER = "data_prep.build_shards"
 MAX_IMAGE_SIZE = 4096
+# What a manifest says of EXIF's orientation, by the option; one that says nothing means the first.
+RECORDED_ORIENTATION = {"ignore": "ignored", "apply": "applied"}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from data_prep.manifest import (
     MANIFEST_FILE,
     MAX_IMAGE_SIZE,
     PARTS,
+    RECORDED_ORIENTATION,
     STATISTICS_FILE,
     BadPicture,
     FileEntry,
@@ -154,6 +155,7 @@ def _manifest_of(content: dict[str, Any]) -> Manifest:
     if problems:
         raise ValueError("; ".join(problems[:5]))
     plan: dict[str, Any] = {field.name: content.get(field.name) for field in fields(Plan)}
+    plan["exif_orientation"] = content.get("exif_orientation", RECORDED_ORIENTATION["ignore"])
     plan["wnids"], plan["class_names"] = tuple(content["wnids"]), tuple(content["class_names"])
     plan["storage"] = Storage(*(content["storage"].get(field.name) for field in fields(Storage)))
     outcome = ("parts", "complete", "statistics", "labels")
@@ -179,6 +181,9 @@ def _plan_problems(manifest: Any) -> Iterator[str]:
         yield "expected complete to be true or false"
     if not isinstance(manifest.get("recipe"), str | None):
         yield "expected a recipe's name or null"
+    orientations = RECORDED_ORIENTATION.values()
+    if manifest.get("exif_orientation", "ignored") not in orientations:
+        yield f"expected exif_orientation to be {' or '.join(orientations)}"
     storage = manifest.get("storage")
     if not isinstance(storage, dict) or storage.get("kind") not in ("raw", "jpeg"):
         yield "expected storage of the kind raw or jpeg"

@@ -3,9 +3,11 @@
 H rows, W columns, C channels (red, green, blue).
 """
 
+import functools
 import importlib.metadata
 import importlib.util
 import io
+import struct
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -16,17 +18,34 @@ from PIL import Image, ImageChops
 
 from data_prep.errors import UserError
 
-# ImageNet's files are JPEG, one of them PNG under a JPEG name; nothing else is tried.
-FORMATS = ("JPEG", "PNG")
+# By their first bytes, whatever the name; nothing else is tried. ImageNet's files are JPEG, one of
+# them PNG under a JPEG name. Of several frames the first is taken.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
 # The paper does not name the filter. DEVIATION D1: bilinear, antialiased as Pillow does it.
 RESAMPLING = "bilinear"
 FILTERS = ("bilinear", "bicubic", "lanczos", "hamming", "box", "nearest")
 # `crop` is the paper's; in the source's notes `pad` is called full.
 FITS = ("crop", "pad")
 DECODERS = ("pillow", "fast")
+EXIF_ORIENTATIONS = ("ignore", "apply")
 ORIENTATION_TAG = 0x0112
+# What turns the stored pixels into those to be seen, for each value of the tag.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # A gray level of 16 bits is cut to its upper 8: 257 of its levels become one.
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L")
+# Whatever else damaged files lead Pillow's readers to, of which not all expect them.
+DAMAGE = (
+    *(ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError),
+    *(TypeError, ValueError, struct.error),
+)
 
 
 class BadPictureError(Exception):
@@ -39,13 +58,14 @@ class PictureFormat:
 
     The fit `crop` rescales the shorter side and keeps the central square (paper 2); `pad` rescales
     the longer side and fills the rest with black, the source's "full" variant. The pixels of the
-    decoder `fast` differ a little.
+    decoder `fast` differ a little. The orientation that EXIF asks for is ignored or applied.
     """
 
     image_size: int = 256
     fit: str = FITS[0]
     resampling: str = RESAMPLING
     decoder: str = DECODERS[0]
+    exif_orientation: str = EXIF_ORIENTATIONS[0]
 
 
 @dataclass(frozen=True)
@@ -54,8 +74,19 @@ class Decoded:
 
     image: np.ndarray  # uint8 (H, W, 3)
     mode: str  # the file's own, such as `RGB`, `L` or `CMYK`
-    is_rotated: bool = False  # EXIF asks for a rotation, which is not applied
+    is_rotated: bool = False  # EXIF asks for a rotation, whether it is applied or not
     has_bad_exif: bool = False
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """The formats that are tried: HEIC, too, where its plug-in is installed."""
+    if importlib.util.find_spec("pillow_heif") is None:
+        return FORMATS
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return (*FORMATS, "HEIF")
 
 
 def decoder_name(decoder: str) -> str:
@@ -65,6 +96,8 @@ def decoder_name(decoder: str) -> str:
         UserError: the fast decoder is not installed.
     """
     pillow = f"Pillow {PIL.__version__}"
+    if "HEIF" in _formats():
+        pillow += f" with pillow-heif {importlib.metadata.version('pillow-heif')}"
     if decoder == "pillow":
         return pillow
     modules = {"simplejpeg": "simplejpeg", "cv2": "opencv-python-headless"}
@@ -84,9 +117,9 @@ def decoder_name(decoder: str) -> str:
 def decode_picture(data: bytes, picture_format: PictureFormat | None = None) -> Decoded:
     """Decodes a file, rescales it and cuts the square (paper 2).
 
-    Orientation tags are not applied: no known pipeline for ImageNet did. Gray pictures get three
-    equal channels, CMYK is converted, transparency is dropped. By default the result is the
-    paper's, of 256 x 256.
+    Orientation tags are not applied by default: no known pipeline for ImageNet did. Gray pictures
+    get three equal channels, CMYK is converted, transparency is dropped. By default the result is
+    the paper's, of 256 x 256.
 
     Raises:
         BadPictureError: the bytes are no readable picture.
@@ -96,22 +129,31 @@ def decode_picture(data: bytes, picture_format: PictureFormat | None = None) -> 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-                mode, rotated, bad_exif = picture.mode, *_exif(picture)
+            with Image.open(io.BytesIO(data), formats=_formats()) as picture:
+                mode, kind = picture.mode, picture.format
+                if kind == "TIFF" and mode in ("I", "F"):
+                    raise BadPictureError(f"a TIFF of mode {mode}, whose white is not known")
                 _new_size(picture.size, picture_format)
-                is_fast = picture_format.decoder == "fast" and picture.format == "JPEG"
+                if kind == "PNG" and picture_format.exif_orientation == "apply":
+                    picture.load()  # its EXIF may come after the pixels
+                orientation, bad_exif = _exif(picture)
+                turn = _turn_of(orientation, picture_format, is_turned=kind == "TIFF")
+                is_fast = picture_format.decoder == "fast" and kind == "JPEG" and turn is None
                 image = _fast(data, picture_format) if is_fast and mode in ("RGB", "L") else None
                 if image is None:
-                    image = _fitted(_to_rgb(picture), picture_format)
+                    rgb = _to_rgb(picture)
+                    image = _fitted(rgb if turn is None else rgb.transpose(turn), picture_format)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise BadPictureError(
             f"larger than {Image.MAX_IMAGE_PIXELS} pixels, refused before it is decoded"
         ) from None
     except Image.UnidentifiedImageError:
-        raise BadPictureError(f"neither JPEG nor PNG ({len(data)} bytes)") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        *names, last = _formats()
+        expected = f"neither {', '.join(names)} nor {last}"
+        raise BadPictureError(f"{expected} ({len(data)} bytes)") from None
+    except DAMAGE as error:
         raise BadPictureError(f"cannot be decoded: {error}") from None
-    return Decoded(image, mode, rotated, bad_exif)
+    return Decoded(image, mode, orientation not in (0, 1), bad_exif)
 
 
 def fit_picture(picture: Image.Image, picture_format: PictureFormat) -> np.ndarray:
@@ -121,8 +163,12 @@ def fit_picture(picture: Image.Image, picture_format: PictureFormat) -> np.ndarr
         BadPictureError: it is too narrow, or its file is damaged.
     """
     try:
-        return _fitted(_to_rgb(picture), picture_format)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        turn = None
+        if picture.format != "TIFF":  # which Pillow turns itself
+            turn = _turn_of(_exif(picture)[0], picture_format, is_turned=False)
+        rgb = _to_rgb(picture)
+        return _fitted(rgb if turn is None else rgb.transpose(turn), picture_format)
+    except DAMAGE as error:
         raise BadPictureError(f"cannot be decoded: {error}") from None
 
 
@@ -133,17 +179,30 @@ def fit_pixels(planes: bytes, side: int, picture_format: PictureFormat) -> Decod
     return Decoded(_fitted(picture, picture_format), "RGB")
 
 
-def _exif(picture: Image.Image) -> tuple[bool, bool]:
-    """Whether the orientation tag asks for a rotation, and whether the EXIF data is damaged."""
+def _exif(picture: Image.Image) -> tuple[int, bool]:
+    """The orientation tag, 1 where there is none, and whether the EXIF data is damaged."""
+    if picture.format == "TIFF":
+        return getattr(picture, "tag_v2", {}).get(ORIENTATION_TAG, 1), False
     if not picture.info.get("exif"):
-        return False, False
+        return 1, False
     try:
         # Not picture.getexif(): the JPEG plugin has read and forgiven it when it opened the file.
         exif = Image.Exif()
         exif.load(picture.info["exif"])
-        return exif.get(ORIENTATION_TAG, 1) not in (0, 1), False
+        return exif.get(ORIENTATION_TAG, 1), False
     except Exception:  # whatever damaged tags lead Pillow to
-        return False, True
+        return 1, True
+
+
+def _turn_of(
+    orientation: int, picture_format: PictureFormat, *, is_turned: bool
+) -> Image.Transpose | None:
+    """What the pixels that Pillow gives are still to be turned by, or turned back."""
+    if is_turned == (picture_format.exif_orientation == "apply"):
+        return None
+    if is_turned and orientation in (6, 8):  # the two that are not their own inverse
+        orientation = 14 - orientation
+    return TURNS.get(orientation)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -151,8 +210,9 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         # 16-bit gray: Pillow's conversion would clip at 255 instead of scaling.
         gray = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255)
         return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
-    if picture.mode == "CMYK" and "adobe" not in picture.info:
-        # Pillow takes every CMYK file for Adobe's, whose inks are inverted; this one says nothing.
+    is_jpeg = picture.format in ("JPEG", "MPO")
+    if picture.mode == "CMYK" and is_jpeg and "adobe" not in picture.info:
+        # Pillow takes every CMYK JPEG for Adobe's, whose inks are inverted; this one says nothing.
         picture.load()
         return ImageChops.invert(picture).convert("RGB")
     picture.load()

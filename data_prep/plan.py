@@ -5,7 +5,14 @@ import shutil
 from pathlib import Path
 
 from data_prep.errors import UserError
-from data_prep.manifest import MANIFEST_FILE, PARTS, Plan, Storage, shard_file
+from data_prep.manifest import (
+    MANIFEST_FILE,
+    PARTS,
+    RECORDED_ORIENTATION,
+    Plan,
+    Storage,
+    shard_file,
+)
 from data_prep.pictures import PictureFormat, decoder_name
 from data_prep.shard_builder import BuildSettings, ShardTask
 from data_prep.sources.picture_set import PictureSet
@@ -29,7 +36,7 @@ def check_pictures(pictures: PictureSet, *, strict: bool) -> list[str]:
     if not held_out:
         raise UserError(
             f"{pictures.title}: expected val or test pictures beside train, found none: "
-            "--per-class cuts them out of train, such as --per-class 400,50,50"
+            "--val-fraction 0.2 or --per-class 400,50,50 cuts them out of train"
         )
     for part in held_out:
         labels = [picture.label for picture in pictures.parts[part]]
@@ -85,7 +92,7 @@ def plan_of(
         images_per_shard=images_per_shard,
         resampling=picture_format.resampling,
         decoder=decoder_name(picture_format.decoder),
-        exif_orientation="ignored",
+        exif_orientation=RECORDED_ORIENTATION[picture_format.exif_orientation],
         storage=storage,
         cycle_seed=CYCLE_SEED,
     )

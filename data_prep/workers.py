@@ -4,13 +4,14 @@ import itertools
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from ctypes import c_bool
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from multiprocessing.synchronize import Event
 from typing import Any, TypeVar
 
 from data_prep.errors import UserError
@@ -39,7 +40,8 @@ class Workers:
 
     def counters(self) -> list[int]:
         """What all workers have counted so far."""
-        return list(self._shared.counters)
+        # Without its lock, which a worker that was killed may still hold.
+        return list(self._shared.counters.get_obj())
 
     def each(
         self,
@@ -69,7 +71,7 @@ class Workers:
                 if self._interrupts:
                     interrupt(self._interrupts[0])
         finally:
-            self._shared.stop.set()
+            self._shared.stop.value = True
 
 
 @contextmanager
@@ -95,10 +97,10 @@ def worker_pool(num_workers: int) -> Iterator[Workers]:
     with on_stop_signals(note):
         with shared_memory():
             counters = context.Array("q", NUM_COUNTERS)
-            shared = Shared(context.Event(), context.Event(), counters)
+            shared = Shared(context.RawValue(c_bool), context.RawValue(c_bool), counters)
         pool = ProcessPoolExecutor(num_workers, context, _start_worker, (shared,))
         try:
-            _start(pool, num_workers, shared.all_started)
+            _start(pool, num_workers, shared)
             yield Workers(pool, interrupts, shared, num_workers)
         except BrokenProcessPool:
             # A signal to all processes of the command ends the workers, too.
@@ -108,7 +110,7 @@ def worker_pool(num_workers: int) -> Iterator[Workers]:
                     "again, it continues where it stopped; fewer --workers need less memory"
                 ) from None
         finally:
-            shared.stop.set()
+            shared.stop.value = True
             pool.shutdown(wait=True, cancel_futures=True)
     if interrupts:
         interrupt(interrupts[0])
@@ -137,23 +139,26 @@ def shared_memory() -> Iterator[None]:
         ) from None
 
 
-def _start(pool: ProcessPoolExecutor, num_workers: int, all_started: Event) -> None:
+def _start(pool: ProcessPoolExecutor, num_workers: int, shared: "Shared") -> None:
     """Starts all processes while Ctrl-C waits: a process inherits what its parent blocks."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         for _ in range(num_workers):
             pool.submit(_wait_for_all)  # starts one more, as none is idle
     finally:
-        all_started.set()
+        shared.all_started.value = True
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What parent and workers both see."""
+    """What parent and workers both see.
 
-    all_started: Event
-    stop: Event
+    The parent waits for none of it: an event or a lock would wait for a worker that was killed.
+    """
+
+    all_started: Any
+    stop: Any
     counters: Any
 
 
@@ -163,7 +168,8 @@ _shared: Shared | None = None
 
 def _wait_for_all() -> None:
     assert _shared is not None
-    _shared.all_started.wait()
+    while not _shared.all_started.value:
+        time.sleep(0.01)
 
 
 def count(counter: int, amount: int = 1) -> None:
@@ -175,7 +181,7 @@ def count(counter: int, amount: int = 1) -> None:
 
 def check_wanted() -> None:
     """In a worker: raises StoppedError once the parent has given up."""
-    if _shared is not None and _shared.stop.is_set():
+    if _shared is not None and _shared.stop.value:
         raise StoppedError
 
 

@@ -14,10 +14,16 @@ from data_prep.errors import OneLineParser, command_for, run_command
 from replica import paper
 from replica.recipes import PAPER, Recipe, find_recipe, with_changes
 from replica.recipes.geometry import LayerGeometry, geometry
+from replica.recipes.recipe import shown
 
 COLUMNS = ("layer", "output", "kernel", "stride", "sees", "reads", "parameters", "neurons", "macs")
 OPERATOR_COLUMNS = ("layer", "operator", "forward", "weight gradient", "why")
 COUNTS = ("parameters", "neurons", "macs")
+# The fields that say what a network is shown in training.
+IMAGE_FIELDS = (
+    *("image_order", "block_images", "random_crops", "random_flips", "shared_crops"),
+    *("color_noise", "color_scale", "color_division", "mean"),
+)
 
 
 def kernel_of(layer: LayerGeometry) -> str:
@@ -64,7 +70,8 @@ def as_text(recipe: Recipe, layers: list[LayerGeometry]) -> str:
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())
-    lines.append(recipe.claim)
+    of_images = (f"{name}={shown(getattr(recipe, name))}" for name in IMAGE_FIELDS)
+    lines += [f"images: {', '.join(of_images)}", recipe.claim]
     if is_papers:
         lines += _against_the_paper(sums)
     return "\n".join(lines)
@@ -100,7 +107,13 @@ def as_json(recipe: Recipe, layers: list[LayerGeometry]) -> str:
         }
         for layer in layers
     ]
-    content = {"recipe": recipe.name, "crop_size": recipe.crop_size, "layers": rows}
+    images = {name: getattr(recipe, name) for name in IMAGE_FIELDS}
+    content = {
+        "recipe": recipe.name,
+        "crop_size": recipe.crop_size,
+        "images": images,
+        "layers": rows,
+    }
     return json.dumps({**content, **totals(layers)}, indent=1)
 
 

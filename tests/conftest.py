@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import importlib.util
 import io
 import os
 import subprocess
@@ -64,6 +65,22 @@ def real_data() -> Path:
     if not directory:
         pytest.skip("REPLICA_REAL_DATA is not set: no real pictures here")
     return Path(directory)
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    """The module; its Python parts are enough."""
+    import torch
+
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    try:
+        import torchvision
+    except RuntimeError:  # its build for CUDA has no operators beside PyTorch for the CPU
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor x) -> Tensor")
+        import torchvision
+    return torchvision
 
 
 @pytest.fixture

@@ -321,7 +321,7 @@ def correct(scores, labels, k):
 
 # --- The draws: Philox4x32-10 and the meaning of its counters, the format of `replica/draws.py`.
 
-INITIALIZATION, CROP, COLOR, DROPOUT, CYCLE = 1, 2, 3, 4, 5
+INITIALIZATION, CROP, COLOR, DROPOUT, CYCLE, ORDER, BLOCKS = 1, 2, 3, 4, 5, 6, 7
 
 
 def philox(seed, purpose, counters):
@@ -384,6 +384,35 @@ def cycle_order(seed, size):
     return sorted(range(size), key=lambda i: (words[i], i))
 
 
+def sorting_words(seed, purpose, epoch, size):
+    """One word for each of 0..size - 1, drawn anew for every epoch."""
+    words = []
+    for i in range(size):
+        words.append(int(philox(seed, purpose, [epoch, 0, (i // 4) >> 32, i // 4])[i % 4]))
+    return words
+
+
+def order_at(data, epoch, *, seed, image_order="cycle", block_images=None):
+    """Rows in the order of an epoch: the same each time (S), all anew, or anew within blocks."""
+    size = len(data["train"][1])
+    if image_order == "cycle":
+        return cycle_order(data["cycle_seed"], size)
+    words = sorting_words(seed, ORDER, epoch, size)
+    if image_order == "reshuffle":
+        return sorted(range(size), key=lambda i: (words[i], i))
+    rows, blocks = list(range(size)), []
+    sizes = [block_images] * size if block_images else list(data["shard_sizes"])
+    while rows:
+        length = sizes.pop(0)
+        blocks.append(rows[:length])
+        rows = rows[length:]
+    of_blocks = sorting_words(seed, BLOCKS, epoch, len(blocks))
+    order = []
+    for b in sorted(range(len(blocks)), key=lambda b: (of_blocks[b], b)):
+        order += sorted(blocks[b], key=lambda i: (words[i], i))
+    return order
+
+
 # --- A run (P 4.1, 5): from the files of a data set to the weights after each step.
 
 
@@ -398,28 +427,59 @@ def read_data(directory):
                 images.append(file["images"][:])
                 labels.append(file["labels"][:])
         data[part] = (np.concatenate(images), np.concatenate(labels))
+        if part == "train":
+            data["shard_sizes"] = [len(of_shard) for of_shard in labels]
     with h5py.File(directory / "statistics.h5", "r") as file:
         for name in ("mean_image", "eigenvalues", "eigenvectors"):
             data[name] = file[name][:]
     return data
 
 
-def training_crop(data, row, *, epoch, seed, crop_size, color_noise, crops=True, flips=True):
-    """One image of a batch (P 2, 4.1), rounded to float32 where the feed does: (3, H, W)."""
+def training_crop(
+    data, row, *, epoch, seed, crop_size, color_noise, crops=True, flips=True, source=None, place=0
+):
+    """One image of a batch (P 2, 4.1), rounded to float32 where the feed does: (3, H, W).
+
+    With `source`, a dict of the rules that are as in S, section 4: shared_crops, color_scale,
+    color_division, mean; `place` is that of the image in the order of the epoch.
+    """
+    source = source or {}
     image, mean = data["train"][0][row], data["mean_image"]
-    down, right, flip, _ = (int(w) for w in philox(seed, CROP, [epoch, 0, row >> 32, row]))
+    # S: one draw for each 32 consecutive images.
+    draw = place // source["shared_crops"] if "shared_crops" in source else row
+    down, right, flip, _ = (int(w) for w in philox(seed, CROP, [epoch, 0, draw >> 32, draw]))
     places = len(image) - crop_size + 1
     top, left = (down * places >> 32, right * places >> 32) if crops else (places // 2,) * 2
     cut = (slice(top, top + crop_size), slice(left, left + crop_size))
-    x = image[cut].astype(np.float32) - mean[cut]
+    x = image[cut].astype(np.float32)
+    if source.get("mean") != "center":
+        x = x - mean[cut]
     if flips and flip % 2:
         x = x[:, ::-1]
+    if source.get("mean") == "center":  # S: whatever the position, not mirrored for flips
+        x = x - central_mean(mean, crop_size)
     if color_noise:
-        alphas = color_noise * _gaussian(philox(seed, COLOR, [epoch, 0, row >> 32, row]))[:3]
-        # Principal components of RGB in [0, 1], scaled back to 0..255.
-        shift = 255.0 * (data["eigenvectors"] @ (alphas * data["eigenvalues"]))
+        randn = _gaussian(philox(seed, COLOR, [epoch, 0, row >> 32, row]))[:3]
+        if source.get("color_scale") == "standard-deviations":
+            # S: noise = (randn * pca_stdevs) @ eigvecs^T, then coeff * noise, in pixels of 0..255.
+            noise = np.zeros(3)
+            for i in range(3):
+                deviation = 255.0 * data["eigenvalues"][i] ** 0.5
+                noise += randn[i] * deviation * data["eigenvectors"][:, i]
+            shift = color_noise * noise
+        else:
+            # Principal components of RGB in [0, 1], scaled back to 0..255.
+            shift = 255.0 * (data["eigenvectors"] @ (color_noise * randn * data["eigenvalues"]))
         x = x + shift.astype(np.float32)
+        if source.get("color_division"):  # S: crop /= (1 + coeff)
+            x = x / np.float32(1 + color_noise)
     return x.astype(np.float32).transpose(2, 0, 1)
+
+
+def central_mean(mean, crop_size):
+    """The central part of the mean image (S)."""
+    first = (len(mean) - crop_size) // 2
+    return mean[first : first + crop_size, first : first + crop_size]
 
 
 def even_places(last, number):
@@ -429,30 +489,33 @@ def even_places(last, number):
     return [int(Fraction(last * i, number - 1)) for i in range(number)]
 
 
-def views_of(data, images, *, crop_size, ten=False, grid=0):
+def views_of(data, images, *, crop_size, ten=False, grid=0, mean="place"):
     """P 4.1: the central crop, or four corners, center and their reflections: (N, V, 3, H, W).
 
-    Or a grid of so many crops a side, line by line, and their reflections.
+    Or a grid of so many crops a side, line by line, and their reflections. S: the central part of
+    the mean image is subtracted from each view, not mirrored.
     """
     last = images.shape[1] - crop_size
     places = [(0, 0), (0, last), (last // 2, last // 2), (last, 0), (last, last)]
     if grid:
         even = even_places(last, grid)
         places = [(top, left) for top in even for left in even]
-    x = images.astype(np.float32) - data["mean_image"]
+    x = images.astype(np.float32) - (data["mean_image"] if mean == "place" else 0)
     views = [
         x[:, top : top + crop_size, left : left + crop_size]
         for top, left in (places if ten or grid else places[2:3])
     ]
     if ten or grid:
         views += [view[:, :, ::-1] for view in views]
+    if mean == "center":
+        views = [view - central_mean(data["mean_image"], crop_size) for view in views]
     return np.stack(views, axis=1).transpose(0, 1, 4, 2, 3).astype(np.float64)
 
 
-def evaluate(weights, data, *, crop_size, ten=False, grid=0, part="val"):
+def evaluate(weights, data, *, crop_size, ten=False, grid=0, part="val", mean="place"):
     """P 4.1, 6: mean softmax of each image's views (N, K), with the part's labels."""
     images, labels = data[part]
-    crops = views_of(data, images, crop_size=crop_size, ten=ten, grid=grid)
+    crops = views_of(data, images, crop_size=crop_size, ten=ten, grid=grid, mean=mean)
     logits, _ = network(weights, crops.reshape(-1, *crops.shape[2:]))
     return probabilities(logits).reshape(*crops.shape[:2], -1).mean(axis=1), labels
 
@@ -492,15 +555,16 @@ def train(data, weights, options, velocities=None, first_step=1):
             rule's plateau_patience and plateau_improvement; frozen, (layer, from epoch); own_rate,
             (tensor, from epoch, rate there); noise_off, the epoch from which color noise is 0;
             crops and flips, whether random; ema, the D of an average of the weights, which is what
-        validation then tests.
+            validation then tests; image_order and block_images, of `order_at`; source, of
+            `training_crop`.
 
     Yields:
         After each step: a dict of loss, top1_error, top5_error, learning_rate, weights,
         velocities and averages; at an epoch's end also `val`, with the same measures.
     """
-    order = cycle_order(data["cycle_seed"], len(data["train"][1]))
     batch_size, seed = options["batch_size"], options["seed"]
-    per_epoch = -(-len(order) // batch_size)
+    per_epoch = -(-len(data["train"][1]) // batch_size)
+    ordered = {name: options[name] for name in ("image_order", "block_images") if name in options}
     weights = {name: weight.astype(np.float64) for name, weight in weights.items()}
     velocities = velocities or {name: np.zeros_like(w) for name, w in weights.items()}
     velocities = {name: v.astype(np.float64) for name, v in velocities.items()}
@@ -508,11 +572,14 @@ def train(data, weights, options, velocities=None, first_step=1):
     errors = []
     for step in range(first_step - 1, options["steps"]):
         epoch = step // per_epoch + 1
-        rows = order[step % per_epoch * batch_size :][:batch_size]
+        order = order_at(data, epoch, seed=seed, **ordered)
+        first = step % per_epoch * batch_size
+        rows = order[first:][:batch_size]
         noise = 0.0 if epoch >= options.get("noise_off", np.inf) else COLOR_NOISE
         how = {"crop_size": options["crop_size"], "color_noise": noise}
         how |= {name: options.get(name, True) for name in ("crops", "flips")}
-        x = [training_crop(data, row, epoch=epoch, seed=seed, **how) for row in rows]
+        how |= {"epoch": epoch, "seed": seed, "source": options.get("source")}
+        x = [training_crop(data, row, place=first + i, **how) for i, row in enumerate(rows)]
         labels = data["train"][1][rows]
         widths = [len(weights[f"{layer}.bias"]) for layer in DROPPED]
         masks = dropout_masks(widths, seed=seed, step=step, rows=np.arange(len(rows)))

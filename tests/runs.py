@@ -110,7 +110,7 @@ def large_weights(shapes, *, seed):
     return weights
 
 
-def write_checkpoint(path, weights, data, *, mean_image=None, num_classes=10):
+def write_checkpoint(path, weights, data, *, mean_image=None, num_classes=10, changes=()):
     """A checkpoint of `mini` with these weights, as if it had been trained on a data set."""
     statistics = data.statistics
     model = {name: torch.from_numpy(weight) for name, weight in weights.items()}
@@ -123,7 +123,7 @@ def write_checkpoint(path, weights, data, *, mean_image=None, num_classes=10):
         "epoch": 1,
         "val_errors": [],
         "best_step": None,
-        "recipe": to_record(with_changes(MINI, [*NARROW, f"crop_size={CROP_SIZE}"])),
+        "recipe": to_record(with_changes(MINI, [*NARROW, f"crop_size={CROP_SIZE}", *changes])),
         "num_classes": num_classes,
         "seed": 1,
         "wnids": data.wnids,

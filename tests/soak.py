@@ -90,7 +90,7 @@ class Soak:
             errors="replace",
             start_new_session=True,
             preexec_fn=small_disk if kind == "full disk" else None,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
         )
         if kind in SIGNALS:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -105,8 +105,11 @@ class Soak:
         try:
             _, stderr = process.communicate(timeout=LONGEST)
         except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # it says where its threads are
+            time.sleep(2)
             os.killpg(process.pid, signal.SIGKILL)
-            raise DifferenceError(f"hangs after {kind}: {' '.join(command)}") from None
+            where = process.communicate()[1]
+            raise DifferenceError(f"hangs after {kind}: {' '.join(command)}: {where}") from None
         self.faults[kind] += kind == "full disk" and process.returncode != 0
         # Python's own, of a worker whose parent was killed before it had said what to do.
         orphans = stderr.count("EOFError: Ran out of input") if kind == "kill" else 0

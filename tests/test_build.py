@@ -90,7 +90,8 @@ def test_architectures_are_those_that_nvcc_knows():
 
 
 def compiled(home, out, **environment):
-    return run("-c", COMPILE, str(home), str(out / "objects"), str(out / "lib"), **environment)
+    command = ("-c", COMPILE, str(home), str(out / "objects"), str(out / "lib"))
+    return run(*command, timeout=900, **environment)
 
 
 @pytest.mark.parametrize("wrong", ["9.9", "sm_90a", "90", "sm_90"])
@@ -101,22 +102,23 @@ def test_an_unknown_architecture_is_refused(nvcc, tmp_path, wrong):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("chosen", ["9.0", pytest.param("", marks=pytest.mark.slow)])
-def test_the_cuda_file_compiles_for_every_architecture(chosen, tmp_path):
-    """For one of them in seconds, for all in half a minute."""
+@pytest.mark.slow
+def test_the_cuda_files_compile_for_the_oldest_and_the_newest_architecture(tmp_path):
+    """The others are between the two; all take five minutes of one core."""
     home = cpp_extension._find_cuda_home()
     if home is None:
         pytest.skip("no nvcc here")
-    result = compiled(home, tmp_path, TORCH_CUDA_ARCH_LIST=chosen)
+    oldest, *_, newest = toolchain.architectures(toolchain.nvcc_version(f"{home}/bin/nvcc")).split(
+        ";"
+    )
+    result = compiled(home, tmp_path, TORCH_CUDA_ARCH_LIST=f"{oldest};{newest}")
     assert result.returncode == 0, result.stderr
     (output,) = tmp_path.rglob("local_response_norm.o")
     assert output.stat().st_size > 100_000
     (output,) = tmp_path.rglob("split_conv2d.o")
     assert output.stat().st_size > 50_000
-    if not chosen and toolchain.nvcc_version(f"{home}/bin/nvcc") >= (12, 8):
-        for architecture in ("80", "90", "100", "120"):
-            assert f"code=sm_{architecture}" in result.stderr
-        assert "arch=compute_120,code=compute_120" in result.stderr
+    virtual = newest.removesuffix("+PTX").replace(".", "")
+    assert f"arch=compute_{virtual},code=compute_{virtual}" in result.stderr
 
 
 def test_without_a_compiler_the_build_says_so_and_goes_on():

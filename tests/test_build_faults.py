@@ -189,6 +189,41 @@ def test_a_build_killed_twice_at_random_goes_on_to_the_same_bytes(
     assert_same(out, many_whole[storage])
 
 
+# A worker is killed while it holds every lock that it shares with its parent.
+KILLED_WITH_LOCKS = """
+import os, signal, sys, time
+from data_prep import workers
+
+def work(dies):
+    for shared in vars(workers._shared).values():
+        if dies and hasattr(shared, "get_lock"):
+            shared.get_lock().acquire()
+    if dies:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.1)
+    workers.count(0)
+
+if __name__ == "__main__":
+    with workers.worker_pool(2) as pool:
+        for _ in pool.each(work, [False] * 3 + [True] + [False] * 99, on_wait=pool.counters):
+            pass
+"""
+
+
+@pytest.mark.fault(34, 38)
+def test_a_worker_killed_with_a_lock_does_not_hold_up_its_parent(tmp_path):
+    (tmp_path / "main.py").write_text(KILLED_WITH_LOCKS)
+    result = subprocess.run(
+        [sys.executable, tmp_path / "main.py"],
+        env={**os.environ, "PYTHONPATH": str(PROJECT_DIR)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "RuntimeError: a worker process ended unexpectedly" in result.stderr
+
+
 @pytest.mark.fault(11)
 @pytest.mark.parametrize(
     ("number", "is_for_all"),

@@ -42,16 +42,18 @@ def errors(scores, labels):
     [
         ([], {}, 1),
         (["--ten-crop"], {"ten": True}, 10),
+        (["--ten-crop"], {"ten": True, "mean": "center"}, 10),
         (["--views", "ten"], {"ten": True}, 10),
         (["--views", "grid:3"], {"grid": 3}, 18),
     ],
-    ids=lambda x: "-".join(x).strip("-") or "center" if isinstance(x, list) else "",
+    ids=["center", "ten crops", "ten crops less the central mean", "views ten", "views grid"],
 )
 def test_the_test_command_is_the_oracle(
     options, views, num_views, weights, mean_image, tiny_shards, tmp_path, capsys
 ):
     data = open_data_set(tiny_shards)
-    checkpoint = write_checkpoint(tmp_path / "one.pt", weights, data, mean_image=mean_image)
+    how = {"mean_image": mean_image, "changes": [f"mean={views.get('mean', 'place')}"]}
+    checkpoint = write_checkpoint(tmp_path / "one.pt", weights, data, **how)
     seen = []
 
     def recording(probabilities, labels, count=evaluation.count):

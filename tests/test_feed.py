@@ -1,5 +1,6 @@
 """Batches that threads make ahead: the same bit for bit, in memory that is used again."""
 
+import dataclasses
 import mmap
 import os
 import shutil
@@ -22,8 +23,12 @@ from replica.feed.ahead import Ahead
 from replica.feed.augment import Crops
 from replica.feed.feed import TrainFeed
 from replica.feed.images import CPU, BatchImages, Buffers
+from replica.feed.order import cost_of_blocks, order_of_epoch
 from replica.feed.stored import StoredImages
-from replica.recipes import MINI
+from replica.recipes import MINI, with_changes
+from replica.train import parse_arguments
+from replica.training.options import DEFAULT_SEED
+from replica.training.run import prepare_run
 
 
 def same(batch, other):
@@ -60,6 +65,129 @@ def test_a_batch_is_the_paper_s_image_by_image(shards_dir, data):
         expected = oracles.training_crop(known, int(row), **how)
         assert np.allclose(image, expected, rtol=0, atol=1e-5)
         assert (image.numpy() == expected.astype(np.float32)).mean() > 0.99
+
+
+# --- The rules for the images: the text's, and those of the 2012 source
+
+RULES = {
+    "order=reshuffle": ["image_order=reshuffle"],
+    "order=block of shards": ["image_order=block"],
+    "order=block of 7": ["image_order=block", "block_images=7"],
+    "32 share a crop": ["shared_crops=32"],
+    "5 share a crop": ["shared_crops=5"],
+    "deviations": ["color_scale=standard-deviations"],
+    "division": ["color_division=true"],
+    "central mean": ["mean=center"],
+    "source": [
+        *("image_order=block", "block_images=7", "shared_crops=5", "mean=center"),
+        *("color_scale=standard-deviations", "color_division=true"),
+    ],
+}
+OF_ORDER = ("image_order", "block_images")
+OF_IMAGES = ("shared_crops", "color_scale", "color_division", "mean")
+
+
+def told_to_the_oracle(changes):
+    """Fields that were changed, for `oracles.order_at` and `oracles.training_crop`."""
+    recipe, names = with_changes(MINI, changes), [change.split("=")[0] for change in changes]
+    ordered = {name: getattr(recipe, name) for name in OF_ORDER if name in names}
+    return ordered, {name: getattr(recipe, name) for name in OF_IMAGES if name in names}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("noise", [0.25, 0.0], ids=["noise", "no noise"])
+def test_a_batch_of_each_rule_is_the_oracles(shards_dir, data, rule, noise):
+    """The second batch of the second epoch; where noise has ended, nothing is divided."""
+    feed = TrainFeed(data, with_changes(MINI, RULES[rule]), seed=5)
+    known, (ordered, source) = oracles.read_data(shards_dir), told_to_the_oracle(RULES[rule])
+    batch = feed.batch(3, color_noise=noise)
+    rows = oracles.order_at(known, 2, seed=5, **ordered)[32:]
+    assert feed.image_rows(3).tolist() == rows
+    how = {"epoch": 2, "seed": 5, "crop_size": MINI.crop_size, "color_noise": noise}
+    for i, (image, row) in enumerate(zip(batch.images, rows, strict=True)):
+        expected = oracles.training_crop(known, row, source=source, place=32 + i, **how)
+        assert np.allclose(image, expected, rtol=0, atol=2e-5)
+        assert (image.numpy() == expected).mean() > (0.99 if noise else 0.9999)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_no_rule_depends_on_threads_copies_or_where_a_run_goes_on(data, rule):
+    recipe = with_changes(MINI, RULES[rule])
+    expected = [TrainFeed(data, recipe, seed=1).batch(step) for step in range(6)]
+    for threads, first in ((0, 0), (1, 3), (8, 1)):
+        made = TrainFeed(data, recipe, seed=1).batches(first, 6, threads=threads)
+        assert all(map(same, made, expected[first:]))
+    shares = [list(TrainFeed(data, recipe, 1, i, 4).batches(1, 4)) for i in range(4)]
+    for step in (1, 2, 3):
+        images = torch.cat([of_step[step - 1].images for of_step in shares])
+        assert torch.equal(images, expected[step].images)
+
+
+@pytest.mark.parametrize("rule", ["order=reshuffle", "order=block of shards", "order=block of 7"])
+def test_every_epoch_has_each_image_once_in_an_order_of_its_own(data, rule):
+    recipe = with_changes(MINI, RULES[rule])
+    orders = [
+        np.concatenate([TrainFeed(data, recipe, seed).image_rows(step) for step in steps])
+        for seed, steps in ((1, (0, 1)), (1, (2, 3)), (2, (0, 1)))
+    ]
+    for order in orders:
+        assert sorted(order) == list(range(60))
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert (orders[i] == orders[j]).mean() < 0.25
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes"),
+    [([], [40, 20]), (["block_images=7"], [7] * 8 + [4])],
+    ids=["shards", "7 images"],
+)
+def test_the_images_of_a_block_follow_each_other(data, changes, sizes):
+    recipe = with_changes(MINI, ["image_order=block", *changes])
+    rows, ends = order_of_epoch(recipe, data.train, epoch=3, seed=1), np.cumsum(sizes)
+    blocks = np.searchsorted(ends, rows, side="right")
+    runs = np.split(blocks, np.flatnonzero(np.diff(blocks)) + 1)
+    assert sorted(len(run) for run in runs) == sorted(sizes)
+    in_a_block = rows[blocks == 0]
+    assert in_a_block.tolist() != sorted(in_a_block)
+
+
+def test_what_blocks_cost_is_said_in_classes(data):
+    """By counting the classes of each batch."""
+    for changes in (["block_images=6"], [], ["batch_size=100"]):
+        recipe = with_changes(MINI, ["image_order=block", *changes])
+        means = []
+        for kind in ("block", "reshuffle"):
+            known = dataclasses.replace(recipe, image_order=kind, block_images=None)
+            feed = TrainFeed(data, recipe if kind == "block" else known, seed=4)
+            steps = range(feed.steps_per_epoch)
+            means.append(np.mean([len({*feed.batch(step).labels.tolist()}) for step in steps]))
+        said = cost_of_blocks(recipe, data.train, seed=4)
+        size = min(60, recipe.batch_size)
+        assert f"a batch of {size} has {means[0]:.1f} classes on average, of the" in said
+        assert said.endswith(f" {means[1]:.1f}")
+        largest, number = (6, 10) if "block_images=6" in changes else (40, 2)
+        assert said.startswith(f"shuffled within blocks of {largest} stored images ({number} bl")
+
+
+def test_images_that_share_a_crop_share_a_reflection_and_no_color(data):
+    """A minibatch of 128 has only 4 distinct draws (facts of the source, section 4)."""
+    drawn = []
+
+    class Recorded(BatchImages):
+        def make(self, rows, crops, shifts, **how):
+            drawn.append((crops, shifts))
+            return super().make(rows, crops, shifts, **how)
+
+    how = {"mean_image": data.statistics.mean_image, "crop_size": 224}
+    images = Recorded(StoredImages(data.train), **how)
+    for size, expected in ((60, [32, 28]), (20, [20])):
+        recipe = with_changes(MINI, ["shared_crops=32", f"batch_size={size}"])
+        TrainFeed(data, recipe, seed=1).batch(0, images=images)
+        crops, shifts = drawn.pop()
+        draws = np.stack([crops.tops, crops.lefts, crops.flips], axis=1)
+        changes = np.flatnonzero((np.diff(draws, axis=0) != 0).any(axis=1)) + 1
+        assert np.diff([0, *changes, size]).tolist() == expected
+        assert len(np.unique(shifts, axis=0)) == size
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
@@ -291,3 +419,16 @@ def test_cpu_seconds_are_those_of_the_threads_that_make_batches(threads):
     assert seen[0] >= 0.03
     assert 0.18 <= ahead.cpu_seconds() < 0.3
     assert ahead.cpu_seconds() == ahead.cpu_seconds()
+
+
+# --- What is said
+
+
+@pytest.mark.parametrize("order", ["block", "reshuffle"])
+def test_a_run_says_at_its_start_what_blocks_cost(shards_dir, data, tmp_path, order):
+    change, said = f"image_order={order}", []
+    arguments = ["--data", str(shards_dir), "--recipe", "mini", "--out", str(tmp_path / "run")]
+    prepare_run(parse_arguments([*arguments, "--set", change]), None, say=said.append)
+    cost = cost_of_blocks(with_changes(MINI, [change]), data.train, seed=DEFAULT_SEED)
+    lines = [line for line in said if line.startswith("order: ")]
+    assert lines == ([f"order: {cost}"] if order == "block" else [])

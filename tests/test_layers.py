@@ -325,9 +325,10 @@ def test_print_shows_the_layers_in_the_order_in_which_they_run():
 
 def test_a_network_is_told_who_multiplies():
     model = network()
-    model.set_products_("own")
+    model.set_products_({f"conv{number}": "own" for number in (1, 3, 4, 5)})
     for number in range(1, 6):
-        assert str(model.get_submodule(f"conv{number}")).endswith("products=own)")
+        products = "measured" if number == 2 else "own"
+        assert str(model.get_submodule(f"conv{number}")).endswith(f"products={products})")
 
 
 def test_a_hook_sees_each_layer_in_both_placements():

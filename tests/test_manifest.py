@@ -40,6 +40,20 @@ def change_to_jpeg(content):
     content["limit"], content["recipe"] = 3, None
 
 
+def test_an_orientation_that_is_not_recorded_was_ignored(tmp_path):
+    content = json.loads((GOLDEN / "manifest.json").read_text())
+    for said, meant in (("ignored", "ignored"), ("applied", "applied"), (None, "ignored")):
+        content.pop("exif_orientation", None)
+        if said:
+            content["exif_orientation"] = said
+        (tmp_path / "manifest.json").write_bytes(as_written(content))
+        assert read_manifest(tmp_path).plan.exif_orientation == meant
+    content["exif_orientation"] = "guessed"
+    (tmp_path / "manifest.json").write_bytes(as_written(content))
+    with pytest.raises(UserError, match="expected exif_orientation to be ignored or applied"):
+        read_manifest(tmp_path)
+
+
 @pytest.mark.parametrize(
     "change", [change_none, change_to_unfinished, change_to_bad, change_to_jpeg]
 )

@@ -1,7 +1,5 @@
 """What a notebook imports from `replica`, against the oracle and by the rules of its users."""
 
-import importlib.util
-
 import numpy as np
 import oracles
 import pytest
@@ -57,6 +55,18 @@ def test_predictions_are_the_oracles_ten_crops(checkpoint, weights, raw, tiny_sh
         assert len(network.predict(image, top=99)) == len(names)
 
 
+def test_a_network_of_the_central_mean_predicts_with_it(weights, raw, tiny_shards, tmp_path):
+    data = open_data_set(tiny_shards)
+    how = {"mean_image": raw["mean_image"], "changes": ["mean=center"]}
+    network = network_of(write_checkpoint(tmp_path / "one.pt", weights, data, **how))
+    scores, _ = oracles.evaluate(weights, raw, crop_size=CROP_SIZE, ten=True, mean="center")
+    other, _ = oracles.evaluate(weights, raw, crop_size=CROP_SIZE, ten=True)
+    for image, expected, wrong in zip(raw["val"][0][:4], scores, other, strict=False):
+        best = [p for _, p in network.predict(image, top=3)]
+        np.testing.assert_allclose(best, np.sort(expected)[:-4:-1], rtol=1e-3)
+        assert not np.allclose(best, np.sort(wrong)[:-4:-1], rtol=1e-3)
+
+
 def test_pictures_are_prepared_as_those_of_the_shards(checkpoint, tiny_shards):
     """The files are larger than the network's images: 256 pixels drawn, shards of 104."""
     network = network_of(checkpoint)
@@ -103,7 +113,7 @@ def test_wrong_pictures_and_layers_are_one_line(checkpoint, tmp_path):
     (tmp_path / "no.jpg").write_bytes(b"text")
     wrong = {
         "no such file.jpg": "expected a JPEG or PNG file: No such file or directory",
-        str(tmp_path / "no.jpg"): "neither JPEG nor PNG",
+        str(tmp_path / "no.jpg"): "neither JPEG, PNG, WEBP",
     }
     for path, words in wrong.items():
         with pytest.raises(UserError, match=words):
@@ -229,16 +239,7 @@ def test_the_mean_is_subtracted_before_the_crop(tiny_shards):
 
 
 @pytest.fixture
-def compose():
-    """torchvision's; its Python parts are enough."""
-    if importlib.util.find_spec("torchvision") is None:
-        pytest.skip("torchvision is not installed")
-    try:
-        import torchvision
-    except RuntimeError:  # its build for CUDA has no operators beside PyTorch for the CPU
-        for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor x) -> Tensor")
-        import torchvision
+def compose(torchvision):
     return torchvision.transforms.Compose
 
 

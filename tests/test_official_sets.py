@@ -528,7 +528,7 @@ def test_pickles_of_an_old_numpy_are_read(tmp_path):
     assert [item.label for item in found.parts["train"]] == labels
     assert found.notes[0].startswith("absent: data_batch_2")
     result = run_here(BUILD, "--input", str(tmp_path), "--output", str(tmp_path / "out"))
-    assert_user_error(result, "expected val or test pictures beside train", "--per-class 400,50,50")
+    assert_user_error(result, "expected val or test pictures beside train", "--val-fraction 0.2")
 
 
 # --- Recognition
@@ -545,6 +545,12 @@ def test_every_source_is_recognised_by_what_it_is(official, toy_dir, tmp_path):
     }
     (tmp_path / "mine" / "train" / "cat").mkdir(parents=True)
     given["folder"] = tmp_path / "mine"
+    given |= {name: tmp_path / name for name in ("csv", "flat", "class-folders")}
+    for path in ("csv/labels.csv", "flat/n00000001_1.JPEG", "class-folders/a/1.png"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text("path,label\n")
+    (tmp_path / "class-folders" / "b").mkdir()
+    (tmp_path / "class-folders" / "b" / "2.JPG").touch()
     # Tiny Image10 is a cut of Tiny ImageNet: it has to be asked for.
     assert set(given) == set(SOURCES) - {"tiny-image10"}
     for name, directory in given.items():
@@ -571,6 +577,9 @@ def test_a_named_source_that_is_not_there_says_what_is_missing(tmp_path):
         "tiny-image10": "wnids.txt: expected one wnid per line, found no file",
         "cifar10": "expected the folders train/<class>/",
         "folder": "expected the folders train/<class>/",
+        "csv": "labels.csv: expected a CSV with the columns path and label, found no file",
+        "flat": "expected pictures named nXXXXXXXX_name.JPEG, found none",
+        "class-folders": "expected two class folders or more, each with pictures, found 0 folders",
     }
     assert set(messages) == set(SOURCES)
     for source, message in messages.items():

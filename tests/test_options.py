@@ -10,9 +10,10 @@ from replica.train import parse_arguments
 from replica.training.options import TrainOptions
 
 OPTIONS = {
-    "data_prep.build_shards": "--classes --decoder --dry-run --finish --fit --follow-links "
-    "--images-per-shard --input --limit --output --per-class --quality --resampling --shard "
-    "--size --source --storage --strict --workers",
+    "data_prep.build_shards": "--class-names --classes --decoder --dry-run --exif-orientation "
+    "--finish --fit --follow-links --images-per-shard --input --limit --output --per-class "
+    "--quality --resampling --seed --shard --size --source --storage --strict --val-fraction "
+    "--workers",
     "data_prep.verify_shards": "--class --contact-sheet --quick --seed --workers",
     "replica.train": "--batch-size --checkpoint-steps --classes --compile --convolution --data "
     "--deterministic --device --dry-run --ema --epochs --freeze --gpus --init --keep "

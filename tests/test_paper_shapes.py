@@ -130,6 +130,22 @@ def test_info_explains_every_discrepancy_with_the_paper():
         assert figure in text
 
 
+def test_info_says_what_the_network_is_shown():
+    changes = ("image_order=block", "block_images=1024", "shared_crops=32", "mean=center")
+    sets = [word for change in changes for word in ("--set", change)]
+    lines = run_here("-m", "replica.info", *sets).stdout.splitlines()
+    (line,) = (line for line in lines if line.startswith("images: "))
+    assert line == (
+        "images: image_order=block, block_images=1024, random_crops=True, random_flips=True, "
+        "shared_crops=32, color_noise=0.1, color_scale=eigenvalues, color_division=False, "
+        "mean=center"
+    )
+    images = json.loads(run_here("-m", "replica.info", "--json").stdout)["images"]
+    assert images["image_order"] == "cycle"
+    assert images["block_images"] is None
+    assert (images["shared_crops"], images["mean"]) == (1, "place")
+
+
 def test_info_refuses_an_unknown_recipe():
     assert_user_error(run_here("-m", "replica.info", "--recipe", "papr"), "papr", "mini, paper")
     assert_user_error(run_here("-m", "replica.info", "--set", "lrm_n=3"), "lrm_n", "lrn_n")

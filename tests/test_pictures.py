@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -193,6 +194,200 @@ def test_damaged_exif_is_counted_and_the_picture_kept():
     assert np.array_equal(decoded.image, decode_picture(data).image)
 
 
+def turned(pixels, orientation):
+    """What EXIF's table of orientations says: where the stored row 0 and column 0 are to be seen.
+
+    1 top left, 2 top right, 3 bottom right, 4 bottom left; 5 left top, 6 right top, 7 right
+    bottom, 8 left bottom.
+    """
+    row_at, column_at = {
+        1: ("top", "left"), 2: ("top", "right"), 3: ("bottom", "right"), 4: ("bottom", "left"),
+        5: ("left", "top"), 6: ("right", "top"), 7: ("right", "bottom"), 8: ("left", "bottom"),
+    }[orientation]  # fmt: skip
+    if row_at in ("left", "right"):  # the stored rows are seen as columns
+        pixels = pixels.transpose(1, 0, 2)
+        row_at, column_at = column_at, row_at
+    if row_at == "bottom":
+        pixels = pixels[::-1]
+    return pixels[:, ::-1] if column_at == "right" else pixels
+
+
+LOSSLESS = {
+    "PNG": {},
+    "WEBP": {"lossless": True},
+    "TIFF": {},
+    "TIFF LZW": {"compression": "tiff_lzw"},
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_orientation_is_ignored_or_applied_alike_in_every_format(name, orientation):
+    pixels = np.random.default_rng(orientation).integers(0, 256, (48, 64, 3), np.uint8)
+    exif = Image.Exif()
+    exif[pictures.ORIENTATION_TAG] = orientation
+    data = encoded(Image.fromarray(pixels), name.split()[0], exif=exif, **LOSSLESS[name])
+    plain_way = PictureFormat(64, fit="pad")
+    ignored = decode_picture(data, plain_way)
+    applied = decode_picture(data, PictureFormat(64, fit="pad", exif_orientation="apply"))
+    for decoded, seen in ((ignored, pixels), (applied, turned(pixels, orientation))):
+        wanted = decode_picture(encoded(Image.fromarray(np.ascontiguousarray(seen))), plain_way)
+        assert np.array_equal(decoded.image, wanted.image)
+        assert decoded.is_rotated == (orientation != 1)
+
+
+@pytest.mark.parametrize("name", ["JPEG", "AVIF"])
+@pytest.mark.parametrize("decoder", pictures.DECODERS)
+@pytest.mark.parametrize("orientation", [1, 2, 6, 8])
+def test_orientation_is_applied_in_lossy_formats_by_each_decoder(name, decoder, orientation):
+    if decoder == "fast":
+        pytest.importorskip("cv2")
+        pytest.importorskip("simplejpeg")
+    exif = Image.Exif()
+    exif[pictures.ORIENTATION_TAG] = orientation
+    data = encoded(gradient(64, 64), name, quality=95, exif=exif)
+    for way in pictures.EXIF_ORIENTATIONS:
+        own = PictureFormat(64, decoder=decoder, exif_orientation=way)
+        image = decode_picture(data, own).image.astype(int)
+        seen = np.asarray(gradient(64, 64)).astype(int)
+        wanted = turned(seen, orientation) if way == "apply" else seen
+        assert np.abs(image - wanted).mean() < 4, way
+
+
+def test_exif_after_the_pixels_of_a_png_is_applied():
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    exif = Image.Exif()
+    exif[pictures.ORIENTATION_TAG] = 6
+    data = encoded(Image.fromarray(pixels), exif=exif)
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + struct.unpack(">I", data[start : start + 4])[0]
+    late = data[:start] + data[end:-12] + data[start:end] + data[-12:]
+    image = decode_picture(late, PictureFormat(64, exif_orientation="apply")).image
+    assert np.array_equal(image, turned(pixels, 6))
+
+
+@pytest.mark.parametrize("way", pictures.EXIF_ORIENTATIONS)
+def test_a_picture_that_is_open_is_turned_as_its_file_is(way):
+    data = with_orientation(6, gradient(300, 280))
+    own = PictureFormat(exif_orientation=way)
+    with Image.open(io.BytesIO(data)) as picture:
+        image = pictures.fit_picture(picture, own)
+    assert np.array_equal(image, decode_picture(data, own).image)
+
+
+# --- Formats
+
+
+def animated(format_name, **options):
+    """Three frames, of which the first is red."""
+    frames = [plain(color, (64, 64)) for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
+    options |= {"save_all": True, "append_images": frames[1:]}
+    return encoded(frames[0], format_name, **options)
+
+
+ANIMATED = {
+    "GIF": animated("GIF"),
+    "WEBP": animated("WEBP", lossless=True),
+    "PNG": animated("PNG"),
+    "TIFF": animated("TIFF"),
+    "AVIF": animated("AVIF"),
+    "BMP": encoded(plain((255, 0, 0), (64, 64)), "BMP"),
+    "JPEG": encoded(plain((255, 0, 0), (64, 64)), "JPEG"),
+}
+
+
+@pytest.mark.parametrize("name", pictures.FORMATS)
+@pytest.mark.parametrize("decoder", pictures.DECODERS)
+def test_the_first_frame_of_every_format_is_read(name, decoder):
+    if decoder == "fast":
+        pytest.importorskip("cv2")
+        pytest.importorskip("simplejpeg")
+    image = decode_picture(ANIMATED[name], PictureFormat(32, decoder=decoder)).image
+    assert np.abs(image.astype(int) - (255, 0, 0)).max() <= 4
+
+
+OTHER_MODES = {
+    "TIFF CMYK": (encoded(Image.new("CMYK", (64, 64), (0, 128, 255, 0)), "TIFF"), (255, 127, 0)),
+    "TIFF 16 bits": (
+        encoded(Image.fromarray(np.full((64, 64), 0x4D7F, np.uint16)), "TIFF"),
+        (0x4D, 0x4D, 0x4D),
+    ),
+    "TIFF gray": (encoded(Image.new("L", (64, 64), 77), "TIFF"), (77, 77, 77)),
+    "GIF gray": (encoded(Image.new("L", (64, 64), 77), "GIF"), (77, 77, 77)),
+    "BMP black and white": (encoded(Image.new("1", (64, 64), 1), "BMP"), (255, 255, 255)),
+    "WEBP RGBA": (
+        encoded(Image.new("RGBA", (64, 64), (200, 100, 50, 255)), "WEBP", lossless=True),
+        (200, 100, 50),
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", OTHER_MODES)
+def test_modes_of_the_other_formats_become_the_right_rgb(mode):
+    data, color = OTHER_MODES[mode]
+    image = decode_picture(data, PictureFormat(32)).image
+    assert np.abs(image.astype(int) - color).max() <= 2, image[0, 0]
+
+
+def test_inks_that_are_in_no_file_are_not_inverted():
+    picture = Image.new("CMYK", (32, 32), (0, 128, 255, 0))
+    assert np.array_equal(
+        pictures.fit_picture(picture, PictureFormat(32))[0, 0], np.array([255, 127, 0])
+    )
+
+
+@pytest.mark.parametrize("name", pictures.FORMATS)
+def test_a_bomb_of_every_format_is_refused_before_it_is_decoded(name, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 - 1)
+    with pytest.raises(BadPictureError, match="refused before it is decoded"):
+        decode_picture(ANIMATED[name], PictureFormat(8))
+
+
+@pytest.mark.parametrize("name", pictures.FORMATS)
+def test_a_damaged_file_of_every_format_gives_an_image_or_a_reason(name):
+    generator = np.random.default_rng(5)
+    whole = np.frombuffer(ANIMATED[name], np.uint8)
+    for i in range(150):
+        data = whole[: len(whole) if i % 3 else generator.integers(1, len(whole))].copy()
+        places = generator.integers(0, min(len(data), 400 if i % 2 else len(data)), 1 + i % 5)
+        data[places] = generator.integers(0, 256, len(places))
+        try:
+            image = decode_picture(data.tobytes(), PictureFormat(8)).image
+        except BadPictureError:
+            continue
+        assert (image.shape, image.dtype) == ((8, 8, 3), np.uint8)
+
+
+class Heif:
+    """What pillow-heif does when it is installed: it adds an opener to Pillow."""
+
+    @staticmethod
+    def register_heif_opener():
+        Image.register_open("HEIF", lambda *_: plain((1, 2, 3)), lambda _: True)
+
+
+def test_heic_is_read_where_its_plug_in_is_installed(monkeypatch):
+    found = pictures.importlib.util.find_spec
+    monkeypatch.setattr(
+        pictures.importlib.util,
+        "find_spec",
+        lambda name: Heif if name == "pillow_heif" else found(name),
+    )
+    monkeypatch.setattr(pictures.importlib.metadata, "version", lambda _: "1.0")
+    monkeypatch.setitem(sys.modules, "pillow_heif", Heif)
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    pictures._formats.cache_clear()
+    try:
+        assert (decode_picture(HEIC, PictureFormat(32)).image == (1, 2, 3)).all()
+        assert pictures.decoder_name("pillow").endswith(" with pillow-heif 1.0")
+    finally:
+        monkeypatch.undo()
+        pictures._formats.cache_clear()
+    with pytest.raises(BadPictureError, match="neither JPEG, PNG"):
+        decode_picture(HEIC)
+
+
 # --- What is no picture
 
 
@@ -211,20 +406,23 @@ def png_header(width, height):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", r"neither JPEG nor PNG \(0 bytes\)"),
-        (b"I am a text file\n", "neither JPEG nor PNG"),
-        (HEIC, "neither JPEG nor PNG"),
+        (b"", r"neither JPEG, PNG, WEBP, GIF, TIFF, BMP nor AVIF \(0 bytes\)"),
+        (b"I am a text file\n", "neither JPEG, PNG"),
+        (HEIC, "neither JPEG, PNG"),
         (encoded(gradient(300, 300), "JPEG")[:2000], "cannot be decoded: .*truncated"),
         (encoded(gradient(300, 300))[:900], "cannot be decoded"),
-        (encoded(gradient(60, 60), "GIF"), "neither JPEG nor PNG"),
+        (encoded(gradient(60, 60), "PPM"), "neither JPEG, PNG"),
+        (encoded(gradient(60, 60), "ICO"), "neither JPEG, PNG"),
+        (encoded(gradient(60, 60), "PDF"), "neither JPEG, PNG"),
+        (encoded(Image.new("F", (60, 60)), "TIFF"), "a TIFF of mode F, whose white is not known"),
         (encoded(Image.new("1", (20_000, 20_000))), "refused before it is decoded"),
         (png_header(2**31 - 1, 2**31 - 1), "refused before it is decoded"),
         (png_header(65_500, 65_500), "refused before it is decoded"),
         (encoded(Image.new("L", (1, 2000))), "too narrow: 1 x 2000 pixels"),
         (encoded(Image.new("L", (65_500, 20)), "JPEG"), "too narrow: 65500 x 20 pixels"),
     ],
-    ids=["empty", "text", "heic", "cut jpeg", "cut png", "gif", "bomb", "giant", "square", "narrow",
-         "wide"],
+    ids=["empty", "text", "heic", "cut jpeg", "cut png", "ppm", "ico", "pdf", "float", "bomb",
+         "giant", "square", "narrow", "wide"],
 )  # fmt: skip
 @pytest.mark.parametrize("decoder", pictures.DECODERS)
 def test_what_is_no_picture_gives_its_reason(data, reason, decoder):

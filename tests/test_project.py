@@ -32,7 +32,8 @@ DATA_PREP_LAYERS = (
     *("signals", "streams", "errors", "arguments", "parent", "progress", "files", "workers"),
     *("pictures", "jpeg", "color_statistics"),
     *("manifest", "manifest_json", "shards", "labels_csv", "sources", "shard_writer"),
-    *("shard_builder", "plan", "builder", "job_array", "verification", "contact_sheet"),
+    *("shard_builder", "plan", "chosen_pictures", "builder", "pairs", "job_array"),
+    *("verification", "contact_sheet"),
 )
 SOURCE_LAYERS = ("places", "archives", "trees", "text", "picture_set", "devkit", "", "recognize")
 MOST_LINES = 400

@@ -66,6 +66,23 @@ def test_a_record_of_another_version_is_one_line(change, words):
     assert all(word in str(error.value) for word in words), error.value
 
 
+def test_the_rules_of_images_that_a_record_lacks_are_those_it_had():
+    """One cycle, a crop per image, eigenvalues, no division, the mean of the crop's place."""
+    record = json.loads((OLD_RUN / "run.json").read_text())["recipe"]
+    names = ("image_order", "block_images", "shared_crops", "color_scale", "color_division", "mean")
+    assert not record.keys() & set(names)
+    old = ("cycle", None, 1, "eigenvalues", False, "place")
+    for recipe in (from_record(record), PAPER, MINI):
+        assert tuple(getattr(recipe, name) for name in names) == old
+
+
+def test_blocks_have_a_size_where_there_are_blocks():
+    assert with_changes(PAPER, ["image_order=block", "block_images=1024"]).block_images == 1024
+    message = refused(lambda: with_changes(PAPER, ["block_images=1024"]))
+    rule = "block_images: expected none, or image_order=block, got 1024 with image_order=cycle"
+    assert message == f"recipe paper: {rule}"
+
+
 def test_differences_are_named_by_layer():
     other = with_changes(PAPER, ["conv3.num_kernels=192", "momentum=0.8", "without=conv4"])
     lines = differing_fields(PAPER, other)
@@ -94,6 +111,11 @@ RULES = [
     ("pool_ties", ("first", "all"), ("none", "last"), "first or all"),
     ("dropout_keep", (0.1, 1), (0, 1.1), "more than 0, at most 1"),
     ("color_noise", (0, 0.5), (-0.1,), "a number >= 0"),
+    ("color_scale", ("eigenvalues", "standard-deviations"), ("roots",), "eigenvalues or standard-"),
+    ("mean", ("place", "center"), ("none",), "place or center"),
+    ("image_order", ("cycle", "reshuffle", "block"), ("shuffle",), "cycle or reshuffle or block"),
+    ("shared_crops", (1, 32, 1_000_000), (0, 1_000_001), "at least 1, at most 1,000,000"),
+    ("block_images", (None,), (0, 1_000_001, 7), ""),
     ("batch_size", (1, 1_000_000), (0, 1_000_001), "at least 1, at most 1,000,000"),
     ("momentum", (0, 0.99), (-0.1, 1), "at least 0, less than 1"),
     ("ema", (None, 0.001, 0.999), (0, -0.1, 1), "more than 0, less than 1"),

@@ -269,7 +269,7 @@ def test_bad_pictures_are_listed_with_their_reason_and_the_rest_is_built(picture
         for item in shard["bad_pictures"]
     }
     assert listed.keys() == {"a_text.JPEG", "a_folder", "loop", picture.name}
-    assert "neither JPEG nor PNG" in listed["a_text.JPEG"]
+    assert "neither JPEG, PNG" in listed["a_text.JPEG"]
     assert "truncated" in listed[picture.name]
 
 

@@ -1,10 +1,12 @@
 """Runs of `python -m replica.train` against the oracle, step by step (paper 4.1, 4.2, 5)."""
 
 import json
+import shutil
 
 import numpy as np
 import oracles
 import pytest
+import torch
 from runs import (
     BATCH_SIZE,
     CROP_SIZE,
@@ -69,6 +71,33 @@ RUNS = {
             "plateau_improvement": 0.02,
             "crops": False,
             "batch_size": 9,
+        },
+    ),
+    # A new order in each epoch, and the images as in the source: its noise ends with epoch 2.
+    "images of the source": (
+        7,
+        15,
+        (
+            *("--gpus", "2", "--split", "1", "--loader-threads", "2"),
+            *("--lr", "0.0001", "--batch-size", "7"),
+        ),
+        (
+            *("image_order=reshuffle", "shared_crops=3", "mean=center"),
+            *("color_scale=standard-deviations", "color_division=true"),
+            *("drop_epochs=3", "drop_rule=epochs", "changes=3:color_noise=0"),
+        ),
+        {
+            "learning_rate": 0.0001,
+            "drop_epochs": (3,),
+            "batch_size": 7,
+            "noise_off": 3,
+            "image_order": "reshuffle",
+            "source": {
+                "shared_crops": 3,
+                "color_scale": "standard-deviations",
+                "color_division": True,
+                "mean": "center",
+            },
         },
     ),
     # Validation is of the averages; a layer is frozen, and its average with it.
@@ -153,6 +182,20 @@ def test_every_step_of_a_run_is_the_oracles(name, runs):
     assert [(line["step"], line["epoch"]) for line in vals] == [(2, 1), (4, 2), (6, 3)]
     for line, right in zip(vals, expected[1::2], strict=True):
         assert_same_measures(line, right["val"])
+
+
+def test_a_run_with_the_rules_of_the_source_goes_on_in_mid_epoch_bit_for_bit(runs, tiny_shards):
+    """From the middle of the second epoch, with the order, draws and noise of its place."""
+    out, checkpoints, _ = runs("images of the source")
+    cut = out.with_name("cut")
+    shutil.copytree(out, cut, symlinks=True)
+    for step in (4, 5, 6):
+        for path in cut.glob(f"checkpoint-{step:08d}.pt*"):
+            path.unlink()
+    again = train_tiny(cut, "--gpus", "2", "--split", "1", "--loader-threads", "0")
+    assert json.loads((cut / "run.json").read_text())["started_at_step"] == 3
+    for name, tensor in checkpoints[6]["model"].items():
+        assert torch.equal(again[6]["model"][name], tensor), name
 
 
 def test_a_checkpoint_holds_what_a_test_needs(runs, tiny_shards):

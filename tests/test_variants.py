@@ -17,7 +17,7 @@ from replica.feed.feed import TrainFeed
 from replica.feed.variants import check_variants, has_variants, vary
 from replica.recipes import MINI, PAPER, from_record, to_record, with_changes
 
-SEED, VARIANT, SIZE = 5, 6, 224
+SEED, VARIANT, SIZE = 5, 8, 224
 PLAIN = ["random_crops=false", "random_flips=false", "color_noise=0"]
 
 

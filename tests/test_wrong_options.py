@@ -48,6 +48,7 @@ WRONG_TEXTS = {
     "--lr": NO_NUMBER,
     "--momentum": (*NO_NUMBER, "1", HUGE),
     "--ema": (*NO_NUMBER, "0", "1", HUGE),
+    "--val-fraction": (*NO_NUMBER, "0", "1", "1/3", HUGE),
     "--weight-decay": NO_NUMBER,
     "--batch-size": (*NO_WHOLE_NUMBER, "0", "1000001", "100000000"),
     "--epochs": (*NO_WHOLE_NUMBER, "0", "1000001"),
@@ -62,11 +63,15 @@ WRONG_TEXTS = {
 # That may hold any text.
 FREE = {"--reason"}
 # A least value above 0, where 0 is wrong, too.
-ZERO_IS_RIGHT = {"--seed", "--lr", "--bias-lr", "--wait", "--weight-decay", "--momentum"}
+ZERO_IS_RIGHT = {
+    *("--seed", "--lr", "--bias-lr", "--wait", "--weight-decay", "--momentum", "--loader-threads")
+}
 CONTRADICTIONS = {
     "data_prep.build_shards": [
         ["--quality", "90"],
         ["--finish", "--size", "8"],
+        ["--val-fraction", "0.2", "--per-class", "1,1,1"],
+        ["--seed", "1"],
         ["--source", "kaggle"],
         ["--source", "toy", "--input", "a file"],
         ["--input", "a file"],

@@ -1,25 +1,24 @@
 // Gradient descent with momentum on the CPU (paper 5): one pass over weight, velocity and gradient.
 
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "instruction_sets.h"
 #include "momentum_sgd_host.h"
 
 namespace {
 
 using namespace momentum_sgd;
 
-// Waits for memory at any width of vectors, so one version serves every processor.
-template <typename T>
-void update(
-    T* __restrict weight, T* __restrict velocity, const T* __restrict gradient, int64_t count,
-    double learning_rate, double momentum, double weight_decay) {
-  const T keep = static_cast<T>(momentum);
-  const T decay = static_cast<T>(weight_decay * learning_rate);
-  const T rate = static_cast<T>(learning_rate);
-  for (int64_t i = 0; i < count; ++i) {
-    const T v = keep * velocity[i] - decay * weight[i] - rate * gradient[i];
-    velocity[i] = v;
-    weight[i] += v;
-  }
-}
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+#define REPLICA_LOOPS "momentum_sgd_kernels.inl"
+#include "instruction_sets.inl"
 
 template <typename T>
 void run(
@@ -29,6 +28,7 @@ void run(
   auto* v = static_cast<T*>(velocity.mutable_data_ptr());
   const auto* g = static_cast<const T*>(gradient.const_data_ptr());
   constexpr int64_t kValuesPerThread = 16384;  // less is not worth a thread
+  const auto update = REPLICA_IN_USE(T, update<T>);
   torch::stable::parallel_for(0, weight.numel(), kValuesPerThread, [&](int64_t begin, int64_t end) {
     update(w + begin, v + begin, g + begin, end - begin, learning_rate, momentum, weight_decay);
   });

@@ -14,6 +14,10 @@ from data_prep.sources.text import read_class_names
 from data_prep.sources.trees import Tree, visible_names
 
 LAYOUT = "nXXXXXXXX.tar: one tar per class, as ImageNet of Fall 2009 and 2011"
+TREE = """\
+n01440764.tar
+n01443537.tar
+words.txt"""
 NAMES_FILE = "words.txt"
 HALVES_SEED = 2012
 

@@ -6,6 +6,14 @@ from data_prep.sources.picture_set import PictureSet, class_pictures
 from data_prep.sources.trees import Tree, visible_names
 
 LAYOUT = "train/<class>/* and val/<class>/* or test/<class>/*"
+TREE = """\
+train/
+  <class>/
+    1.jpg
+  <another class>/
+val/
+  <class>/
+  <another class>/"""
 
 
 def is_here(tree: Tree) -> bool:
@@ -43,7 +51,7 @@ def find(tree: Tree) -> PictureSet:
                 )
     for part, names in classes.items():
         problems.extend(
-            f"{part}/{name} is empty" for name in names if not tree.names(f"{part}/{name}")
+            f"{part}/{name} is empty" for name in names if not visible_names(tree, f"{part}/{name}")
         )
     if not classes["train"]:
         problems.append("train/ holds no class folder")

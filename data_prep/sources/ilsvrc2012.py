@@ -9,6 +9,10 @@ from data_prep.sources.picture_set import PictureSet
 from data_prep.sources.trees import Tree
 
 LAYOUT = "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and the devkit: the official files"
+TREE = """\
+ILSVRC2012_img_train.tar
+ILSVRC2012_img_val.tar
+ILSVRC2012_devkit_t12.tar.gz"""
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
 

@@ -21,6 +21,12 @@ from data_prep.sources.text import read_table, read_text
 from data_prep.sources.trees import Tree, visible_names
 
 LAYOUT = "ILSVRC/Data/CLS-LOC/train/<wnid>: ImageNet as Kaggle packs it, also its zip file"
+TREE = """\
+ILSVRC/
+  Data/CLS-LOC/train/n01440764/
+  Data/CLS-LOC/val/
+LOC_synset_mapping.txt
+LOC_val_solution.csv"""
 MAPPING_FILE = "LOC_synset_mapping.txt"
 SOLUTION_FILE = "LOC_val_solution.csv"
 # A genuine annotation is a few kilobytes: more is refused before it is parsed.

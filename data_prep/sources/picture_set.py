@@ -2,9 +2,11 @@
 
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import NamedTuple
 
 from data_prep.errors import UserError
@@ -13,6 +15,9 @@ from data_prep.sources.places import Place
 from data_prep.sources.trees import Tree, visible_names
 
 WNID = re.compile(r"n\d{8}")
+PICTURE_NAME = re.compile(
+    r".*\.(jpe?g|jpe|jfif|png|webp|gif|tiff?|bmp|avif|heic|heif)", re.IGNORECASE
+)
 
 
 class Picture(NamedTuple):
@@ -115,6 +120,72 @@ class PictureSet:
             first += count
         return replace(self, parts=parts)
 
+    def with_val_fraction(
+        self, fraction: Fraction, *, seed: int, by: str = "--val-fraction"
+    ) -> "PictureSet":
+        """Val pictures, cut from train: of each class so large a fraction, by seed and names.
+
+        Of n pictures of a class n * fraction, rounded, a half up; at least one, and not all; of a
+        single one none. Where each class has a single picture, the set is cut as if it were one
+        class. `by` is the option that asked for it, for messages.
+
+        Raises:
+            UserError: there are val pictures already, or fewer than two pictures.
+        """
+        train = self.parts.get("train", ())
+        if self.parts.get("val") or len(train) < 2:
+            found = (
+                f"{len(self.parts['val'])} val pictures" if self.parts.get("val") else len(train)
+            )
+            raise UserError(
+                f"{by}: expected two train pictures or more and no val pictures in "
+                f"{self.title}, found {found}: leave the option out, or give other pictures"
+            )
+
+        def num_val(num_pictures: int) -> int:
+            if num_pictures == 1:
+                return 0
+            rounded = math.floor(num_pictures * fraction + Fraction(1, 2))
+            return min(max(1, rounded), num_pictures - 1)
+
+        all_single = len({picture.label for picture in train}) == len(train)
+        alike = tuple(picture._replace(label=0) for picture in train) if all_single else train
+        val, _ = _first_of_classes(alike, num_val, seed=seed)
+        names = {picture.name for picture in val}
+        parts = {
+            **self.parts,
+            "train": tuple(p for p in train if p.name not in names),
+            "val": tuple(p for p in train if p.name in names),
+        }
+        note = f"val: {len(val)} of {len(train)} train pictures, of each class {float(fraction):g}"
+        if all_single:
+            note = f"val: {len(val)} of {len(train)} train pictures, across classes of one picture"
+        return replace(self, parts=parts, notes=(*self.notes, f"{note}, by seed {seed} and names"))
+
+    def with_class_names(self, names: Mapping[str, str], *, title: str) -> "PictureSet":
+        """The same with names for the classes, by wnid; those without one keep theirs.
+
+        Raises:
+            UserError: none of the classes has a name in `title`.
+        """
+        unnamed = [wnid for wnid in self.wnids if wnid not in names]
+        if len(unnamed) == len(self.wnids):
+            raise UserError(
+                f"{title}: expected names for the classes of {self.title} (such as {unnamed[0]}), "
+                "got none for any of them"
+            )
+        pairs = zip(self.wnids, self.class_names, strict=True)
+        notes = self.notes
+        if unnamed:
+            notes += (f"{len(unnamed)} classes have no name in {title} (such as {unnamed[0]})",)
+        named = tuple(names.get(wnid, own) for wnid, own in pairs)
+        return replace(self, class_names=named, notes=notes)
+
+
+def is_picture_name(name: str) -> bool:
+    """Whether a file is named as a picture; what it is, its bytes say."""
+    return PICTURE_NAME.fullmatch(name) is not None
+
 
 def matching_labels(name: str, wnids: Iterable[str], class_names: Iterable[str]) -> list[int]:
     """The labels of the classes with this wnid, this name, or this among names between commas."""
@@ -130,7 +201,8 @@ def matching_labels(name: str, wnids: Iterable[str], class_names: Iterable[str])
 def class_pictures(tree: Tree, folders: Iterable[tuple[str, int]]) -> Pictures:
     """The pictures of class folders, in the order of the folders, each with its label.
 
-    Every entry counts, also one that is no picture: the builder lists what it cannot read.
+    Every entry that is not hidden counts, also one that is no picture: the builder lists what it
+    cannot read.
     """
     pictures: list[Picture] = []
     for folder, label in folders:
@@ -140,7 +212,7 @@ def class_pictures(tree: Tree, folders: Iterable[tuple[str, int]]) -> Pictures:
             )
         pictures.extend(
             Picture(f"{folder}/{name}", label, tree.place(f"{folder}/{name}"))
-            for name in tree.names(folder)
+            for name in visible_names(tree, folder)
         )
     return tuple(pictures)
 
@@ -191,6 +263,13 @@ def halves(pictures: Pictures, *, seed: int) -> tuple[Pictures, Pictures]:
     The pictures of a class are put in the order of the SHA-256 of seed and name; the halves keep
     the order that the pictures came in.
     """
+    return _first_of_classes(pictures, lambda num_pictures: (num_pictures + 1) // 2, seed=seed)
+
+
+def _first_of_classes(
+    pictures: Pictures, num_first: Callable[[int], int], *, seed: int
+) -> tuple[Pictures, Pictures]:
+    """Cuts a set in two: so many of each class by the order of their digests, and the others."""
     of_class: dict[int, list[Picture]] = {}
     for picture in pictures:
         of_class.setdefault(picture.label, []).append(picture)
@@ -201,5 +280,5 @@ def halves(pictures: Pictures, *, seed: int) -> tuple[Pictures, Pictures]:
 
     first: set[Picture] = set()
     for members in of_class.values():
-        first.update(sorted(members, key=digest)[: (len(members) + 1) // 2])
+        first.update(sorted(members, key=digest)[: num_first(len(members))])
     return tuple(p for p in pictures if p in first), tuple(p for p in pictures if p not in first)

@@ -69,6 +69,14 @@ def read_table(tree: Tree, path: str, what: str, *, form: str, pattern: str) -> 
     return table
 
 
+def read_names(tree: Tree, path: str) -> dict[str, str]:
+    """Reads names of classes: `class<tab>name` a line, or `class name` where no line has a tab."""
+    what, has_tab = "a class, a tab and its name per line", "\t" in read_text(tree, path, "names")
+    pattern = r"\s*([^\t]*[^\t ]) *\t\s*(\S|\S.*\S)\s*" if has_tab else r"\s*(\S+) +(\S|\S.*\S)\s*"
+    form = "class<tab>name" if has_tab else "class name"
+    return read_table(tree, path, what, form=form, pattern=pattern)
+
+
 def read_class_names(tree: Tree, path: str) -> dict[str, str]:
     """Reads a file of `wnid<tab>names` lines, such as WordNet's `words.txt`."""
     names: dict[str, str] = {}

@@ -18,6 +18,14 @@ from data_prep.sources.text import read_class_names, read_table
 from data_prep.sources.trees import Tree, visible_names
 
 LAYOUT = "wnids.txt and train/<wnid>/images: Tiny ImageNet"
+TREE = """\
+wnids.txt
+words.txt
+train/
+  n01443537/images/
+val/
+  images/
+  val_annotations.txt"""
 CLASSES_FILE = "wnids.txt"
 NAMES_FILE = "words.txt"
 ANNOTATIONS_FILE = "val/val_annotations.txt"

@@ -8,6 +8,8 @@ from data_prep.errors import UserError
 from data_prep.sources.archives import compressed_tar_files, file_kind, tar_files, zip_files
 from data_prep.sources.places import Place, Refused
 
+# What desktops leave in folders, in lower letters; what begins with a dot is hidden anyway.
+LEFT_BY_DESKTOPS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir"}
 LEADS_OUT = "is a link that leads out of the input: --follow-links reads it"
 
 
@@ -125,8 +127,12 @@ def _normal(path: str) -> str:
 
 
 def visible_names(tree: Tree, directory: str) -> list[str]:
-    """The names in a directory that do not begin with a dot."""
-    return [name for name in tree.names(directory) if not name.startswith(".")]
+    """The names in a directory without hidden files, and without what desktops leave there."""
+    return [
+        name
+        for name in tree.names(directory)
+        if not name.startswith(".") and name.lower() not in LEFT_BY_DESKTOPS
+    ]
 
 
 def open_tree(path: Path, *, follow_links: bool = False) -> Tree:

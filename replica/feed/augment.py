@@ -33,7 +33,8 @@ def draw_crops(
     DEVIATION D5: the paper says 2048 = 32 * 32 * 2; the source draws from 33 offsets.
 
     Args:
-        image_indices: int64 (N,), rows of the training part.
+        image_indices: int64 (N,), rows of the training part; where images share a crop, the same
+            number for each of them.
         epoch: counted from 1.
         seed: of the run.
         image_size, crop_size: in pixels.
@@ -70,7 +71,7 @@ def draw_color_shifts(
         epoch: counted from 1; the alphas are drawn anew each time an image is used.
         seed: of the run.
         standard_deviation: of each alpha, 0.1 in the paper.
-        eigenvalues: (3,), lambdas of the RGB covariance.
+        eigenvalues: (3,), lambdas of the RGB covariance; the source takes their roots.
         eigenvectors: (3, 3), P, in columns.
 
     Returns:
@@ -113,6 +114,22 @@ def view_places(views: str, image_size: tuple[int, int], *, crop_size: int) -> C
 def _evenly(last: int, number: int) -> list[int]:
     """Numbers from 0 to `last`, or the middle as the only one."""
     return [last * i // (number - 1) for i in range(number)] if number > 1 else [last // 2]
+
+
+def less_central_mean(views: np.ndarray, mean_image: np.ndarray) -> np.ndarray:
+    """Views minus the central part of the mean image, reflected ones too (`mean=center`).
+
+    As the 2012 source has it: whatever the place of a view, and never reflected.
+
+    Args:
+        views: uint8 (V, S, S, C), as they are stored.
+        mean_image: float32 (H, W, C).
+
+    Returns:
+        float32 (V, S, S, C).
+    """
+    less: np.ndarray = views - center_crop(mean_image, crop_size=views.shape[1])
+    return less
 
 
 def ten_crops(image: np.ndarray, *, crop_size: int) -> np.ndarray:

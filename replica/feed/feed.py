@@ -5,7 +5,7 @@ N images, C channels, H rows, W columns.
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from data_prep.shards import DataSet
 from replica.feed.ahead import Ahead
 from replica.feed.augment import draw_color_shifts, draw_crops, in_the_center
 from replica.feed.images import CPU, BatchImages
+from replica.feed.order import order_of_epoch
 from replica.feed.stored import StoredImages
 from replica.feed.variants import has_variants, vary
 from replica.network.draws import permutation
@@ -68,9 +69,25 @@ class TrainFeed:
         # one fixed order, epoch by epoch, after one shuffle.
         return permutation(self.data.cycle_seed, len(self.data.train))
 
+    @cached_property
+    def _order_of(self) -> Callable[[int], np.ndarray]:
+        """The order of an epoch; batches made ahead are of two epochs at its end."""
+
+        def order(epoch: int) -> np.ndarray:
+            return order_of_epoch(self.recipe, self.data.train, epoch=epoch, seed=self.seed)
+
+        return lru_cache(maxsize=2)(order)
+
+    def _first_place(self, step: int) -> int:
+        """Where a batch begins in the order of its epoch."""
+        return step % self.steps_per_epoch * self.recipe.batch_size
+
     def image_rows(self, step: int) -> np.ndarray:
         """The images of the whole batch of a step: int64 (N,), rows of the training part."""
-        first = step % self.steps_per_epoch * self.recipe.batch_size
+        first = self._first_place(step)
+        if self.recipe.image_order != "cycle":
+            order = self._order_of(step // self.steps_per_epoch + 1)
+            return order[first : first + self.recipe.batch_size]
         return self._cycle[first : first + self.recipe.batch_size]
 
     @cached_property
@@ -93,6 +110,7 @@ class TrainFeed:
                 self._stored,
                 mean_image=self.data.statistics.mean_image,
                 crop_size=self.recipe.crop_size,
+                mean=self.recipe.mean,
                 device=device,
                 memory_format=memory_format,
             )
@@ -122,28 +140,38 @@ class TrainFeed:
         rows = np.array_split(np.arange(len(whole)), self.data_size)[self.data_index]
         indices = whole[rows]
         image_size = statistics.mean_image.shape[0]
+        of_crops = indices
+        if recipe.shared_crops > 1:
+            of_crops = (self._first_place(step) + rows) // recipe.shared_crops
         crops = draw_crops(
-            indices, epoch=epoch, seed=self.seed, image_size=image_size, crop_size=recipe.crop_size
+            of_crops, epoch=epoch, seed=self.seed, image_size=image_size, crop_size=recipe.crop_size
         )
         if not recipe.random_crops:
             crops = in_the_center(crops, image_size=image_size, crop_size=recipe.crop_size)
         if not recipe.random_flips:
             crops.flips[:] = False
-        shifts = None
+        shifts, divisor = None, None
         if color_noise:
+            scales = statistics.eigenvalues
+            if recipe.color_scale == "standard-deviations":
+                scales = statistics.standard_deviations / 255
+            if recipe.color_division:
+                divisor = 1 + color_noise
             shifts = draw_color_shifts(
                 indices,
                 epoch=epoch,
                 seed=self.seed,
                 standard_deviation=color_noise,
-                eigenvalues=statistics.eigenvalues,
+                eigenvalues=scales,
                 eigenvectors=statistics.eigenvectors,
             )
         images = images or self._images()
         change = None
         if has_variants(recipe):
             change = partial(vary, rows=indices, recipe=recipe, seed=self.seed, epoch=epoch)
-        made, arrived = images.make(indices, crops, shifts, vary=change, parallel=parallel)
+        made, arrived = images.make(
+            indices, crops, shifts, divisor=divisor, vary=change, parallel=parallel
+        )
         return Batch(
             step,
             made,

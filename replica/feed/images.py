@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cuda_ext import augment_batch
-from replica.feed.augment import Crops
+from replica.feed.augment import Crops, center_crop
 from replica.feed.stored import StoredImages
 
 CPU = torch.device("cpu")
@@ -54,6 +54,7 @@ class BatchImages:
         device: of the batches. On a GPU, images arrive as bytes, copied from pinned memory on a
             stream of their own, and become numbers there.
         memory_format: of the batches.
+        mean: `place`, or `center` to subtract the central part from every crop.
         as_bytes: whether they are made in these two steps; by default on a GPU.
     """
 
@@ -65,13 +66,18 @@ class BatchImages:
         crop_size: int,
         device: torch.device = CPU,
         memory_format: torch.memory_format = torch.channels_last,
+        mean: str = "place",
         as_bytes: bool | None = None,
     ) -> None:
         is_gpu = device.type == "cuda"
         self._stored, self._size, self._device = stored, crop_size, device
         self._format = memory_format
+        self._is_central = mean == "center"
+        if self._is_central:
+            mean_image = np.ascontiguousarray(center_crop(mean_image, crop_size=crop_size)[0])
         self._mean = torch.from_numpy(mean_image).to(device)
-        self._as_bytes = is_gpu if as_bytes is None else as_bytes
+        # What is subtracted from every crop alike is subtracted from crops.
+        self._as_bytes = self._is_central or (is_gpu if as_bytes is None else as_bytes)
         self._buffers = Buffers(is_pinned=is_gpu)
         self._stream = torch.cuda.Stream(device) if is_gpu else None
         # What the GPU is still copying, with the event after it, and who may take it out.
@@ -84,17 +90,20 @@ class BatchImages:
         crops: Crops,
         shifts: np.ndarray | None,
         *,
+        divisor: float | None = None,
         vary: Vary | None = None,
         parallel: bool = True,
     ) -> tuple[torch.Tensor, torch.cuda.Event | None]:
         """Cuts images, subtracts the mean image (paper 2), reflects, and adds colors (4.1).
 
-        DEVIATION D11: the source subtracts the central part of the mean image from every crop.
+        DEVIATION D11: the source subtracts the central part of the mean image from every crop,
+        as it is from a reflected one, too: `mean=center`.
 
         Args:
             rows: int64 (N,), of the part.
             crops: V places per image, those of the first image first.
             shifts: float64 (N * V, 3), added to all pixels of a crop.
+            divisor: of all values, at the end.
             vary: what makes other images of the stored ones first: of images and places in them,
                 as `StoredImages.take` gives them, uint8 (N, H, W, 3).
             parallel: whether PyTorch's threads share the work, or the calling one does it.
@@ -111,7 +120,8 @@ class BatchImages:
         places = torch.from_numpy(np.stack([index, crops.tops, crops.lefts, crops.flips], axis=1))
         colors = None if shifts is None else torch.from_numpy(shifts.astype(np.float32))
         if self._as_bytes:
-            return self._finish(self._cut(images, places, parallel=parallel), places, colors)
+            cut = self._cut(images, places, parallel=parallel)
+            return self._finish(cut, places, colors, divisor=divisor, parallel=parallel)
         out = self._empty(len(places), torch.float32, self._format)
         augment_batch(
             images,
@@ -122,7 +132,7 @@ class BatchImages:
             out=out,
             parallel=parallel,
         )
-        return out, None
+        return _divided_(out, divisor), None
 
     def _empty(
         self, number: int, dtype: torch.dtype, memory_format: torch.memory_format
@@ -135,21 +145,36 @@ class BatchImages:
     def _cut(
         self, images: list[torch.Tensor], places: torch.Tensor, *, parallel: bool
     ) -> torch.Tensor:
-        """The crops as they are stored, uint8 (N, S, S, 3): a fourth of the bytes to copy."""
+        """The crops as they are stored, uint8 (N, S, S, 3): a fourth of the bytes to copy.
+
+        They are reflected here, where the mean is not to be reflected with them.
+        """
         out = self._empty(len(places), torch.uint8, torch.channels_last)
         upright = places.clone()
-        upright[:, 3] = 0
+        if not self._is_central:
+            upright[:, 3] = 0
         augment_batch(images, upright, crop_size=self._size, out=out, parallel=parallel)
         return out.permute(0, 2, 3, 1)
 
     def _finish(
-        self, cut: torch.Tensor, places: torch.Tensor, colors: torch.Tensor | None
+        self,
+        cut: torch.Tensor,
+        places: torch.Tensor,
+        colors: torch.Tensor | None,
+        *,
+        divisor: float | None,
+        parallel: bool,
     ) -> tuple[torch.Tensor, torch.cuda.Event | None]:
         """On the device: the same batch that the CPU makes, bit for bit."""
+        out = None
+        if self._stream is None:
+            out = self._empty(len(places), torch.float32, self._format)
         with self._lock:
             while self._on_the_way and self._on_the_way[0][0].query():
                 self._on_the_way.popleft()
         places[:, 0] = torch.arange(len(places))
+        if self._is_central:
+            places[:, 1:] = 0
         with torch.cuda.stream(self._stream) if self._stream else nullcontext():
             images = augment_batch(
                 cut.to(self._device, non_blocking=True),
@@ -158,10 +183,25 @@ class BatchImages:
                 mean_image=self._mean,
                 shifts=None if colors is None else colors.to(self._device, non_blocking=True),
                 memory_format=self._format,
+                out=out,
+                parallel=parallel,
             )
+            images = _divided_(images, divisor)
             if self._stream is None:
                 return images, None
             arrived = torch.cuda.Event()
             arrived.record(self._stream)
         self._on_the_way.append((arrived, cut))
         return images, arrived
+
+
+def _divided_(images: torch.Tensor, divisor: float | None) -> torch.Tensor:
+    """The images, each value divided in place by the divisor as float32."""
+    if divisor is None:
+        return images
+    if images.device.type == "cpu":
+        values = images.numpy()  # by the calling thread, without the interpreter's lock
+        np.divide(values, np.float32(divisor), out=values)
+        return images
+    # By a tensor there: a GPU multiplies by the inverse of a number, which has other bits.
+    return images.div_(torch.full((), divisor, device=images.device))

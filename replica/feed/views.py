@@ -20,6 +20,7 @@ def view_batches(
     mean_image: np.ndarray,
     crop_size: int,
     images_per_batch: int,
+    mean: str = "place",
     threads: int = 1,
     device: torch.device = CPU,
     memory_format: torch.memory_format = torch.channels_last,
@@ -32,6 +33,7 @@ def view_batches(
         views: V places, of `view_places`.
         mean_image: float32 (H, W, 3), subtracted from each.
         crop_size: in pixels.
+        mean: of `MEANS`: which part of the mean image is subtracted.
         images_per_batch: N; the last batch has the rest.
         threads: how many make batches at a time, 0 for the calling one alone.
         device, memory_format: of the views.
@@ -43,6 +45,7 @@ def view_batches(
     images = BatchImages(
         StoredImages(part),
         mean_image=mean_image,
+        mean=mean,
         crop_size=crop_size,
         device=device,
         memory_format=memory_format,

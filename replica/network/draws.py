@@ -8,10 +8,12 @@ A counter has four 32-bit words. What they mean is fixed for each purpose:
 
     purpose          counter words
     initialization   parameter number, entry // 4 (high, low), 0
-    crop             epoch, 0, image (high, low)
+    crop             epoch, 0, image (high, low), or the number of the images that share it
     color_noise      epoch, 0, image (high, low)
     dropout          step, layer number, row in the global batch, unit of the whole layer // 4
     cycle            0, 0, image // 4 (high, low)
+    order            epoch, 0, image // 4 (high, low)
+    blocks           epoch, 0, block // 4 (high, low)
     variant          epoch, what (replica/feed/variants.py), image (high, low)
 """
 
@@ -20,12 +22,8 @@ from typing import Any, Final
 import numpy as np
 
 PURPOSES: Final = {
-    "initialization": 1,
-    "crop": 2,
-    "color_noise": 3,
-    "dropout": 4,
-    "cycle": 5,
-    "variant": 6,
+    **{"initialization": 1, "crop": 2, "color_noise": 3, "dropout": 4, "cycle": 5},
+    **{"order": 6, "blocks": 7, "variant": 8},
 }
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -105,9 +103,14 @@ def normal_entries(*, seed: int, parameter: int, first: int, count: int) -> np.n
     return result
 
 
-def permutation(seed: int, size: int) -> np.ndarray:
-    """A permutation of 0..size - 1: int64 (size,), a pure function of the seed."""
+def permutation(seed: int, size: int, *, purpose: str = "cycle", epoch: int = 0) -> np.ndarray:
+    """A permutation of 0..size - 1: int64 (size,), a pure function of the seed and the epoch."""
+    return np.argsort(words_to_sort_by(seed, size, purpose=purpose, epoch=epoch), kind="stable")
+
+
+def words_to_sort_by(seed: int, size: int, *, purpose: str, epoch: int = 0) -> np.ndarray:
+    """A word for each of 0..size - 1, 0..2**32 - 1: int64 (size,); of equals the first is first."""
     high, low = high_low(np.arange((size + 3) // 4, dtype=np.int64))
-    words = philox(key_of(seed, "cycle"), (0, 0, high, low))
-    keys = np.stack(words, axis=-1).reshape(-1)[:size]
-    return np.argsort(keys, kind="stable")
+    words = philox(key_of(seed, purpose), (epoch, 0, high, low))
+    keys = np.stack(words, axis=-1)
+    return keys.reshape(-1)[:size]

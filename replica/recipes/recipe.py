@@ -21,6 +21,12 @@ NORMALIZATIONS = ("lrn", "same-map", "batch")
 POOLINGS = ("max", "average", "none")
 # Which of several equal maxima of a window get its gradient.
 POOL_TIES = ("first", "all")
+# The one order of every epoch; a new one in each; a new one that stays within blocks of images.
+IMAGE_ORDERS = ("cycle", "reshuffle", "block")
+# What an alpha is multiplied by: the text's eigenvalue, or its root, as the 2012 source has it.
+COLOR_SCALES = ("eigenvalues", "standard-deviations")
+# Which part of the mean image is subtracted from a crop: that of its place, or the central one.
+MEANS = ("place", "center")
 # What follows a layer's products; `order` says in which order.
 FOLLOWING = ("activation", "normalization", "pooling")
 
@@ -152,10 +158,16 @@ class Recipe:
     # Whether `--set` keeps the gain of each layer of `paper` where it changes a layer's inputs.
     keeps_gain: bool = False
 
-    # --- Augmentation (paper 4.1)
+    # --- The images (paper 2, 4.1)
+    image_order: str = "cycle"
+    block_images: int | None = None  # of `image_order=block`, in a block; None: a shard is a block
     random_crops: bool
     random_flips: bool
+    shared_crops: int = 1  # so many images, one after the other, have one crop and reflection
     color_noise: float  # standard deviation of each alpha; 0 adds none
+    color_scale: str = "eigenvalues"
+    color_division: bool = False  # whether images with noise are divided by 1 + `color_noise`
+    mean: str = "place"
     # Of other projects, before the above: `replica/feed/variants.py` (not in the paper).
     vertical_flips: bool = False
     resized_crops: tuple[float, ...] = ()  # least and most share of the area
@@ -242,7 +254,7 @@ _TABLE: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         f"at least 1, {_UP_TO_MOST}",
         lambda x: 1 <= x <= MOST,
         "num_kernels kernel_size stride num_units batch_size epochs pool_window pool_stride "
-        "plateau_patience",
+        "plateau_patience block_images shared_crops",
     ),
     (
         f"an odd number >= 1, {_UP_TO_MOST}",
@@ -279,6 +291,9 @@ _TABLE: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (" or ".join(ACTIVATIONS), lambda x: x in ACTIVATIONS, "activation"),
     (" or ".join(POOLINGS), lambda x: x in POOLINGS, "pooling"),
     (" or ".join(POOL_TIES), lambda x: x in POOL_TIES, "pool_ties"),
+    (" or ".join(IMAGE_ORDERS), lambda x: x in IMAGE_ORDERS, "image_order"),
+    (" or ".join(COLOR_SCALES), lambda x: x in COLOR_SCALES, "color_scale"),
+    (" or ".join(MEANS), lambda x: x in MEANS, "mean"),
     (f"an order of {', '.join(FOLLOWING)}", lambda x: sorted(x) == sorted(FOLLOWING), "order"),
     (
         f"rising epochs, counted from 1, {_UP_TO_MOST}",
@@ -312,6 +327,9 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             yield f"changes: expected epochs from 1, {_UP_TO_MOST}, got {change}"
         if problem := target_problem(recipe, change.target, change.value):
             yield f"changes: {problem}"
+    if recipe.block_images is not None and recipe.image_order != "block":
+        got = f"{recipe.block_images} with image_order={recipe.image_order}"
+        yield f"block_images: expected none, or image_order=block, got {got}"
     names = layer_names(recipe)
     if not recipe.convs or not recipe.fully_connected:
         yield "expected a convolutional layer and a fully connected one, the last of which is last"

@@ -221,6 +221,7 @@ def count_errors(
         range(len(images)),
         views=views,
         mean_image=checkpoint.mean_image.numpy(),
+        mean=recipe.mean,
         crop_size=recipe.crop_size,
         images_per_batch=max(1, paper.BATCH_SIZE // len(views.flips)),
         device=device,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_prep.errors import UserError
 from data_prep.pictures import BadPictureError, PictureFormat, decode_picture, fit_picture
-from replica.feed.augment import center_crop, ten_crops
+from replica.feed.augment import center_crop, less_central_mean, ten_crops
 from replica.network.alexnet import AlexNet
 from replica.recipes import Recipe
 from replica.training.checkpoint import (
@@ -110,6 +110,8 @@ class TrainedNetwork:
     def _prepared(self, picture: Picture, cut: Callable[..., np.ndarray]) -> np.ndarray:
         """Views of a picture minus the mean image: float32 (V, H, W, 3)."""
         image = _square(picture, len(self.mean_image))
+        if self.recipe.mean == "center":
+            return less_central_mean(cut(image, crop_size=self.recipe.crop_size), self.mean_image)
         return cut(image - self.mean_image, crop_size=self.recipe.crop_size)
 
 

@@ -15,6 +15,7 @@ from data_prep.files import sha256_of_file
 from data_prep.shards import DataSet, check_every_byte, open_data_set
 from replica.distributed.devices import Devices, choose_devices
 from replica.distributed.torchrun import Torchrun
+from replica.feed.order import cost_of_blocks
 from replica.feed.variants import check_variants
 from replica.recipes import EpochChange, Recipe, find_recipe, with_changes
 from replica.training.allocator import keep_large_blocks
@@ -99,6 +100,9 @@ def prepare_run(options: TrainOptions, torchrun: Torchrun | None, *, say: Say) -
     run = prepare(options, torchrun, say)
     check_numerics(run.numerics, run.devices)
     check_variants(run.recipe)
+    if run.recipe.image_order == "block":
+        part = open_data_set(run.data_dir).train
+        say(f"order: {cost_of_blocks(run.recipe, part, seed=run.seed)}")
     if options.verify:
         _verify(run.data_dir, torchrun, say)
     return run
@@ -110,8 +114,8 @@ def _verify(data_dir: Path, torchrun: Torchrun | None, say: Say) -> None:
     began = time.perf_counter()
     num_bytes = check_every_byte(open_data_set(data_dir), first=first, step=step)
     seconds = time.perf_counter() - began
-    megabytes = f"{num_bytes / 1e6:.1f} MB of shards"
-    say(f"verify: {megabytes} are in every byte what their manifest says ({seconds:.1f} s)")
+    megabytes = f"verify: {num_bytes / 1e6:.1f} MB of shards"
+    say(f"{megabytes} are in every byte what their manifest says ({seconds:.1f} s)")
 
 
 # --- A new run
@@ -130,10 +134,8 @@ def _new_run(options: TrainOptions, torchrun: Torchrun | None, say: Say) -> Run:
     recipe = recipe_of(name, options)
     check_fits_images(recipe, data)
     if recipe.batch_size > len(data.train):
-        say(
-            f"batch: all {len(data.train)} training images (recipe {recipe.name}: "
-            f"{recipe.batch_size})"
-        )
+        images = f"all {len(data.train)} training images"
+        say(f"batch: {images} (recipe {recipe.name}: {recipe.batch_size})")
     if data.held_out != "val":
         say(f"validation: on the {data.held_out} images (the data has no val)")
     run_dir = options.out or new_run_dir()

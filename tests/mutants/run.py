@@ -48,6 +48,7 @@ COMPILED = {
     "local_response_norm_vectors.cuh": ["tests/test_cuda_kernels.py"],
     "local_response_norm_kernels.inl": ["tests/test_operators.py", "tests/test_pooling.py"],
     "momentum_sgd.cpp": ["tests/test_optimizer.py"],
+    "momentum_sgd_kernels.inl": ["tests/test_optimizer.py"],
     "momentum_sgd.cuh": ["tests/test_optimizer.py"],
     "philox_dropout.cpp": ["tests/test_philox_dropout.py"],
     "philox_dropout.cuh": ["tests/test_philox_dropout.py"],
