@@ -63,5 +63,6 @@ CLAIMED_LAYER_NEURONS = {
 
 # --- 6 Results, as fractions (Tables 1 and 2), ten-crop unless said
 ERRORS_2012_VAL = (0.407, 0.182)  # one network, ILSVRC-2012 validation, top-1 and top-5
+ERRORS_2012_VAL_CONV6 = (0.390, 0.166)  # the same, pre-trained on ImageNet Fall 2011 (1 CNN*)
 ERRORS_2010_TEST = (0.375, 0.170)
 ERRORS_2010_TEST_CENTER = (0.390, 0.183)

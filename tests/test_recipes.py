@@ -109,6 +109,7 @@ RULES = [
     ("pool_window", (1, 2), (0,), "at least 1"),
     ("pool_stride", (1, 2), (0,), "at least 1"),
     ("pool_ties", ("first", "all"), ("none", "last"), "first or all"),
+    ("pool_rounding", ("down", "up"), ("nearest",), "down or up"),
     ("dropout_keep", (0.1, 1), (0, 1.1), "more than 0, at most 1"),
     ("color_noise", (0, 0.5), (-0.1,), "a number >= 0"),
     ("color_scale", ("eigenvalues", "standard-deviations"), ("roots",), "eigenvalues or standard-"),

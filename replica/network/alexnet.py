@@ -77,7 +77,11 @@ class AlexNet(nn.Module):
                 # DEVIATION D8: of equal maxima the first gets the gradient, in the source all do.
                 if conv.pooling == "max" and self.recipe.pool_ties_of(conv) == "all":
                     pool = TiedMaxPool2d
-                self.add_module(f"{conv.name}_pooling", pool(*self.recipe.pooling_of(conv)))
+                window, stride = self.recipe.pooling_of(conv)
+                reach = (row.handed_on[-1] - 1) * stride + window
+                is_cut_off = reach > row.output_shape[-1]
+                module = pool(window, stride, ceil_mode=is_cut_off)
+                self.add_module(f"{conv.name}_pooling", module)
 
     def _add_fully_connected(self, layer: FullyConnected, row: LayerGeometry) -> None:
         self.add_module(layer.name, SplitLinear(row, self.placement))

@@ -4,6 +4,7 @@ A convolution and a linear layer of two towers ask the placement for what the ot
 rest works on the channels that this process holds. N images, C channels, H rows, W columns.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -166,7 +167,8 @@ class SameMapNorm(_ResponseNorm):
 class TiedMaxPool2d(nn.MaxPool2d):
     """Max pooling in which each of several equal maxima gets the gradient, as in the 2012 source.
 
-    Windows lie wholly on the map; `kernel_size` and `stride` are integers.
+    `kernel_size` and `stride` are integers. With `ceil_mode`, the last window of a row or column
+    is cut off at the border, else all lie wholly on the map.
     """
 
     kernel_size: int
@@ -177,7 +179,14 @@ class TiedMaxPool2d(nn.MaxPool2d):
         if torch.onnx.is_in_onnx_export():  # it has no gradient, and does not know this operator
             y: Tensor = super().forward(x)
             return y
+        if self.ceil_mode:  # nothing is less than what stands beyond the border
+            down, right = self._beyond(x.shape[2]), self._beyond(x.shape[3])
+            x = F.pad(x, (0, right, 0, down), value=-math.inf)
         return max_pool2d(x, window=self.kernel_size, stride=self.stride, ties="all")
+
+    def _beyond(self, side: int) -> int:
+        """How far the last window reaches beyond the map."""
+        return -(side - self.kernel_size) % self.stride
 
     def extra_repr(self) -> str:
         """Window and stride, and who gets the gradient."""

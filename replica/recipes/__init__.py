@@ -11,8 +11,9 @@ from replica.recipes.mini import MINI
 from replica.recipes.paper import PAPER, PAPER_CONV6
 from replica.recipes.recipe import Conv, EpochChange, FullyConnected, Recipe
 from replica.recipes.record import from_record, to_record
+from replica.recipes.source_2012 import SOURCE_2012, SOURCE_RECIPES
 
-RECIPES = {recipe.name: recipe for recipe in (PAPER, PAPER_CONV6, MINI)}
+RECIPES = {recipe.name: recipe for recipe in (PAPER, PAPER_CONV6, *SOURCE_RECIPES, MINI)}
 
 __all__ = [
     "ALIASES",
@@ -20,6 +21,7 @@ __all__ = [
     "PAPER",
     "PAPER_CONV6",
     "RECIPES",
+    "SOURCE_2012",
     "Conv",
     "EpochChange",
     "FullyConnected",

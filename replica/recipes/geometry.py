@@ -124,7 +124,8 @@ def _layers(recipe: "Recipe", crop_size: int, num_classes: int | None) -> Iterat
                     f"{conv.name}: its pooling has windows of {window} x {window}, its maps are "
                     f"{side} x {side} at crops of {crop_size}"
                 )
-            pooled = (side - window) // stride + 1
+            beyond = stride - 1 if recipe.pool_rounding == "up" else 0
+            pooled = (side - window + beyond) // stride + 1
             field, distance = field + (window - 1) * distance, distance * stride
         yield LayerGeometry(
             name=conv.name,

@@ -21,6 +21,8 @@ NORMALIZATIONS = ("lrn", "same-map", "batch")
 POOLINGS = ("max", "average", "none")
 # Which of several equal maxima of a window get its gradient.
 POOL_TIES = ("first", "all")
+# Where the last window of a pooling ends: on the map, or cut off by its border.
+POOL_ROUNDINGS = ("down", "up")
 # The one order of every epoch; a new one in each; a new one that stays within blocks of images.
 IMAGE_ORDERS = ("cycle", "reshuffle", "block")
 # What an alpha is multiplied by: the text's eigenvalue, or its root, as the 2012 source has it.
@@ -154,6 +156,7 @@ class Recipe:
     pool_window: int
     pool_stride: int
     pool_ties: str = "first"
+    pool_rounding: str = "down"  # of the number of windows; up: the last is cut off at the border
     dropout_keep: float
     # Whether `--set` keeps the gain of each layer of `paper` where it changes a layer's inputs.
     keeps_gain: bool = False
@@ -291,6 +294,7 @@ _TABLE: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (" or ".join(ACTIVATIONS), lambda x: x in ACTIVATIONS, "activation"),
     (" or ".join(POOLINGS), lambda x: x in POOLINGS, "pooling"),
     (" or ".join(POOL_TIES), lambda x: x in POOL_TIES, "pool_ties"),
+    (" or ".join(POOL_ROUNDINGS), lambda x: x in POOL_ROUNDINGS, "pool_rounding"),
     (" or ".join(IMAGE_ORDERS), lambda x: x in IMAGE_ORDERS, "image_order"),
     (" or ".join(COLOR_SCALES), lambda x: x in COLOR_SCALES, "color_scale"),
     (" or ".join(MEANS), lambda x: x in MEANS, "mean"),
@@ -343,6 +347,10 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             rule = f"at most the {layer.kernel_size} of its kernels"
             yield f"{layer.name}.padding: expected {rule}, got {shown(layer.padding)}"
         yield from _problems_of_normalization(layer)
+        if isinstance(layer, Conv) and layer.pooling != "none" and recipe.pool_rounding == "up":
+            window, stride = recipe.pooling_of(layer)
+            if stride > window:  # a window beyond the map would have nothing in it
+                yield f"{layer.name}: expected a pool_stride of at most its window, got {stride}"
     if recipe.towers == 2:
         for layer in recipe.layers[:-1]:
             width = layer.num_kernels if isinstance(layer, Conv) else layer.num_units
