@@ -16,6 +16,7 @@ COMMANDS = {
     "replica.control": "changes a live run by hand: rates, frozen layers, color noise",
     "replica.test": "top-1 and top-5 error, ten-crop or central crop",
     "replica.info": "the layer table of a recipe beside the paper's own figures",
+    "replica.recipes": "the recipes: what each tests, costs, and differs in from another",
     "replica.figures": "pictures of runs: loss curves, conv1's kernels, augmentation",
     "replica.demo": "the whole path on the embedded data set",
     "cuda_ext": "what is built of the operators, and what is live",

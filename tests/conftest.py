@@ -117,7 +117,7 @@ def run_here(*command: str, cwd: Path | None = None, **environment: str):
     is_module = command[0] == "-m"
     name = command[1] if is_module else command[0].removesuffix(".py").replace("/", ".")
     arguments = command[2:] if is_module else command[1:]
-    if (PROJECT_DIR / name / "__main__.py").exists():
+    if PROJECT_DIR.joinpath(*name.split("."), "__main__.py").exists():
         name += ".__main__"
     module = importlib.import_module(name)
     environment = {"REPLICA_MALLOC": "stock", **environment}

@@ -96,6 +96,7 @@ COMMANDS = {
     "replica.test": ("replica.test", ["--help"]),
     "replica.control": ("replica.control", ["--help"]),
     "replica.info": ("replica.info", ["--json"]),
+    "replica.recipes": ("replica.recipes.__main__", []),
     "replica.figures": ("replica.figures", ["--help"]),
     "replica.demo": ("replica.demo", ["--help"]),
     "benchmarks": ("benchmarks.__main__", []),

@@ -20,9 +20,12 @@ SCRIPTS = {
     "replica-control": "replica.control",
     "replica-test": "replica.test",
     "replica-info": "replica.info",
+    "replica-recipes": "replica.recipes",
     "replica-figures": "replica.figures",
     "replica-demo": "replica.demo",
 }
+# Where their `main` is.
+ENTRIES = SCRIPTS | {"replica-recipes": "replica.recipes.__main__"}
 # Asks every script and every module for its help, in one process.
 HELP = """
 import importlib, sys
@@ -53,7 +56,7 @@ def test_in_a_checkout_commands_are_named_as_the_readme_does(started, module, co
 
 def test_every_command_that_python_m_replica_lists_has_a_script():
     project = tomllib.loads((PROJECT_DIR / "pyproject.toml").read_text())["project"]
-    assert project["scripts"] == {script: f"{module}:main" for script, module in SCRIPTS.items()}
+    assert project["scripts"] == {script: f"{entry}:main" for script, entry in ENTRIES.items()}
     from replica.__main__ import COMMANDS
 
     assert {*SCRIPTS.values(), "cuda_ext"} == set(COMMANDS)
@@ -97,7 +100,7 @@ def test_the_wheel_has_the_three_packages_and_nothing_else(installed):
 
 
 def test_help_names_each_script_and_each_module_as_it_was_started(installed):
-    result = run_installed(installed, "-c", HELP.format(scripts=SCRIPTS))
+    result = run_installed(installed, "-c", HELP.format(scripts=ENTRIES))
     assert result.returncode == 0, result.stderr
     usages = [line for line in result.stdout.splitlines() if line.startswith("usage: ")]
     expected = [

@@ -159,6 +159,7 @@ def test_a_run_and_what_follows_it_escape_names(place):
         ("replica.figures", "--run", str(place / EVIL)),
         ("replica.control", str(out), "--lr", "0.1"),
         ("replica.info", "--recipe", EVIL),
+        ("replica.recipes", "diff", "paper", EVIL),
         ("replica.info", "--set", EVIL),
         ("replica.train", "--data", str(place / EVIL)),
         ("replica.train", "--data", str(place / "shards"), "--out", str(out)),

@@ -25,6 +25,8 @@ OPTIONS = {
     "replica.test": "--checkpoint --data --device --json --part --precision --ten-crop --views "
     "--weights",
     "replica.info": "--json --operators --recipe --set",
+    "replica.recipes.__main__": "--json",
+    "replica.recipes.__main__ diff": "--json --markdown",
     "replica.figures": "--out --run",
     "replica.figures curves": "--picture",
     "replica.figures augmentation": "--data --images --picture --run",

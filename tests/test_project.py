@@ -169,7 +169,7 @@ def parser_of(command):
     import importlib
 
     if command[0] == "-m":
-        is_package = (PROJECT_DIR / command[1] / "__main__.py").exists()
+        is_package = PROJECT_DIR.joinpath(*command[1].split("."), "__main__.py").exists()
         name = f"{command[1]}.__main__" if is_package else command[1]
         return importlib.import_module(name), command[2:]
     return importlib.import_module(command[0].removesuffix(".py").replace("/", ".")), command[1:]
@@ -294,7 +294,7 @@ COMMANDS = [
     ("data_prep/build_shards.py", "--help"),
     ("data_prep/verify_shards.py", "--help"),
     *(("-m", f"replica.{name}", "--help") for name in ("train", "test", "info", "demo")),
-    *(("-m", f"replica.{name}", "--help") for name in ("figures", "control")),
+    *(("-m", f"replica.{name}", "--help") for name in ("figures", "control", "recipes")),
     ("-m", "benchmarks", "--help"),
 ]
 

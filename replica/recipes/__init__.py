@@ -2,18 +2,21 @@
 
 A recipe says everything that makes one network and its training different from another; what the
 machine decides (device, processes, precision, paths) is not in it. `--recipe NAME` chooses one,
-`--set field=value` changes a field of it.
+`--set field=value` changes a field of it, and `python -m replica.recipes` lists them.
 """
 
-from data_prep.errors import UserError
-from replica.recipes.changes import ALIASES, with_changes
-from replica.recipes.mini import MINI
-from replica.recipes.paper import PAPER, PAPER_CONV6
-from replica.recipes.recipe import Conv, EpochChange, FullyConnected, Recipe
-from replica.recipes.record import from_record, to_record
-from replica.recipes.source_2012 import SOURCE_2012, SOURCE_RECIPES
+import sys
 
-RECIPES = {recipe.name: recipe for recipe in (PAPER, PAPER_CONV6, *SOURCE_RECIPES, MINI)}
+# `python -m replica.recipes` imports this package before the command, which then says for itself
+# what it lacks.
+if sys.argv[0] != "-m":
+    from replica.recipes.changes import ALIASES, with_changes
+    from replica.recipes.mini import MINI
+    from replica.recipes.paper import PAPER, PAPER_CONV6
+    from replica.recipes.recipe import Conv, EpochChange, FullyConnected, Recipe
+    from replica.recipes.record import from_record, to_record
+    from replica.recipes.registry import RECIPES, find_recipe
+    from replica.recipes.source_2012 import SOURCE_2012
 
 __all__ = [
     "ALIASES",
@@ -31,14 +34,3 @@ __all__ = [
     "to_record",
     "with_changes",
 ]
-
-
-def find_recipe(name: str) -> Recipe:
-    """The recipe of this name.
-
-    Raises:
-        UserError: there is none.
-    """
-    if name not in RECIPES:
-        raise UserError(f"--recipe {name}: expected one of {', '.join(sorted(RECIPES))}")
-    return RECIPES[name]

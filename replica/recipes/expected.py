@@ -23,7 +23,7 @@ class Expected:
     evidence: str
 
     def __str__(self) -> str:
-        top1, top5 = (f"{round(100 * x, 2):g} %" for x in (self.top1_error, self.top5_error))
+        top1, top5 = (f"{round(100 * x, 2)} %" for x in (self.top1_error, self.top5_error))
         where = f"ten crops, on {self.data} ({self.evidence})"
         return f"{top1} top-1 and {top5} top-5 error, {where}"
 

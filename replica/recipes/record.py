@@ -92,7 +92,7 @@ def _from_version_1(record: dict[str, Any]) -> dict[str, Any]:
 
 def differing_fields(first: Recipe, second: Recipe) -> list[str]:
     """The fields in which two recipes differ, with both values."""
-    one, other = _flat(first), _flat(second)
+    one, other = fields_by_name(first), fields_by_name(second)
     return [
         f"{name}: {shown(one.get(name))} against {shown(other.get(name))}"
         for name in dict.fromkeys([*one, *other])
@@ -100,7 +100,7 @@ def differing_fields(first: Recipe, second: Recipe) -> list[str]:
     ]
 
 
-def _flat(recipe: Recipe) -> dict[str, Any]:
+def fields_by_name(recipe: Recipe) -> dict[str, Any]:
     """Fields by name, those of layers as `conv1.stride`."""
     flat: dict[str, Any] = {
         field.name: getattr(recipe, field.name)

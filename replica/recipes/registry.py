@@ -1,0 +1,20 @@
+"""All recipes by name."""
+
+from data_prep.errors import UserError
+from replica.recipes.mini import MINI
+from replica.recipes.paper import PAPER, PAPER_CONV6
+from replica.recipes.recipe import Recipe
+from replica.recipes.source_2012 import SOURCE_RECIPES
+
+RECIPES = {recipe.name: recipe for recipe in (PAPER, PAPER_CONV6, *SOURCE_RECIPES, MINI)}
+
+
+def find_recipe(name: str, *, option: str = "--recipe") -> Recipe:
+    """The recipe of this name, which was given with an option.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in RECIPES:
+        raise UserError(f"{option} {name}: expected one of {', '.join(sorted(RECIPES))}")
+    return RECIPES[name]
