@@ -106,6 +106,16 @@ def test_paper_and_source_differ_in_the_fields_of_the_facts():
     assert {row.field: row.values for row in rows} == PAPER_AGAINST_SOURCE
 
 
+def test_each_difference_is_a_change_that_set_takes():
+    """All of them make the one recipe the other, in both directions."""
+    for first, second in ((PAPER, SOURCE_2012), (SOURCE_2012, PAPER)):
+        rows = differences(first, second)
+        changes = [f"{row.field}={row.values[1]}" for row in rows]
+        assert differences(with_changes(first, changes), second) == []
+        for change in changes:
+            assert len(differences(with_changes(first, [change]), first)) == 1, change
+
+
 def test_the_others_differ_from_the_source_where_their_files_do():
     assert AGAINST_SOURCE_2012.keys() | {"source-2012"} == {
         name for name in RECIPES if name.startswith("source")

@@ -48,7 +48,8 @@ SOURCE_2012 = _member(
     "changes=67:conv1.weight=0.00001,67:color_noise=0,72:conv1=0",
 )
 
-# When the biases' rate fell is recorded for another run alone: with the first drop of the weights'.
+# DEVIATION D19: when the biases' rate fell is recorded for another run alone: with the first drop
+# of the weights'. Nor are the half net's last drop and the schedule of the net of Fall 2011.
 SOURCE_2010 = _member(
     SOURCE_2012,
     "source-2010",
@@ -66,7 +67,6 @@ SOURCE_2012_HALF = _member(
     *("conv1.num_kernels=48", "conv2.num_kernels=128"),
     *("conv3.num_kernels=192", "conv4.num_kernels=192"),
     "epochs=96",
-    # Its last file has 1e-5, and no note of when the rate fell to it: as in `source-2012`.
     "drop_epochs=20,48,79",
     "changes=20:bias_learning_rate=0.002,66:conv1.weight=0.00001,66:color_noise=0,72:conv1=0",
 )
@@ -132,7 +132,7 @@ SOURCE_2011_CONV6 = _member(
     f"fc8.num_units={_NUM_CLASSES_2011}",
 )
 
-# The source set fc8's rate from training file 300 on; here it has it from the first step.
+# DEVIATION D18: the source set fc8's rate at training file 300; here it is from the first step.
 SOURCE_2012_CONV6 = _member(
     dataclasses.replace(SOURCE_2012, convs=_SIX_CONVOLUTIONS),
     "source-2012-conv6",
