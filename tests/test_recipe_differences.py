@@ -8,7 +8,7 @@ import pytest
 from conftest import PROJECT_DIR, assert_user_error, run_here
 
 from data_prep.errors import UserError
-from replica.recipes import PAPER, RECIPES, SOURCE_2012, find_recipe, with_changes
+from replica.recipes import MINI, PAPER, RECIPES, SOURCE_2012, find_recipe, with_changes
 from replica.recipes.differences import (
     EFFECTS_FILE,
     NO_EVIDENCE,
@@ -16,7 +16,9 @@ from replica.recipes.differences import (
     as_markdown,
     differences,
 )
+from replica.recipes.evidence import evidence_of
 from replica.recipes.expected import EXPECTED
+from replica.recipes.record import fields_by_name
 
 FAMILY = [name for name in RECIPES if name.startswith(("paper", "source"))]
 AFTER_THE_POOLING = "normalization,pooling,activation"
@@ -138,10 +140,18 @@ def test_every_value_of_the_family_has_evidence():
                 assert re.match(f".*({expected})", evidence), (name, row.field, evidence)
 
 
+@pytest.mark.parametrize("name", ["paper", "source-2012"])
+def test_every_value_has_evidence_not_those_alone_that_differ(name):
+    recipe = find_recipe(name)
+    without = [x for x in fields_by_name(recipe) if evidence_of(recipe, x) is None]
+    assert without == ["name", "claim"]
+    assert evidence_of(recipe, "conv4.pool_ties") == evidence_of(recipe, "pool_ties")
+
+
 def test_what_nobody_wrote_down_is_said_not_invented():
-    changed = with_changes(PAPER, ["momentum=0.8"])
-    (row,) = differences(PAPER, changed)
-    assert (row.field, row.evidence) == ("momentum", (NO_EVIDENCE, NO_EVIDENCE))
+    for recipe, evidence in ((PAPER, "5"), (MINI, NO_EVIDENCE)):
+        (row,) = differences(recipe, with_changes(recipe, ["momentum=0.8"]))
+        assert (row.field, row.evidence) == ("momentum", (evidence, NO_EVIDENCE))
     assert differences(PAPER, PAPER) == []
 
 

@@ -18,6 +18,7 @@ from replica.recipes.expected import EXPECTED
 from replica.recipes.geometry import geometry
 from replica.recipes.recipe import Recipe, layer_names, shown
 from replica.recipes.record import fields_by_name
+from replica.recipes.registry import RECIPES
 
 NO_EVIDENCE, NOT_MEASURED, LACKS = "not on record", "not measured", "no such layer"
 # Names, not values.
@@ -100,8 +101,12 @@ def _shown(value: Any) -> str:
 
 def _where(recipe: Recipe, name: str) -> str:
     """Where a value stands, or that nothing is known of it."""
-    if _value(recipe, name) == LACKS:
+    value = _value(recipe, name)
+    if value == LACKS:
         return "-"
+    known = RECIPES.get(recipe.name, recipe)
+    if _value(known, name) != value:  # it has the name, and was changed
+        return NO_EVIDENCE
     return evidence_of(recipe, name) or NO_EVIDENCE
 
 

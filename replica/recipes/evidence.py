@@ -21,27 +21,58 @@ _MADE_FROM = {
     "source-2012-conv6": "source-2011-conv6",
 }
 
+# Fields of this project, off in both: what they do is in neither.
+_NEITHER = dict.fromkeys(
+    (
+        *("vertical_flips", "resized_crops", "color_jitter", "pixel_noise", "ema"),
+        *("block_images", "keeps_gain", "*.is_local"),
+    ),
+    "nothing of the kind",
+)
+
 _PAPER = {
+    **_NEITHER,
     "towers": "3.2, Figure 2",
+    "num_classes": "3.5: 1000; here as many as the data has",
+    "crop_size": "3.5, 4.1: 224 x 224",
+    "*.kernel_size": "3.5",
+    "*.stride": "3.5",
+    "activation": "3.1",
+    "order": "3.3 to 3.5: ReLU, normalization, pooling",
     "conv*.num_kernels": "3.5",
     "fc*.num_units": "3.5",
     "conv*.padding": "silent; Figure 2 needs 27 x 27 and 13 x 13 maps",
     "*.reads_both_towers": "3.5, Figure 2",
-    "conv*.order": "3.3 to 3.5: ReLU, normalization, pooling",
-    "conv*.normalization": "3.3, 3.5: one, after conv1 and conv2",
+    "*.normalization": "3.3, 3.5: one, after conv1 and conv2",
     "lrn_alpha": "3.3: 10^-4 on the plain sum",
+    "lrn_*": "3.3",
+    "same_map_*": "not in the paper",
+    "*.pooling": "3.4, 3.5",
     "pool_window": "3.4: z = 3",
+    "pool_stride": "3.4: s = 2",
     "pool_ties": "silent (D8)",
     "pool_rounding": "silent; windows divide the maps exactly",
+    "dropout_keep": "4.2",
+    "*.dropout": "4.2",
+    "image_order": "silent (D10)",
+    "random_*": "4.1",
     "shared_crops": "4.1: of each image (D5)",
+    "color_noise": "4.1: 0.1",
     "color_scale": "4.1: eigenvalues (D6)",
     "color_division": "4.1: none (D6)",
     "mean": "2: each pixel less its mean over the training set (D11)",
+    "batch_size": "5",
+    "momentum": "5",
+    "weight_decay": "5",
+    "decay_biases": "silent (D3)",
     "learning_rate": "5: 0.01",
     "*.learning_rate": "5: equal for all layers",
     "bias_learning_rate": "5: an equal learning rate for all layers",
     "epochs": "5: roughly 90 cycles",
     "drop_rule": "5: when the validation error stopped improving (D4)",
+    "drop_factor": "5: by ten",
+    "max_drops": "5: three times",
+    "plateau_*": "5: judged by hand (D4)",
     "drop_epochs": "silent; those of the source, for drop_rule=epochs (D4)",
     "changes": "5: none but the drops, by ten, three times",
     "*.weight_standard_deviation": "5: 0.01 in each layer",
@@ -49,7 +80,14 @@ _PAPER = {
 }
 
 _SOURCE_2012 = {
+    **_NEITHER,
     "towers": "layers-145.cfg: columns a and b, on GPU 0 and 1",
+    "num_classes": "layers-145.cfg:294-299; here as many as the data has",
+    "crop_size": "convdata_jpeg.py:73, shownet.py:464",
+    "*.kernel_size": "layers-145.cfg:9-218",
+    "*.stride": "layers-145.cfg:9-218",
+    "activation": "layers-145.cfg:9-299",
+    "order": "layers-145.cfg:65-133",
     "conv*.num_kernels": "layers-145.cfg:9-218, per column half of it",
     "fc*.num_units": "layers-145.cfg:238-299, per column half of it",
     "conv*.padding": "layers-145.cfg:9-218; layer.py:1004 rounds up",
@@ -61,19 +99,36 @@ _SOURCE_2012 = {
         "layers-145.cfg:95-105, and 107-117: cnorm2, in one map, not in the paper; its letters: "
         "layer-params-145.cfg:157-163, C1 src/cudaconv2/conv_util.cu:802"
     ),
+    "*.normalization": "layers-145.cfg: none",
     "lrn_alpha": "layer.py:1183: the scale of 1e-4 is divided by the size, 5",
+    "lrn_*": "layers-145.cfg:35-45",
+    "same_map_*": "layers-145.cfg:107-117, layer-params-145.cfg:157-163",
+    "*.pooling": "layers-145.cfg:47-236",
     "pool_window": "layers-145.cfg:47-63",
+    "pool_stride": "layers-145.cfg:47-63",
     "pool_ties": "C1 src/cudaconv2/conv_util.cu:1559: every maximum that ties",
     "pool_rounding": "layer.py:1164",
+    "dropout_keep": "layers-145.cfg:256-264, src/layer.cu:1126-1134: halves outputs at test",
+    "*.dropout": "layers-145.cfg:256-264, 284-292",
+    "image_order": "convdata_jpeg.py:262, C1 data.py:92-93: the same in every epoch",
+    "random_*": "convdata_jpeg.py:238-246",
     "shared_crops": "convdata_jpeg.py:77, 238-246: one draw for 32 consecutive images",
+    "color_noise": "layer-params-*.cfg, notes: 0.1",
     "color_scale": "convdata_jpeg.py:57-66",
     "color_division": "convdata_jpeg.py:155-179: by 1 + 0.1",
     "mean": "convdata_jpeg.py:95, 203-211: the central part, whatever the crop",
+    "batch_size": "convnet.py:177",
+    "momentum": "layer-params-145.cfg",
+    "weight_decay": "layer-params-145.cfg",
+    "decay_biases": "src/layer.cu:565",
     "learning_rate": "layer-params-153.cfg:1-128",
     "*.learning_rate": "layer-params-153.cfg:1-128",
     "bias_learning_rate": "layer-params-153.cfg:1-128; 0.02 at the end of 145, too",
     "epochs": "layer-params-145.cfg, notes: stopped by hand",
     "drop_rule": "layer-params-145.cfg, notes: by hand, when is on record",
+    "drop_factor": "layer-params-145.cfg, notes",
+    "max_drops": "of drop_rule=plateau, which layer-params-145.cfg has not",
+    "plateau_*": "of drop_rule=plateau, which layer-params-145.cfg has not",
     "drop_epochs": "layer-params-145.cfg, notes",
     "changes": "layer-params-145.cfg, notes",
     "conv3.weight_standard_deviation": "layers-145.cfg:145, 159",
@@ -147,12 +202,14 @@ _EVIDENCE: dict[str, dict[str, str]] = {
 def evidence_of(recipe: Recipe, field: str) -> str | None:
     """Where the value of a field stands, such as `lrn_alpha`, `conv1.order` or a layer, `conv6`.
 
-    None where it is on no record: of recipes that are not of the paper's and the source's family.
+    Where nothing is said of a layer, it is what is said of all of them. None where it is on no
+    record: of recipes that are not of the paper's and the source's family.
     """
-    name: str | None = recipe.name
-    while name is not None:
-        known = _EVIDENCE.get(name, {})
-        if (pattern := next((x for x in known if fnmatchcase(field, x)), None)) is not None:
-            return known[pattern]
-        name = _MADE_FROM.get(name)
+    for asked in (field, field.rpartition(".")[2]):
+        name: str | None = recipe.name
+        while name is not None:
+            known = _EVIDENCE.get(name, {})
+            if (pattern := next((x for x in known if fnmatchcase(asked, x)), None)) is not None:
+                return known[pattern]
+            name = _MADE_FROM.get(name)
     return None
