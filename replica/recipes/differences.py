@@ -84,7 +84,7 @@ def differences(first: Recipe, second: Recipe, *, effects: Path = EFFECTS_FILE) 
 def _value(recipe: Recipe, name: str) -> str:
     """A field's value; where a layer says nothing, what holds for all of them."""
     layer, _, field = name.partition(".")
-    if field:
+    if field and layer in layer_names(recipe):
         value = getattr(recipe.layer(layer), field)
         return _shown(getattr(recipe, field, None) if value is None else value)
     if hasattr(recipe, name):
