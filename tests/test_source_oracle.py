@@ -228,7 +228,7 @@ TOLD = {"drops": (2, 3, 4), "conv1": (3, 1e-6), "noise_off": 3, "freeze": 4}
 # Of one with large weights, at which everything matters, and of one as it begins.
 RUNS = {
     "large weights": (
-        ("--gpus", "2", "--split", "1", "--lr", "0.0001", "--set", "bias_learning_rate=0.0002"),
+        ("--gpus", "2", "--lr", "0.0001", "--set", "bias_learning_rate=0.0002"),
         {"weights": 0.0001, "biases": 0.0002},
     ),
     "first weights": (("--gpus", "1"), {"weights": 0.01, "biases": 0.02}),
