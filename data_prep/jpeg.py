@@ -37,4 +37,7 @@ def decode_jpeg(data: bytes, image_size: int) -> np.ndarray:
     except (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"a JPEG in it cannot be decoded: {error}") from None
+        # What Pillow says of these is an address.
+        is_none = isinstance(error, Image.UnidentifiedImageError)
+        reason = f"its {len(data)} bytes are none" if is_none else error
+        raise UserError(f"a JPEG in it cannot be decoded: {reason}") from None

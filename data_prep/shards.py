@@ -149,9 +149,10 @@ class Shard:
         """Reads the labels: int32 (N,), checked to lie in [0, num_classes)."""
         labels = self._read("labels", dtype="i4", shape=(self.num_images,))
         if len(labels) and not (labels.min() >= 0 and labels.max() < self.num_classes):
+            row = np.flatnonzero((labels < 0) | (labels >= self.num_classes))[0]
             raise UserError(
-                f"{self.path}: expected labels in [0, {self.num_classes}), got "
-                f"{labels.min()}..{labels.max()}: build this shard again"
+                f"{self.path}: image {row}: expected labels in [0, {self.num_classes}), got "
+                f"{labels[row]}: build this shard again"
             )
         return labels
 
@@ -323,7 +324,8 @@ def open_data_set(directory: Path) -> DataSet:
     parts = {part: Part(shards_of(directory, manifest, part)) for part in PARTS}
     data_set = DataSet(directory, manifest, sha256_of_file(directory / MANIFEST_FILE), **parts)
     if not len(data_set.train) or not len(data_set.part(data_set.held_out)):
-        raise UserError(f"{directory}: expected train and val or test images, got none of one")
+        have = ", ".join(f"{len(data_set.part(part))} {part}" for part in PARTS)
+        raise UserError(f"{directory}: expected train and val or test images, got {have}: {again}")
     # What is wrong with a file fails now, not in the middle of an epoch.
     for part in parts.values():
         for shard in part.shards:

@@ -195,8 +195,12 @@ DAMAGES = {
         r"labels has shape \(3,\) instead of \(30,\)",
     ),
     "range": (
-        lambda f: replace(f, "labels", data=np.full(30, 10, np.int32)),
-        r"expected labels in \[0, 10\), got 10..10",
+        lambda f: replace(f, "labels", data=np.arange(30, dtype=np.int32) - 20),
+        r"val-00000.h5: image 0: expected labels in \[0, 10\), got -20",
+    ),
+    "range above": (
+        lambda f: replace(f, "labels", data=np.clip(np.arange(30, dtype=np.int32), 7, 17)),
+        r"val-00000.h5: image 10: expected labels in \[0, 10\), got 10",
     ),
     "link": (
         lambda f: (f.move("labels", "x"), f.__setitem__("labels", h5py.SoftLink("/x"))),
@@ -288,6 +292,17 @@ def test_a_changed_plan_in_the_manifest_is_refused(copy):
     manifest["class_names"].reverse()
     path.write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"is of another data set than manifest.json, or one of"):
+        open_data_set(copy)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_data_set_without_a_part_is_refused(copy, part):
+    path = copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["parts"][part]["shards"] = []
+    path.write_text(json.dumps(manifest))
+    number = {"train": "0 train, 30 val, 0 test", "val": "60 train, 0 val, 0 test"}[part]
+    with pytest.raises(UserError, match=f"expected train and val or test images, got {number}: "):
         open_data_set(copy)
 
 

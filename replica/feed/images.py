@@ -121,6 +121,7 @@ class BatchImages:
         colors = None if shifts is None else torch.from_numpy(shifts.astype(np.float32))
         if self._as_bytes:
             cut = self._cut(images, places, parallel=parallel)
+            self._stored.check()
             return self._finish(cut, places, colors, divisor=divisor, parallel=parallel)
         out = self._empty(len(places), torch.float32, self._format)
         augment_batch(
@@ -132,6 +133,7 @@ class BatchImages:
             out=out,
             parallel=parallel,
         )
+        self._stored.check()
         return _divided_(out, divisor), None
 
     def _empty(

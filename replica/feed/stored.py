@@ -8,23 +8,38 @@ import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from cuda_ext.augment_batch import as_tensor
+from cuda_ext.mapped_reads import MappedReads, num_lost_pages
 from data_prep.errors import UserError
-from data_prep.shards import Part, Shard
+from data_prep.shards import JpegImages, Part, Shard
 
-# Of a file as it was mapped: size, time of the last change in ns, and inode.
+# Of a file: size, time of the last change in ns, and inode.
 _Identity = tuple[int, int, int]
+NO_FILE: _Identity = (0, 0, 0)
+
+
+AGAIN = (
+    "restore it and check it with `python -m data_prep.verify_shards`, then run the command again "
+    "(training: with --resume)"
+)
 
 
 @dataclass(frozen=True)
 class _Mapped:
-    images: torch.Tensor
+    images: torch.Tensor | JpegImages
     path: Path
-    identity: _Identity
+    reads: MappedReads
+
+    def image_at(self, byte: int) -> int:
+        """The image that has a byte of the mapped ones."""
+        if isinstance(self.images, JpegImages):
+            return int(np.searchsorted(self.images.offsets, byte, side="right")) - 1
+        return byte // self.images[0].numel()
 
 
 class StoredImages:
@@ -45,6 +60,7 @@ class StoredImages:
         self._reads_ahead = num_bytes > _memory() / 2 if reads_ahead is None else reads_ahead
         self._first_rows = np.cumsum([0] + [shard.num_images for shard in part.shards])
         self._is_raw = all(shard.storage == "raw" for shard in part.shards)
+        self._identities = [_identity(shard.path) for shard in part.shards]
         self._mapped: dict[int, _Mapped] = {}
 
     def take(self, rows: np.ndarray) -> tuple[list[torch.Tensor], np.ndarray]:
@@ -60,16 +76,16 @@ class StoredImages:
         Raises:
             UserError: a shard is damaged, or is not the file any more that it was.
         """
-        if not self._is_raw:
-            decoded = [as_tensor(self._part.image(int(row))[None]) for row in rows]
-            return decoded, np.arange(len(rows))
         numbers = np.searchsorted(self._first_rows, rows, side="right") - 1
         distinct, first_uses, which = np.unique(numbers, return_index=True, return_inverse=True)
-        tensors = [
-            self._tensor(int(number), int(rows[use]))
+        mapped = [
+            self._images(int(number), int(rows[use]))
             for number, use in zip(distinct, first_uses, strict=True)
         ]
         places = rows - self._first_rows[numbers]
+        if not self._is_raw:
+            return self._decoded(mapped, which, places), np.arange(len(rows))
+        tensors = [images for images in mapped if isinstance(images, torch.Tensor)]
         if self._reads_ahead:
             num_bytes = tensors[0][0].numel()
             begins = np.array([tensor.data_ptr() for tensor in tensors])
@@ -78,36 +94,62 @@ class StoredImages:
         starts = np.cumsum([0] + [len(tensor) for tensor in tensors])
         return tensors, starts[which] + places
 
-    def _tensor(self, number: int, row: int) -> torch.Tensor:
+    def check(self) -> None:
+        """To be called once what `take` gave has been read: whether all of it could be.
+
+        Raises:
+            UserError: a file was cut off meanwhile, or a disk fails; some of the images are wrong.
+        """
+        if not num_lost_pages():
+            return
+        for known in list(self._mapped.values()):
+            byte = known.reads.lost_byte()
+            if byte is not None:
+                raise UserError(
+                    f"{known.path}: image {known.image_at(byte)}: the file was cut off while "
+                    f"it was read, or its disk fails: {AGAIN}"
+                )
+
+    def _decoded(
+        self, mapped: list[Any], which: np.ndarray, places: np.ndarray
+    ) -> list[torch.Tensor]:
+        try:
+            return [
+                as_tensor(mapped[number][int(place)][None])
+                for number, place in zip(which, places, strict=True)
+            ]
+        except UserError:
+            self.check()  # which may be why
+            raise
+
+    def _images(self, number: int, row: int) -> torch.Tensor | JpegImages:
         """The images of a shard; the row is one that is asked for, for a message."""
-        known = self._mapped.get(number)
+        shard, known = self._part.shards[number], self._mapped.get(number)
+        identity = _identity(shard.path)
+        if identity == NO_FILE or identity != self._identities[number]:
+            # What is behind the end of a file that was cut off cannot be read.
+            raise UserError(
+                f"{shard.path}: image {row - int(self._first_rows[number])}: the file was changed, "
+                f"replaced or removed since it was opened: {AGAIN}"
+            )
         if known is None:
             # Two threads may both map a shard; either map serves both.
-            known = self._mapped[number] = _map(self._part.shards[number])
-        elif _identity(known.path) != known.identity:
-            # To read on behind the end of a file that was cut off would end the process.
-            raise UserError(
-                f"{known.path}: image {row - int(self._first_rows[number])}: the file was changed, "
-                "replaced or removed since it was mapped: restore it and check it with "
-                "`python -m data_prep.verify_shards`, then run the command again (training: with "
-                "--resume)"
-            )
+            known = self._mapped[number] = _map(shard)
         return known.images
 
 
 def _map(shard: Shard) -> _Mapped:
-    identity = _identity(shard.path)
     images = shard.images()
-    assert isinstance(images, np.ndarray)
-    return _Mapped(as_tensor(images), shard.path, identity)
+    if isinstance(images, JpegImages):
+        return _Mapped(images, shard.path, MappedReads(images.data))
+    return _Mapped(as_tensor(images), shard.path, MappedReads(images))
 
 
 def _identity(path: Path) -> _Identity:
-    """Zeros where there is no file."""
     try:
         found = path.stat()
     except FileNotFoundError:
-        return 0, 0, 0
+        return NO_FILE
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
