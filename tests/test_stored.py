@@ -30,7 +30,7 @@ needs_library = pytest.mark.skipif(
 )
 SMALL = with_changes(MINI, ["crop_size=96", "batch_size=10"])
 # Of the data set below: its last shard of training images has 8 of 40.
-LAST, IN_LAST, CUT_BEFORE = "train-00002.h5", 8, 5
+LAST, IN_LAST = "train-00002.h5", 8
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +96,11 @@ def test_a_shard_that_is_not_the_one_that_was_opened_is_named(copied, change, is
 @needs_library
 @pytest.mark.parametrize("threads", [0, 1])
 @pytest.mark.parametrize("way", ["float32", "bytes"])
-def test_a_shard_that_is_cut_off_while_it_is_read_is_named(copied, threads, way, monkeypatch):
-    """Cut at a page of its own, after the check of its size and before the images are read."""
+@pytest.mark.parametrize("cut_in", [1, 5])
+def test_a_shard_that_is_cut_off_while_it_is_read_is_named(
+    copied, threads, way, cut_in, monkeypatch
+):
+    """In the midst of an image, after the look at its size and before the images are read."""
     feed = TrainFeed(open_data_set(copied), SMALL, seed=1)
     images = BatchImages(
         feed._stored,
@@ -108,7 +111,7 @@ def test_a_shard_that_is_cut_off_while_it_is_read_is_named(copied, threads, way,
     monkeypatch.setattr(TrainFeed, "_images", lambda *_: images)
     path, find = copied / LAST, StoredImages._images
     # Where the first page begins of which nothing is there.
-    end = -(-first_byte(path, CUT_BEFORE) // 4096) * 4096
+    end = -(-first_byte(path, cut_in) // 4096) * 4096
     are_cut = [image for image in range(IN_LAST) if first_byte(path, image + 1) > end]
 
     def find_and_cut(self, number, row):
