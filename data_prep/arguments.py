@@ -61,12 +61,14 @@ def nonempty_name(text: str) -> str:
     return text
 
 
-def three_counts(text: str) -> tuple[int, int, int]:
-    """Reads three counts between commas, the first at least 1."""
-    match = re.fullmatch(r"(\d{1,9}),(\d{1,9}),(\d{1,9})", text)
+def one_or_three_counts(text: str) -> int | tuple[int, int, int]:
+    """Reads one count, or three between commas; the first is at least 1."""
+    match = re.fullmatch(r"([0-9]{1,9})(?:,([0-9]{1,9}),([0-9]{1,9}))?", text)
     if match is None or int(match[1]) < 1:
-        raise ArgumentTypeError(f"expected TRAIN,VAL,TEST such as 400,50,50, got {text}")
-    return int(match[1]), int(match[2]), int(match[3])
+        raise ArgumentTypeError(
+            f"expected VAL such as 50, or TRAIN,VAL,TEST such as 400,50,50, got {text}"
+        )
+    return int(match[1]) if match[2] is None else (int(match[1]), int(match[2]), int(match[3]))
 
 
 def fraction(text: str) -> Fraction:

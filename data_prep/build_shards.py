@@ -22,7 +22,7 @@ from data_prep.arguments import (
     fraction,
     nonempty_path,
     one_of_many,
-    three_counts,
+    one_or_three_counts,
     whole_number,
 )
 from data_prep.builder import LOCK_FILE, WHEN_HELD, build, complete, is_complete, start_manifest
@@ -119,13 +119,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--seed",
         type=whole_number(0, MOST_SEED),
         metavar="N",
-        help=f"of --val-fraction (default: {HALVES_SEED})",
+        help=f"of --val-fraction and --per-class VAL (default: {HALVES_SEED})",
     )
     which.add_argument(
         "--per-class",
-        type=three_counts,
-        metavar="TRAIN,VAL,TEST",
-        help="cut so many pictures of each class out of the training pictures, such as 400,50,50",
+        type=one_or_three_counts,
+        metavar="VAL|TRAIN,VAL,TEST",
+        help="cut so many pictures of each class out of the training pictures: 50 as val by seed, "
+        "the rest stays; or such as 400,50,50 in their order, and no others",
     )
     which.add_argument(
         "--limit",
@@ -222,8 +223,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--follow-links: expected --input beside it, a directory with pictures")
     if arguments.val_fraction is not None and arguments.per_class is not None:
         parser.error("--val-fraction: expected no --per-class beside it, which divides, too")
-    if arguments.seed is not None and arguments.val_fraction is None:
-        parser.error("--seed: expected --val-fraction beside it")
+    is_by_seed = arguments.val_fraction is not None or isinstance(arguments.per_class, int)
+    if arguments.seed is not None and not is_by_seed:
+        parser.error("--seed: expected --val-fraction or --per-class VAL beside it")
     if arguments.finish:
         given = [
             f"--{action.dest.replace('_', '-')}"

@@ -51,10 +51,12 @@ def find_pictures(arguments: argparse.Namespace, *, num_workers: int) -> Picture
         wanted = Folder(arguments.classes.parent, follow_links=True)  # the user names it
         lines = text_lines(wanted, arguments.classes.name, "a wnid or a name of a class per line")
         found = found.with_classes(line.strip() for _, line in lines)
-    if arguments.per_class is not None:
+    seed = HALVES_SEED if arguments.seed is None else arguments.seed
+    if isinstance(arguments.per_class, int):
+        found = found.with_val_per_class(arguments.per_class, seed=seed)
+    elif arguments.per_class is not None:
         found = found.cut_from_train(arguments.per_class)
     if arguments.val_fraction is not None:
-        seed = HALVES_SEED if arguments.seed is None else arguments.seed
         found = found.with_val_fraction(arguments.val_fraction, seed=seed)
     for note in found.notes:
         print_line(note)

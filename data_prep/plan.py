@@ -36,7 +36,7 @@ def check_pictures(pictures: PictureSet, *, strict: bool) -> list[str]:
     if not held_out:
         raise UserError(
             f"{pictures.title}: expected val or test pictures beside train, found none: "
-            "--val-fraction 0.2 or --per-class 400,50,50 cuts them out of train"
+            "--val-fraction 0.2 or --per-class 50 cuts them out of train"
         )
     for part in held_out:
         labels = [picture.label for picture in pictures.parts[part]]

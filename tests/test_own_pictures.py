@@ -126,6 +126,62 @@ def test_class_folders_are_divided_by_counts_and_refused_undivided(animals, tmp_
     assert len(open_data_set(tmp_path / "out").val) == 3
 
 
+@pytest.mark.parametrize("seed", [2012, 7])
+@pytest.mark.parametrize("number", [1, 4])
+def test_so_many_val_pictures_of_each_class_are_those_of_the_rule(animals, number, seed):
+    for i in range(3):
+        write_picture(animals / "cat" / f"more{i}.png")
+    whole = class_folders.find(Folder(animals))
+    divided = whole.with_val_per_class(number, seed=seed)
+    wanted = set()
+    for wnid in whole.wnids:
+        names = [p.name for p in whole.parts["train"] if p.name.startswith(f"{wnid}/")]
+        key = {name: hashlib.sha256(f"{seed}\0{name}".encode()).hexdigest() for name in names}
+        wanted |= set(sorted(names, key=key.__getitem__)[:number])
+    assert len(wanted) == 3 * number
+    for part, is_val in (("train", False), ("val", True)):
+        of_part = tuple(p for p in whole.parts["train"] if (p.name in wanted) == is_val)
+        assert divided.parts[part] == of_part
+
+
+def test_a_class_keeps_a_train_picture_and_val_pictures_are_not_cut_again(animals):
+    whole = class_folders.find(Folder(animals))  # 10, 5 and 2 pictures
+    divided = whole.with_val_per_class(1, seed=1)
+    message = (
+        r"--per-class 2: expected at least 3 training pictures of each class, but 1 classes have "
+        r"fewer \(such as cat\): give a smaller number, or --val-fraction 0.2"
+    )
+    with pytest.raises(UserError, match=message):
+        whole.with_val_per_class(2, seed=1)
+    with pytest.raises(UserError, match=r"--per-class: expected .* no val .* found 3 val pictures"):
+        divided.with_val_per_class(1, seed=1)
+
+
+@pytest.mark.parametrize("layout", ["class folders", "flat folder"])
+def test_own_pictures_are_built_with_so_many_of_each_class(animals, tmp_path, layout):
+    source = animals
+    if layout == "flat folder":
+        source = tmp_path / "flat"
+        source.mkdir()
+        for wnid, name in (("n00000001", "ant"), ("n00000002", "bee"), ("n00000003", "cat")):
+            for path in (animals / name).glob("[0-9].png"):
+                path.rename(source / f"{wnid}_{path.name}")
+    options = ["--input", str(source), "--output", str(tmp_path / "out"), "--per-class", "1"]
+    result = build(*options)
+    assert result.returncode == 0, result.stderr
+    assert "val: 3 of 17 train pictures, 1 of each class, by seed 2012 and names" in result.stdout
+    data = open_data_set(tmp_path / "out")
+    assert (len(data.train), sorted(data.val.labels)) == (14, [0, 1, 2])
+    before = data.val.picture(0), data.val.picture(1), data.val.picture(2)
+    seeded = build(*options[:2], "--output", str(tmp_path / "b"), *options[4:], "--seed", "5")
+    assert seeded.returncode == 0, seeded.stderr
+    other = open_data_set(tmp_path / "b").val
+    assert (other.picture(0), other.picture(1), other.picture(2)) != before
+    too_many = build(*options[:2], "--output", str(tmp_path / "c"), "--per-class", "2")
+    assert_user_error(too_many, "--per-class 2: expected at least 3 training pictures of each")
+    assert not (tmp_path / "c").exists()
+
+
 def test_class_folders_in_a_zip_or_a_folder_around_them_are_recognized(animals, tmp_path):
     with tarfile.open(tmp_path / "animals.tar", "w") as tar:
         tar.add(animals, "animals")

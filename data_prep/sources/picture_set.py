@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -132,15 +133,7 @@ class PictureSet:
         Raises:
             UserError: there are val pictures already, or fewer than two pictures.
         """
-        train = self.parts.get("train", ())
-        if self.parts.get("val") or len(train) < 2:
-            found = (
-                f"{len(self.parts['val'])} val pictures" if self.parts.get("val") else len(train)
-            )
-            raise UserError(
-                f"{by}: expected two train pictures or more and no val pictures in "
-                f"{self.title}, found {found}: leave the option out, or give other pictures"
-            )
+        train = self._train_without_val(by)
 
         def num_val(num_pictures: int) -> int:
             if num_pictures == 1:
@@ -151,16 +144,51 @@ class PictureSet:
         all_single = len({picture.label for picture in train}) == len(train)
         alike = tuple(picture._replace(label=0) for picture in train) if all_single else train
         val, _ = _first_of_classes(alike, num_val, seed=seed)
+        how = f"of each class {float(fraction):g}"
+        return self._with_val(val, "across classes of one picture" if all_single else how, seed)
+
+    def with_val_per_class(
+        self, number: int, *, seed: int, by: str = "--per-class"
+    ) -> "PictureSet":
+        """So many val pictures of each class, cut from train, by seed and names.
+
+        `by` is the option that asked for it, for messages.
+
+        Raises:
+            UserError: there are val pictures already, or a class would keep no train picture.
+        """
+        train = self._train_without_val(by)
+        counts = Counter(picture.label for picture in train)
+        few = [wnid for label, wnid in enumerate(self.wnids) if counts[label] <= number]
+        if few:
+            raise UserError(
+                f"{by} {number}: expected at least {number + 1} training pictures of each class, "
+                f"but {len(few)} classes have fewer (such as {few[0]}): give a smaller number, "
+                "or --val-fraction 0.2"
+            )
+        val, _ = _first_of_classes(train, lambda _: number, seed=seed)
+        return self._with_val(val, f"{number} of each class", seed)
+
+    def _train_without_val(self, by: str) -> Pictures:
+        train, val = self.parts.get("train", ()), self.parts.get("val", ())
+        if val or len(train) < 2:
+            raise UserError(
+                f"{by}: expected two train pictures or more and no val pictures in {self.title}, "
+                f"found {f'{len(val)} val pictures' if val else len(train)}: leave the option out, "
+                "or give other pictures"
+            )
+        return train
+
+    def _with_val(self, val: Pictures, how: str, seed: int) -> "PictureSet":
+        train = self.parts["train"]
         names = {picture.name for picture in val}
         parts = {
             **self.parts,
             "train": tuple(p for p in train if p.name not in names),
             "val": tuple(p for p in train if p.name in names),
         }
-        note = f"val: {len(val)} of {len(train)} train pictures, of each class {float(fraction):g}"
-        if all_single:
-            note = f"val: {len(val)} of {len(train)} train pictures, across classes of one picture"
-        return replace(self, parts=parts, notes=(*self.notes, f"{note}, by seed {seed} and names"))
+        note = f"val: {len(val)} of {len(train)} train pictures, {how}, by seed {seed} and names"
+        return replace(self, parts=parts, notes=(*self.notes, note))
 
     def with_class_names(self, names: Mapping[str, str], *, title: str) -> "PictureSet":
         """The same with names for the classes, by wnid; those without one keep theirs.
