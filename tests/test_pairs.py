@@ -1,12 +1,16 @@
 """data_prep as a library: pairs of a program become the shards that their files would."""
 
+import contextlib
 import errno
 import importlib.util
 import io
 import json
+import re
 import tarfile
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -341,3 +345,66 @@ def test_what_is_no_tar_is_refused(tmp_path):
     (tmp_path / "x").write_text("text")
     with pytest.raises(UserError, match="expected a tar file, found something else"):
         list(pairs_of_tar(tmp_path / "x"))
+
+
+# --- The lines of the page, as they stand
+
+
+class Rows:
+    """What a data set of Hugging Face gives: a dict per row, its picture open and not yet read."""
+
+    features: ClassVar = {"label": SimpleNamespace(names=["ant", "bee", "cat"])}
+
+    def __iter__(self):
+        for i in range(15):
+            yield {"image": Image.open(io.BytesIO(png(pixels_of(i)))), "label": i % 3}
+
+
+def folder_data(tmp_path, request):
+    for i in range(15):
+        path = tmp_path / "flowers" / ("ant", "bee", "cat")[i % 3] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(pixels_of(i)))
+    return {"torchvision": request.getfixturevalue("torchvision")}
+
+
+def rows_data(tmp_path, request):
+    load = {"pets": {"train": Rows()}}.__getitem__
+    return {"datasets": SimpleNamespace(load_dataset=load), "write_shards": write_shards}
+
+
+def tar_data(tmp_path, request):
+    for name, indices in (("train", range(12)), ("val", range(12, 15))):
+        files = {}
+        for i in indices:
+            files[f"{i:04d}.png"], files[f"{i:04d}.cls"] = png(pixels_of(i)), str(i % 3).encode()
+        write_tar(tmp_path / f"{name}.tar", files)
+    return {}
+
+
+NAMES, NUMBERS = ["ant", "bee", "cat"], ["0", "1", "2"]
+ON_THE_PAGE = {
+    "torchvision": (folder_data, "flower-shards", NAMES),
+    "hugging face": (rows_data, "pet-shards", NAMES),
+    "webdataset": (tar_data, "shards", NUMBERS),
+}
+
+
+@pytest.mark.parametrize("number", range(3), ids=ON_THE_PAGE)
+def test_the_lines_of_the_page_make_shards(number, tmp_path, request):
+    page = (PROJECT_DIR / "docs" / "data.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == len(ON_THE_PAGE)
+    prepare, directory, names = list(ON_THE_PAGE.values())[number]
+    given = prepare(tmp_path, request)
+    with contextlib.chdir(tmp_path):
+        exec(blocks[number], given)
+    data = open_data_set(tmp_path / directory)
+    # Of five pictures of each class a fifth is val.
+    assert (len(data.train), sorted(data.val.labels)) == (12, [0, 1, 2])
+    assert data.class_names == names
+    known = {decode_picture(png(pixels_of(i))).image.tobytes(): i % 3 for i in range(15)}
+    for part in (data.train, data.val):
+        for row, label in enumerate(part.labels):
+            assert known.pop(part.image(row).tobytes()) == label
+    assert not known
