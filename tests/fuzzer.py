@@ -12,6 +12,7 @@ import pickle
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from archives import meta_mat, picture, tar_bytes, wnid_of, zip_bytes
@@ -21,7 +22,7 @@ from PIL import Image
 
 from data_prep.build_shards import main as build_shards
 from data_prep.errors import UserError
-from data_prep.pictures import BadPictureError, PictureFormat, decode_picture
+from data_prep.pictures import EXIF_ORIENTATIONS, BadPictureError, PictureFormat, decode_picture
 from data_prep.shards import open_data_set
 from data_prep.sources import cifar10, kaggle, tiny_imagenet
 from data_prep.sources.devkit import read_devkit
@@ -171,20 +172,24 @@ def text_target(directory: Path) -> Target:
     return written(path, text, lambda: tiny_imagenet.read_annotations(Folder(directory), path.name))
 
 
-def picture_target(directory: Path, format_name: str, mode: str, decoder: str) -> Target:
-    """A picture: decoded to the right shape, or a reason."""
+def picture_target(
+    directory: Path, format_name: str, mode: str = "RGB", decoder: str = "pillow", **options: Any
+) -> Target:
+    """A picture: decoded to the right shape, or a reason; the options are those of its writer."""
     rows, columns = np.mgrid[0:40, 0:50]
     channels = (5 * columns, 6 * rows, rows + columns)
     gradient = Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8)).convert(mode)
     exif = Image.Exif()
     exif[274] = 6
     whole = io.BytesIO()
-    gradient.save(whole, format_name, exif=exif)
+    gradient.save(whole, format_name, exif=exif, **options)
     path = directory / "picture"
 
     def read() -> None:
-        image = decode_picture(path.read_bytes(), PictureFormat(32, decoder=decoder)).image
-        assert (image.shape, image.dtype) == ((32, 32, 3), np.uint8)
+        for orientation in EXIF_ORIENTATIONS:
+            wanted = PictureFormat(32, decoder=decoder, exif_orientation=orientation)
+            image = decode_picture(path.read_bytes(), wanted).image
+            assert (image.shape, image.dtype) == ((32, 32, 3), np.uint8)
 
     return written(path, whole.getvalue(), read)
 
@@ -241,10 +246,19 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "xml": xml_target,
     "csv": csv_target,
     "text": text_target,
-    "jpeg": lambda directory: picture_target(directory, "JPEG", "RGB", "pillow"),
-    "cmyk": lambda directory: picture_target(directory, "JPEG", "CMYK", "pillow"),
-    "png": lambda directory: picture_target(directory, "PNG", "P", "pillow"),
-    "fast-jpeg": lambda directory: picture_target(directory, "JPEG", "RGB", "fast"),
+    "jpeg": lambda directory: picture_target(directory, "JPEG"),
+    "cmyk": lambda directory: picture_target(directory, "JPEG", "CMYK"),
+    "png": lambda directory: picture_target(directory, "PNG", "P"),
+    "fast-jpeg": lambda directory: picture_target(directory, "JPEG", decoder="fast"),
+    "png-16": lambda directory: picture_target(directory, "PNG", "I;16"),
+    "webp": lambda directory: picture_target(directory, "WEBP"),
+    "webp-lossless": lambda directory: picture_target(directory, "WEBP", "RGBA", lossless=True),
+    "gif": lambda directory: picture_target(directory, "GIF", "P"),
+    "bmp": lambda directory: picture_target(directory, "BMP"),
+    "tiff": lambda directory: picture_target(directory, "TIFF"),
+    "tiff-lzw": lambda directory: picture_target(directory, "TIFF", "P", compression="tiff_lzw"),
+    "tiff-jpeg": lambda directory: picture_target(directory, "TIFF", compression="jpeg"),
+    "avif": lambda directory: picture_target(directory, "AVIF"),
     "tar": lambda directory: archive_target(directory, tar_bytes(FILES)),
     "tar-gz": lambda directory: archive_target(directory, tar_bytes(FILES, mode="w:gz")),
     "zip": lambda directory: archive_target(directory, zip_bytes(FILES)),
