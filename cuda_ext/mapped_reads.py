@@ -37,7 +37,7 @@ class MappedReads:
     by SIGBUS. Where no library is compiled, it still does, and nothing is remembered.
 
     Args:
-        array: made by `np.memmap`; watched until it is unmapped.
+        array: of mapped bytes, all of a map or a part; watched until they are unmapped.
     """
 
     def __init__(self, array: np.ndarray) -> None:

@@ -16,7 +16,7 @@ from conftest import PROJECT_DIR, run, run_here
 from runs import train_command
 
 from cuda_ext import library
-from cuda_ext.mapped_reads import num_lost_pages
+from cuda_ext.mapped_reads import MappedReads, num_lost_pages
 from data_prep.build_shards import main as build_shards
 from data_prep.errors import UserError
 from data_prep.shards import open_data_set
@@ -169,6 +169,22 @@ with tempfile.NamedTemporaryFile() as file:
 def test_any_other_bus_error_ends_the_process_as_ever(how):
     result = run("-c", ENDED, how)
     assert (result.returncode, result.stderr) == (-signal.SIGBUS, "")
+
+
+@needs_library
+def test_each_map_of_a_file_remembers_its_own_loss(tmp_path):
+    """Also where a range that was watched before is used again."""
+    path = tmp_path / "file"
+    for end in (4096, 8192, 12288):
+        path.write_bytes(bytes(range(1, 251)) * 80)
+        array = np.memmap(path, np.uint8, "r")
+        reads, other = MappedReads(array[100:]), MappedReads(np.memmap(path, np.uint8, "r"))
+        assert array.all()
+        assert reads.lost_byte() is other.lost_byte() is None
+        os.truncate(path, end)
+        assert (array[:end].all(), array[end:].any()) == (True, False)
+        assert (reads.lost_byte(), other.lost_byte()) == (end - 100, None)
+        del array
 
 
 # --- As a user sees it

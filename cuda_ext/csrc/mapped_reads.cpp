@@ -14,20 +14,22 @@
 #include <csignal>
 #include <cstdint>
 #include <mutex>
+#include <vector>
 
 namespace {
 
 struct Range {
   uintptr_t begin;
   uintptr_t end;
-  std::atomic<bool> is_watched{true};
+  std::atomic<bool> is_watched{false};
   std::atomic<uintptr_t> lost{0};  // the first address that could not be read
   Range* next;
 };
 
-// Only grows, as a signal may come at any time; a process maps each shard once or twice.
+// Only grows, as a signal may come at any time: who is watched no more makes room for the next.
 std::atomic<Range*> ranges{nullptr};
 std::atomic<uint64_t> num_lost{0};  // pages, of all ranges
+std::vector<Range*> unused;
 std::mutex registration;
 struct sigaction others;
 uintptr_t page_size;
@@ -80,11 +82,19 @@ extern "C" void* replica_watch_mapped(void* begin, uint64_t num_bytes) {
   page_size = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   if (!handle_bus_errors()) return nullptr;
   const auto first = reinterpret_cast<uintptr_t>(begin);
-  Range* const range = new Range;
+  Range* range = nullptr;
+  if (unused.empty()) {
+    range = new Range;
+    range->next = ranges.load();
+    ranges = range;
+  } else {
+    range = unused.back();
+    unused.pop_back();
+  }
   range->begin = first - first % page_size;
   range->end = first + num_bytes;
-  range->next = ranges.load();
-  ranges = range;
+  range->lost = 0;
+  range->is_watched = true;
   return range;
 }
 
@@ -98,5 +108,7 @@ extern "C" uint64_t replica_lost_of_mapped(const void* range) {
 
 // Ends the watch: the bytes are mapped no more.
 extern "C" void replica_unwatch_mapped(void* range) {
+  const std::lock_guard lock(registration);
   static_cast<Range*>(range)->is_watched = false;
+  unused.push_back(static_cast<Range*>(range));
 }
