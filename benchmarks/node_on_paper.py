@@ -5,8 +5,10 @@ table stands in docs/performance.md; `tests/test_node_on_paper.py` compares it, 
 those of a real batch.
 """
 
+import sys
 from dataclasses import dataclass
 
+from data_prep.errors import OneLineParser
 from replica import paper
 
 GPUS = 8
@@ -73,5 +75,14 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-if __name__ == "__main__":
+def main(argv: list[str] | None = None) -> int:
+    """Prints the table and returns the exit status."""
+    about = "What feeding a node of 8 GPUs must move, by arithmetic: prints a table in Markdown."
+    parser = OneLineParser(prog="python -m benchmarks.node_on_paper", description=about)
+    parser.parse_args(argv)
     print(table(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
