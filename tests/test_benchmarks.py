@@ -76,6 +76,8 @@ def test_feeding_is_compared_with_a_copy_of_its_bytes():
     for other in ("copy of as many bytes, 2 threads", "NumPy, 2 threads", feed[:-9] + "1 thread"):
         row = rows[f"{feed} / {other}"]
         assert row["ratio"] == pytest.approx(rows[feed]["value"] / rows[other]["value"])
+    source = "by the source's rules, 1 thread"
+    assert rows[f"{source} / {feed[:-9]}1 thread"]["value"] == rows[source]["value"]
     assert rows["augment_batch, uint8, 1 thread"]["value"] > 0
 
 
