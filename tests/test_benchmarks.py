@@ -81,6 +81,20 @@ def test_feeding_is_compared_with_a_copy_of_its_bytes():
     assert rows["augment_batch, uint8, 1 thread"]["value"] > 0
 
 
+def test_the_first_batch_of_a_generated_index_is_timed():
+    options = ("--images", "1200", "--val-images", "3", "--rounds", "1")
+    rows = rows_from("first_batch", *options)
+    for order in ("cycle", "reshuffle", "block"):
+        opened, first = (
+            rows[f"{order}: {name}"]["value"]
+            for name in ("the data set is open", "the first batch is there")
+        )
+        assert 0 < opened < first
+        name = f"{order}: the first batch is there / the aim"
+        assert rows[name]["ratio"] == pytest.approx(first / 2)
+        assert rows[f"{order}: memory beyond the batches"]["value"] > 0
+
+
 @pytest.mark.slow
 def test_other_libraries_are_compared_or_named():
     options = ("--shape", "2,6,5,5", "--rounds", "3")

@@ -25,6 +25,7 @@ from replica.feed.feed import TrainFeed
 from replica.feed.images import CPU, BatchImages, Buffers
 from replica.feed.order import cost_of_blocks, order_of_epoch
 from replica.feed.stored import StoredImages
+from replica.network.draws import permutation, words_to_sort_by
 from replica.recipes import MINI, with_changes
 from replica.train import parse_arguments
 from replica.training.options import DEFAULT_SEED
@@ -136,6 +137,19 @@ def test_every_epoch_has_each_image_once_in_an_order_of_its_own(data, rule):
         assert (orders[i] == orders[j]).mean() < 0.25
 
 
+@pytest.mark.parametrize("size", [1, 100_000], ids=["a block each", "one block"])
+def test_blocks_are_sorted_as_numpy_sorts(size):
+    """More blocks than 16 bits count, and images than have words of their own."""
+    recipe = with_changes(MINI, ["image_order=block", f"block_images={size}"])
+    rows = order_of_epoch(recipe, range(100_000), epoch=2, seed=3)
+    starts = range(0, 100_000, size)
+    drawn = permutation(3, len(starts), purpose="blocks", epoch=2)
+    places = np.empty(len(starts), np.int64)
+    places[drawn] = np.arange(len(starts))
+    words = words_to_sort_by(3, 100_000, purpose="order", epoch=2)
+    assert rows.tolist() == np.lexsort((words, places[np.arange(100_000) // size])).tolist()
+
+
 @pytest.mark.parametrize(
     ("changes", "sizes"),
     [([], [40, 20]), (["block_images=7"], [7] * 8 + [4])],
@@ -191,17 +205,18 @@ def test_images_that_share_a_crop_share_a_reflection_and_no_color(data):
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
-def test_bytes_that_are_finished_later_are_the_same_batch(data, layout):
+@pytest.mark.parametrize("mean", ["place", "center"])
+def test_bytes_that_are_finished_later_are_the_same_batch(data, layout, mean):
     """The way of a GPU, taken on the CPU."""
     rng, rows = np.random.default_rng(0), np.array([3, 41, 0, 59, 40, 39])
     crops = Crops(*rng.integers(0, 33, (2, 6)), rng.integers(0, 2, 6) == 1)
     shifts = rng.normal(0, 20, (6, 3))
     how = {"mean_image": data.statistics.mean_image, "crop_size": 224, "memory_format": layout}
     stored = StoredImages(data.train)
-    whole, in_bytes = (BatchImages(stored, **how, as_bytes=x) for x in (False, True))
-    for colors in (shifts, None):
-        expected, _ = whole.make(rows, crops, colors)
-        actual, arrived = in_bytes.make(rows, crops, colors, parallel=False)
+    whole, in_bytes = (BatchImages(stored, **how, mean=mean, as_bytes=x) for x in (False, True))
+    for colors, divisor in ((shifts, 1.0), (None, 1.0), (shifts, 1.1)):
+        expected, _ = whole.make(rows, crops, colors, divisor=divisor)
+        actual, arrived = in_bytes.make(rows, crops, colors, divisor=divisor, parallel=False)
         assert torch.equal(actual, expected)
         assert arrived is None
         assert actual.is_contiguous(memory_format=layout)
