@@ -15,7 +15,7 @@ import numpy as np
 
 from data_prep.color_statistics import ColorStatistics, PixelSums
 from data_prep.errors import UserError, command_for
-from data_prep.files import sha256_of_file
+from data_prep.files import mapped_bytes, sha256_of_file
 from data_prep.hdf5_files import Hdf5File, open_file
 from data_prep.jpeg import decode_jpeg
 from data_prep.manifest import (
@@ -73,7 +73,7 @@ class Shard:
         """Memory-maps the images: element i is uint8 (H, W, C), read-only."""
         with open_file(self.path) as file:
             at, shape, offsets = self._images_in(file)
-        mapped = np.memmap(self.path, np.uint8, "r", offset=at, shape=shape)
+        mapped = mapped_bytes(self.path, shape, offset=at)
         if offsets is None:
             return mapped
         return JpegImages(self.path, mapped, offsets, self.image_size)

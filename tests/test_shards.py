@@ -1,6 +1,7 @@
 """The file format: what is written, what is refused, what an interruption leaves behind."""
 
 import errno
+import gc
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -55,6 +57,30 @@ def test_memory_mapped_images_are_those_that_h5py_reads(shards_dir, data):
     assert len(images) == len(data.train) == 60
     for row in (0, 39, 40, 59):  # the second shard begins at 40
         assert np.array_equal(data.train.image(row), images[row])
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
+def test_a_map_holds_no_descriptor_and_ends_with_its_last_array(data):
+    """ImageNet has more shards than a process may usually have files."""
+
+    def maps():
+        return Path("/proc/self/maps").read_text().count(str(shard.path))
+
+    shard = data.train.shards[0]
+    descriptors = len(os.listdir("/proc/self/fd"))
+    images = [shard.images() for _ in range(20)]
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    one = images[7][3]
+    before = maps()
+    with pytest.raises(ValueError, match="read-only"):
+        one[:] = 0
+    del images
+    gc.collect()
+    assert maps() <= before - 19
+    assert one.sum() > 0
+    before = maps()
+    del one
+    assert maps() == before - 1
 
 
 def test_labels_and_names_follow_the_source(toy_dir, shards_dir, data):
