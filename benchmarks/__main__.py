@@ -23,6 +23,7 @@ BENCHMARKS = {
     "relu_lrn_pool": "ReLU, normalization and pooling in one pass against PyTorch's three",
     "momentum_sgd": "the update of all parameters against PyTorch's fused and foreach ones",
     "feed": "batches from raw shards, against a copy of their bytes and against NumPy",
+    "feed_jpeg": "batches from JPEG shards, against decoding their files alone",
     "first_batch": "the first batch for an index of ImageNet's size: seconds and memory",
     "allocator": "large tensors and a training step with their memory kept, and stock",
     "training": "whole training steps against PyTorch's own, and against no normalization",

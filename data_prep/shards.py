@@ -17,7 +17,7 @@ from data_prep.color_statistics import ColorStatistics, PixelSums
 from data_prep.errors import UserError, command_for
 from data_prep.files import mapped_bytes, sha256_of_file
 from data_prep.hdf5_files import Hdf5File, open_file
-from data_prep.jpeg import decode_jpeg
+from data_prep.jpeg import decode_jpeg_into, decoder_in_use
 from data_prep.manifest import (
     BUILDER,
     MANIFEST_FILE,
@@ -49,8 +49,15 @@ class JpegImages:
         return len(self.offsets) - 1
 
     def __getitem__(self, row: int) -> np.ndarray:
+        image = np.empty((self.image_size, self.image_size, 3), np.uint8)
+        self.decode_into(row, image)
+        image.setflags(write=False)
+        return image
+
+    def decode_into(self, row: int, out: np.ndarray) -> None:
+        """The image, into uint8 (H, W, C) without gaps; other threads go on meanwhile."""
         try:
-            return decode_jpeg(self.encoded(row), self.image_size)
+            decode_jpeg_into(self.data[self.offsets[row] : self.offsets[row + 1]], out)
         except UserError as error:
             raise UserError(f"{self.path}: image {row}: {error}: build this shard again") from None
 
@@ -234,6 +241,11 @@ class DataSet:
     def image_size(self) -> int:
         """The side of an image in pixels."""
         return self.manifest.plan.image_size
+
+    @property
+    def decoder(self) -> str | None:
+        """The library that decodes the images, in words; None where shards hold pixels."""
+        return decoder_in_use() if self.manifest.plan.storage.kind == "jpeg" else None
 
     @property
     def held_out(self) -> str:

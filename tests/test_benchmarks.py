@@ -81,6 +81,14 @@ def test_feeding_is_compared_with_a_copy_of_its_bytes():
     assert rows["augment_batch, uint8, 1 thread"]["value"] > 0
 
 
+def test_feeding_jpeg_shards_is_compared_with_decoding_alone():
+    rows = rows_from("feed_jpeg", "--images", "8", "--batch-size", "4", "--rounds", "3")
+    feed = "JPEG shards -> float32 batches, 2 threads"
+    for other in ("Pillow alone, 2 threads", "Pillow to arrays, 2 threads", feed[:-9] + "1 thread"):
+        row = rows[f"{feed} / {other}"]
+        assert row["ratio"] == pytest.approx(rows[feed]["value"] / rows[other]["value"])
+
+
 def test_the_first_batch_of_a_generated_index_is_timed():
     options = ("--images", "1200", "--val-images", "3", "--rounds", "1")
     rows = rows_from("first_batch", *options)
