@@ -89,6 +89,13 @@ def test_feeding_jpeg_shards_is_compared_with_decoding_alone():
         assert row["ratio"] == pytest.approx(rows[feed]["value"] / rows[other]["value"])
 
 
+def test_drawing_is_compared_with_its_random_numbers():
+    rows = rows_from("drawing", "--pictures", "4", "--rounds", "3")
+    drawing, numbers = rows["drawing"]["value"], rows["normal numbers alone"]["value"]
+    ratio = rows["drawing / normal numbers alone"]["ratio"]
+    assert ratio == pytest.approx(drawing / numbers)
+
+
 def test_the_first_batch_of_a_generated_index_is_timed():
     options = ("--images", "1200", "--val-images", "3", "--rounds", "1")
     rows = rows_from("first_batch", *options)
