@@ -298,7 +298,7 @@ def open_data_set(directory: Path) -> DataSet:
     data_set = DataSet(directory, manifest, sha256_of_file(directory / MANIFEST_FILE), **parts)
     if not len(data_set.train) or not len(data_set.part(data_set.held_out)):
         have = ", ".join(f"{len(data_set.part(part))} {part}" for part in PARTS)
-        raise UserError(f"{directory}: expected train and val or test images, got {have}: {again}")
+        raise UserError(f"{directory}: expected train and val or test images, got {have}: {_AGAIN}")
     # What is wrong with a file fails now, not in the middle of an epoch.
     for part in parts.values():
         part.labels = _joined(shard.checked(manifest) for shard in part.shards)

@@ -68,7 +68,7 @@ def test_so_are_those_of_other_files_that_pillow_writes(decoder, options):
         (encode_jpeg(picture(40), 90), "expected a JPEG of 32 x 32 RGB, got 40 x 40 RGB"),
         (as_file(picture()[..., 0]), "expected a JPEG of 32 x 32 RGB, got 32 x 32 L"),
         (encode_jpeg(picture(), 90)[:700], "a JPEG in it cannot be decoded: .*truncated"),
-        (b"no JPEG at all", "a JPEG in it cannot be decoded: cannot identify"),
+        (b"not a JPEG at all", "a JPEG in it cannot be decoded: its 17 bytes are none"),
     ],
     ids=["smaller", "larger", "gray", "cut off", "text"],
 )
