@@ -17,7 +17,7 @@ import numpy as np
 
 from data_prep.color_statistics import ColorStatistics, PixelSums
 from data_prep.errors import UserError, command_for
-from data_prep.files import sha256_of_file
+from data_prep.files import Identity, identity_of, sha256_of_file
 from data_prep.jpeg import decode_jpeg
 from data_prep.manifest import (
     BUILDER,
@@ -214,6 +214,11 @@ class Part:
         """int32 (N,), all labels of the part."""
         return np.concatenate([np.empty(0, np.int32), *(shard.labels() for shard in self.shards)])
 
+    @cached_property
+    def identities(self) -> list[Identity]:
+        """Of each file as the part was opened, for readers that look whether it still is that."""
+        return [identity_of(shard.path) for shard in self.shards]
+
     def image(self, row: int) -> np.ndarray:
         """One image: uint8 (H, W, C), read-only; a view of the file, if it holds raw pixels."""
         number, place = self._place(row)
@@ -328,6 +333,7 @@ def open_data_set(directory: Path) -> DataSet:
         raise UserError(f"{directory}: expected train and val or test images, got {have}: {again}")
     # What is wrong with a file fails now, not in the middle of an epoch.
     for part in parts.values():
+        _ = part.identities
         for shard in part.shards:
             shard.images()
             if shard.plan_sha256() != manifest.plan_sha256:
