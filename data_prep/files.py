@@ -20,6 +20,20 @@ from data_prep.errors import UserError
 READ_BYTES = 1 << 20  # at once
 
 
+# Of a file: size, time of the last change in ns, and inode.
+Identity = tuple[int, int, int]
+NO_FILE: Identity = (0, 0, 0)
+
+
+def identity_of(path: Path) -> Identity:
+    """What tells a file from the one that it was; `NO_FILE` where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return NO_FILE
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
 def part_of(path: Path) -> Path:
     """The temporary name of a file that is being written."""
     return path.with_name(path.name + ".part")

@@ -15,7 +15,7 @@ import numpy as np
 
 from data_prep.color_statistics import ColorStatistics, PixelSums
 from data_prep.errors import UserError, command_for
-from data_prep.files import mapped_bytes, sha256_of_file
+from data_prep.files import Identity, identity_of, mapped_bytes, sha256_of_file
 from data_prep.hdf5_files import Hdf5File, open_file
 from data_prep.jpeg import decode_jpeg_into, decoder_in_use
 from data_prep.manifest import (
@@ -183,6 +183,11 @@ class Part:
         """int32 (N,), all labels of the part."""
         return _joined(shard.labels() for shard in self.shards)
 
+    @cached_property
+    def identities(self) -> list[Identity]:
+        """Of each file as the part was opened, for readers that look whether it still is that."""
+        return [identity_of(shard.path) for shard in self.shards]
+
     def image(self, row: int) -> np.ndarray:
         """One image: uint8 (H, W, C), read-only; a view of the file, if it holds raw pixels."""
         number, place = self._place(row)
@@ -301,6 +306,7 @@ def open_data_set(directory: Path) -> DataSet:
         raise UserError(f"{directory}: expected train and val or test images, got {have}: {_AGAIN}")
     # What is wrong with a file fails now, not in the middle of an epoch.
     for part in parts.values():
+        _ = part.identities
         part.labels = _joined(shard.checked(manifest) for shard in part.shards)
     _ = data_set.statistics
     return data_set

@@ -15,13 +15,9 @@ import torch
 from cuda_ext.augment_batch import as_tensor
 from cuda_ext.mapped_reads import MappedReads, num_lost_pages
 from data_prep.errors import UserError
+from data_prep.files import NO_FILE, identity_of
 from data_prep.shards import JpegImages, Part, Shard
 from replica.feed.buffers import Buffers
-
-# Of a file: size, time of the last change in ns, and inode.
-_Identity = tuple[int, int, int]
-NO_FILE: _Identity = (0, 0, 0)
-
 
 AGAIN = (
     "restore it and check it with `python -m data_prep.verify_shards`, then run the command again "
@@ -60,7 +56,6 @@ class StoredImages:
         num_bytes = sum(3 * x.image_size**2 * x.num_images for x in part.shards)
         self._reads_ahead = num_bytes > _memory() / 2 if reads_ahead is None else reads_ahead
         self._first_rows = np.cumsum([0] + [shard.num_images for shard in part.shards])
-        self._identities = [_identity(shard.path) for shard in part.shards]
         self._buffers = Buffers()
         self._mapped: dict[int, _Mapped] = {}
 
@@ -132,8 +127,8 @@ class StoredImages:
     def _images(self, number: int, row: int) -> torch.Tensor | JpegImages:
         """The images of a shard; the row is one that is asked for, for a message."""
         shard, known = self._part.shards[number], self._mapped.get(number)
-        identity = _identity(shard.path)
-        if identity == NO_FILE or identity != self._identities[number]:
+        identity = identity_of(shard.path)
+        if identity == NO_FILE or identity != self._part.identities[number]:
             # What is behind the end of a file that was cut off cannot be read.
             raise UserError(
                 f"{shard.path}: image {row - int(self._first_rows[number])}: the file was changed, "
@@ -150,14 +145,6 @@ def _map(shard: Shard) -> _Mapped:
     if isinstance(images, JpegImages):
         return _Mapped(images, shard.path, MappedReads(images.data))
     return _Mapped(as_tensor(images), shard.path, MappedReads(images))
-
-
-def _identity(path: Path) -> _Identity:
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return NO_FILE
-    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def _memory() -> int:
