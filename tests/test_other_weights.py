@@ -1,5 +1,8 @@
 """Weights that other systems published: torchvision's own class, and Caffe's layers in float64."""
 
+import os
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -46,7 +49,8 @@ def begun(data_dir, out, *options):
     """A run's first state, and what was said of it."""
     lines = []
     words = ("--data", str(data_dir), "--out", str(out), "--device", "cpu", "--no-tensorboard")
-    run = prepare_run(parse_arguments([*words, *options]), None, say=lines.append)
+    with mock.patch.dict(os.environ, REPLICA_MALLOC="stock"):  # it is of the whole process
+        run = prepare_run(parse_arguments([*words, *options]), None, say=lines.append)
     return begin(run, Rank(0, run.devices)), lines
 
 

@@ -89,6 +89,8 @@ def read_other_weights(path: Path) -> OtherWeights | None:
             if _FIRST_NAME not in archive.read(pickles[0]):
                 return None
             damaged = archive.testzip()
+    except UserError:
+        raise
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError):
         return None  # `load_checkpoint` says what is wrong with it
     if damaged is not None:

@@ -43,7 +43,7 @@ def initialization(
         step = f"{source.title} (recipe {checkpoint.recipe.name})"
     say(f"init: {path}, {step}; {drawn}")
     _, changes = converted(checkpoint, recipe)
-    if changes:
+    if changes := [line for line in changes if line.split()[0] not in new]:
         say(f"init: converted: {'; '.join(changes)}")
     if unused:
         say(f"init: not used, as recipe {recipe.name} lacks them: {', '.join(unused)}")
