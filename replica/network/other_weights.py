@@ -32,6 +32,7 @@ TORCHVISION = {
 }
 # What the pickle of a state dict of torchvision's begins with, in both formats of torch.save.
 _FIRST_NAME, _MOST_PICKLE_BYTES = b"features.0.weight", 1 << 20
+_OWN_FORMAT = b"replica-checkpoint"
 _ZIP, _OLD_FORMAT = b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 # A message names so many tensors that do not fit.
 _MOST_NAMED = 3
@@ -86,12 +87,13 @@ def read_other_weights(path: Path) -> OtherWeights | None:
             ]
             if not pickles or archive.getinfo(pickles[0]).file_size > _MOST_PICKLE_BYTES:
                 return None
-            if _FIRST_NAME not in archive.read(pickles[0]):
+            pickle = archive.read(pickles[0])
+            if _FIRST_NAME not in pickle or _OWN_FORMAT in pickle:
                 return None
             damaged = archive.testzip()
     except UserError:
         raise
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError):
+    except Exception:  # whatever zipfile makes of a damaged file
         return None  # `load_checkpoint` says what is wrong with it
     if damaged is not None:
         raise UserError(f"{path}: damaged: {damaged} in it is not what was written: get it again")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from data_prep.errors import UserError
 from replica import paper
 from replica.network.alexnet import whole_shapes
 from replica.network.other_weights import OtherWeights, read_other_weights
@@ -48,8 +47,8 @@ def open_weights(path: Path) -> Weights:
     """
     try:
         others = read_other_weights(path) if path.is_file() else None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except OSError:  # `load_checkpoint` says so
+        others = None
     if others is not None:
         return Weights(
             checkpoint=_as_checkpoint(others),
