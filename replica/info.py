@@ -23,6 +23,7 @@ COUNTS = ("parameters", "neurons", "macs")
 IMAGE_FIELDS = (
     *("image_order", "block_images", "random_crops", "random_flips", "shared_crops"),
     *("color_noise", "color_scale", "color_division", "mean"),
+    *("pixel_mean", "pixel_divisor", "channels"),
 )
 
 

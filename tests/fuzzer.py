@@ -237,6 +237,37 @@ def devkit_target(directory: Path) -> Target:
     return written(path, whole, lambda: read_devkit(Folder(directory), year=2012))
 
 
+def weights_target(directory: Path, name: str) -> Target:
+    """A few weights of another system; importing PyTorch takes as long as a hundred small files."""
+    import torch
+    from test_caffemodel import net
+
+    from replica.network.other_weights import read_other_weights
+
+    path, buffer = directory / name, io.BytesIO()
+    bias = np.ones(96, np.float32)
+    if path.suffix == ".caffemodel":
+        buffer.write(
+            net("caffenet", {"conv1.weight": np.ones((96, 3, 11, 11)), "conv1.bias": bias})
+        )
+    elif path.suffix == ".npz":
+        np.savez(buffer, **{"conv1.bias": bias, "fc6.bias": np.ones(4096, np.float32)})
+    else:
+        content = {
+            "features.0.weight": torch.ones(64, 3, 11, 11),
+            "features.0.bias": torch.ones(64),
+        }
+        torch.save(content, buffer, _use_new_zipfile_serialization=path.suffix == ".pth")
+
+    def read() -> None:
+        weights = read_other_weights(path)
+        if weights is None:
+            raise UserError("load_checkpoint says what is wrong with it")
+        assert all(tensor.dtype == torch.float32 for tensor in weights.model.values())
+
+    return written(path, buffer.getvalue(), read)
+
+
 FILES = [("a/one.JPEG", picture((1, 2, 3))), ("b", b"x" * 700), ("a/c/d", b"")]
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "raw-shard": shard_target,
@@ -263,6 +294,10 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "tar-gz": lambda directory: archive_target(directory, tar_bytes(FILES, mode="w:gz")),
     "zip": lambda directory: archive_target(directory, zip_bytes(FILES)),
     "pickle": pickle_target,
+    "caffemodel": lambda directory: weights_target(directory, "x.caffemodel"),
+    "arrays": lambda directory: weights_target(directory, "x.npz"),
+    "state-dict": lambda directory: weights_target(directory, "x.pth"),
+    "older-state-dict": lambda directory: weights_target(directory, "x.pt"),
     "devkit": devkit_target,
 }
 

@@ -103,6 +103,61 @@ AGAINST_SOURCE_2012 = {
 }
 
 
+# Of other systems, against `paper`; section 10 of the facts, and the systems' own files.
+OF_CAFFE = {
+    "crop_size": "227",
+    "conv1.padding": "0,0",
+    "lrn_k": "1.0",
+    "lrn_alpha": "2e-05",  # 0.0001 divided by the size, 5
+    "lrn_scope": "layer",
+    "pool_rounding": "up",
+    "dropout_scale": "training",
+    "color_noise": "0.0",
+    "channels": "bgr",
+    "batch_size": "256",
+    "bias_learning_rate": "0.02",
+    "drop_rule": "epochs",
+    "drop_epochs": "21,41,61,81",
+    "changes": "21:bias_learning_rate=0.002,41:bias_learning_rate=0.0002,"
+    "61:bias_learning_rate=2e-05,81:bias_learning_rate=2e-06",
+    "fc6.weight_standard_deviation": "0.005",
+    "fc7.weight_standard_deviation": "0.005",
+}
+ONE_BIASES = ("conv2", "conv4", "conv5", "fc6", "fc7")
+# What one output of torchvision's layers is a sum over.
+FAN_INS = {"conv1": 363, "conv2": 1600, "conv3": 1728, "conv4": 3456, "conv5": 2304}
+FAN_INS |= {"fc6": 9216, "fc7": 4096, "fc8": 4096}
+AGAINST_PAPER = {
+    "caffe-alexnet": {**OF_CAFFE, **{f"{layer}.bias": "0.1" for layer in ONE_BIASES}},
+    "caffenet": {**OF_CAFFE, "order": "activation,pooling,normalization"},
+    "torchvision": {
+        "towers": "1",
+        "conv1.num_kernels": "64",
+        "conv2.num_kernels": "192",
+        "conv4.num_kernels": "256",
+        "conv1.padding": "2,2",
+        "conv1.normalization": "none",
+        "conv2.normalization": "none",
+        "conv5.dropout": "true",
+        "fc7.dropout": "false",
+        "dropout_scale": "training",
+        "pixel_mean": ",".join(f"{255 * x:.6g}" for x in (0.485, 0.456, 0.406)),
+        "pixel_divisor": ",".join(f"{255 * x:.6g}" for x in (0.229, 0.224, 0.225)),
+        "image_order": "reshuffle",
+        "random_crops": "false",
+        "resized_crops": "0.08,1.0",
+        "color_noise": "0.0",
+        "batch_size": "256",
+        "weight_decay": "0.0001",
+        "decay_biases": "true",
+        "drop_rule": "epochs",
+        "drop_epochs": "31,61",
+        **{f"{layer}.bias": "0.0" for layer in ONE_BIASES},
+        **{f"{x}.weight_standard_deviation": str((3 * n) ** -0.5) for x, n in FAN_INS.items()},
+    },
+}
+
+
 def test_paper_and_source_differ_in_the_fields_of_the_facts():
     rows = differences(PAPER, SOURCE_2012)
     assert {row.field: row.values for row in rows} == PAPER_AGAINST_SOURCE
@@ -140,12 +195,30 @@ def test_every_value_of_the_family_has_evidence():
                 assert re.match(f".*({expected})", evidence), (name, row.field, evidence)
 
 
-@pytest.mark.parametrize("name", ["paper", "source-2012"])
+@pytest.mark.parametrize("name", ["paper", "source-2012", *AGAINST_PAPER])
 def test_every_value_has_evidence_not_those_alone_that_differ(name):
     recipe = find_recipe(name)
     without = [x for x in fields_by_name(recipe) if evidence_of(recipe, x) is None]
     assert without == ["name", "claim"]
     assert evidence_of(recipe, "conv4.pool_ties") == evidence_of(recipe, "pool_ties")
+
+
+def test_other_systems_differ_from_the_paper_where_their_files_do():
+    for name, fields in AGAINST_PAPER.items():
+        rows = differences(PAPER, find_recipe(name))
+        found = {row.field: row.values[1] for row in rows}
+        for field in [field for field in fields if field.endswith("deviation")]:
+            assert float(found.pop(field)) == pytest.approx(float(fields[field]), rel=1e-12)
+        assert found == {k: v for k, v in fields.items() if not k.endswith("deviation")}, name
+        for row in rows:
+            assert re.search(r"\.(py|cpp|proto|prototxt|md)\b", row.evidence[1]), row
+
+
+def test_other_systems_changes_are_changes_that_set_takes():
+    for name in AGAINST_PAPER:
+        rows = differences(PAPER, find_recipe(name))
+        changes = [f"{row.field}={row.values[1]}" for row in rows]
+        assert differences(with_changes(PAPER, changes), find_recipe(name)) == []
 
 
 def test_what_nobody_wrote_down_is_said_not_invented():
@@ -217,6 +290,7 @@ def test_the_list_has_claim_cost_and_expected_result():
         "top1_error": 0.40664,
         "top5_error": 0.1821,
         "evidence": "layer-params-145.cfg:182",
+        "views": "ten crops",
     }
     assert rows["mini"]["expected"] is None
     text = run_here("-m", "replica.recipes").stdout
@@ -236,6 +310,9 @@ RECORDED = {
     "source-2012-no-norm": (42.034, 19.362),
     "source-2012-no-communication": (41.828, 19.33),
     "source-2012-conv6": (38.99, 16.622),
+    "torchvision": (100 - 56.522, 100 - 79.066),
+    "caffe-alexnet": (100 - 57.1, 100 - 80.2),
+    "caffenet": (100 - 57.4, 100 - 80.4),
 }
 
 
@@ -247,6 +324,8 @@ def test_expected_results_are_those_on_record_and_claims_say_them():
         for error in (top1, top5):
             assert f"{round(error, 2)} %" in str(expected)
             assert f"{round(error, 2)} %" in RECIPES[name].claim
+        is_ten = name.startswith(("paper", "source"))
+        assert expected.views == ("ten crops" if is_ten else "central crop")
         is_2010 = name in ("source-2010", "source-2012-half")
         assert expected.data == ("ILSVRC-2010 test" if is_2010 else "ILSVRC-2012 validation")
 
@@ -269,4 +348,4 @@ def test_a_difference_is_printed_as_text_and_as_json():
 
 def test_an_unknown_recipe_is_one_line():
     result = run_here("-m", "replica.recipes", "diff", "paper", "source")
-    assert_user_error(result, "diff source: expected one of mini, paper", "source-2012-half")
+    assert_user_error(result, "diff source: expected one of caffe-alexnet, ", "source-2012-half")

@@ -76,6 +76,15 @@ def test_the_rules_of_images_that_a_record_lacks_are_those_it_had():
         assert tuple(getattr(recipe, name) for name in names) == old
 
 
+def test_what_other_systems_do_is_off_in_an_older_record():
+    record = json.loads((OLD_RUN / "run.json").read_text())["recipe"]
+    names = ("lrn_scope", "dropout_scale", "pixel_mean", "pixel_divisor", "channels")
+    assert not record.keys() & set(names)
+    for recipe in (from_record(record), PAPER, MINI):
+        assert tuple(getattr(recipe, name) for name in names) == ("tower", "test", (), (), "rgb")
+        assert not any(conv.dropout for conv in recipe.convs)
+
+
 def test_blocks_have_a_size_where_there_are_blocks():
     assert with_changes(PAPER, ["image_order=block", "block_images=1024"]).block_images == 1024
     message = refused(lambda: with_changes(PAPER, ["block_images=1024"]))
@@ -114,6 +123,11 @@ RULES = [
     ("color_noise", (0, 0.5), (-0.1,), "a number >= 0"),
     ("color_scale", ("eigenvalues", "standard-deviations"), ("roots",), "eigenvalues or standard-"),
     ("mean", ("place", "center"), ("none",), "place or center"),
+    ("lrn_scope", ("tower", "layer"), ("all",), "tower or layer"),
+    ("dropout_scale", ("test", "training"), ("both",), "test or training"),
+    ("channels", ("rgb", "bgr"), ("gbr",), "rgb or bgr"),
+    ("pixel_mean", ((), (0, 255, 1)), ((1, 2), (-1, 2, 3), (1, 2, 256)), "none or three numbers"),
+    ("pixel_divisor", ((), (1, 1e6, 0.1)), ((1, 2), (0, 1, 1), (1, 1, 2e6)), "none or three num"),
     ("image_order", ("cycle", "reshuffle", "block"), ("shuffle",), "cycle or reshuffle or block"),
     ("shared_crops", (1, 32, 1_000_000), (0, 1_000_001), "at least 1, at most 1,000,000"),
     ("block_images", (None,), (0, 1_000_001, 7), ""),

@@ -14,7 +14,7 @@ import torch
 from data_prep.shards import DataSet
 from replica.feed.ahead import Ahead
 from replica.feed.augment import draw_color_shifts, draw_crops, in_the_center
-from replica.feed.images import CPU, BatchImages
+from replica.feed.images import CPU, BatchImages, mean_image_of
 from replica.feed.order import order_of_epoch
 from replica.feed.stored import StoredImages
 from replica.feed.variants import has_variants, vary
@@ -108,7 +108,7 @@ class TrainFeed:
         if key not in self._makers:
             self._makers[key] = BatchImages(
                 self._stored,
-                mean_image=self.data.statistics.mean_image,
+                mean_image=mean_image_of(self.recipe, self.data.statistics.mean_image),
                 crop_size=self.recipe.crop_size,
                 mean=self.recipe.mean,
                 device=device,

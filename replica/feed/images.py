@@ -15,9 +15,17 @@ from cuda_ext import augment_batch
 from replica.feed.augment import Crops
 from replica.feed.buffers import Buffers
 from replica.feed.stored import StoredImages
+from replica.recipes import Recipe
 
 CPU = torch.device("cpu")
 Vary = Callable[[list[torch.Tensor], np.ndarray], torch.Tensor]
+
+
+def mean_image_of(recipe: Recipe, mean_image: np.ndarray) -> np.ndarray:
+    """What a recipe subtracts: the data's mean image, float32 (H, W, 3), or one of one color."""
+    if not recipe.pixel_mean:
+        return mean_image
+    return np.full_like(mean_image, np.array(recipe.pixel_mean, np.float32))
 
 
 class BatchImages:

@@ -3,7 +3,9 @@
 N images, C channels, H rows, W columns, K classes.
 """
 
+import math
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from replica.network.dropout_masks import DropoutMask
 from replica.network.layers import (
     BatchNorm,
     Dropout,
+    Input,
     LocalResponseNorm,
     Masks,
     SameMapNorm,
@@ -34,7 +37,8 @@ class AlexNet(nn.Module):
 
     Its children stand in the order in which they are run: `conv1` (the products alone),
     `conv1_activation`, `conv1_lrn`, `conv1_pooling`, ..., `fc6`, `fc6_activation`, `fc6_dropout`,
-    ..., `fc8`. Parameters are named `conv1.weight`, `conv1.bias`, ..., `fc8.bias`. A process with
+    ..., `fc8`; before them `input`, where the recipe divides pixels or reads blue first. Parameters
+    are named `conv1.weight`, `conv1.bias`, ..., `fc8.bias`. A process with
     one tower holds the tower's half of each along dimension 0.
 
     Where ReLU, local response normalization and max pooling follow each other, as in the paper or
@@ -57,6 +61,9 @@ class AlexNet(nn.Module):
         self.num_classes = num_classes
         self.placement = placement or Placement(recipe.towers)
         table = {row.name: row for row in geometry(recipe, num_classes=num_classes)}
+        self._num_outputs = {row.name: math.prod(row.handed_on) for row in table.values()}
+        if recipe.pixel_divisor or recipe.channels != "rgb":
+            self.input = Input(divisor=recipe.pixel_divisor, channels=recipe.channels)
         for conv in recipe.convs:
             self._add_conv(conv, table[conv.name])
         for layer in recipe.fully_connected:
@@ -82,6 +89,7 @@ class AlexNet(nn.Module):
                 is_cut_off = reach > row.output_shape[-1]
                 module = pool(window, stride, ceil_mode=is_cut_off)
                 self.add_module(f"{conv.name}_pooling", module)
+        self._add_dropout(conv)
 
     def _add_fully_connected(self, layer: FullyConnected, row: LayerGeometry) -> None:
         self.add_module(layer.name, SplitLinear(row, self.placement))
@@ -89,9 +97,12 @@ class AlexNet(nn.Module):
             norm = self._normalization(kind, layer.num_units, num_dimensions=2)
             self.add_module(f"{layer.name}_{kind}", norm)
         self._add_activation(layer)
+        self._add_dropout(layer)
+
+    def _add_dropout(self, layer: Conv | FullyConnected) -> None:
         if layer.dropout:
-            dropout = Dropout(layer.name, keep=self.recipe.dropout_keep)
-            self.add_module(f"{layer.name}_dropout", dropout)
+            keep, scale = self.recipe.dropout_keep, self.recipe.dropout_scale
+            self.add_module(f"{layer.name}_dropout", Dropout(layer.name, keep=keep, scale=scale))
 
     def _add_activation(self, layer: Conv | FullyConnected) -> None:
         activation = self.recipe.activation_of(layer)
@@ -107,6 +118,7 @@ class AlexNet(nn.Module):
                 alpha=recipe.lrn_alpha,
                 beta=recipe.lrn_beta,
                 towers=self.placement.towers_here,
+                scope=recipe.lrn_scope,
             )
         if kind == "same-map":
             return SameMapNorm(
@@ -139,18 +151,21 @@ class AlexNet(nn.Module):
         device = next(self.parameters()).device
         rows = rows.to(device)
         at_step = step if isinstance(step, Tensor) else torch.full((1,), step, device=device)
-        return {
-            layer.name: DropoutMask(
-                seed=seed,
-                step=at_step,
+        recipe = self.recipe
+        mask = partial(DropoutMask, seed=seed, step=at_step, rows=rows, keep=recipe.dropout_keep)
+        masks = {
+            layer.name: mask(
                 layer=number,
-                rows=rows,
                 units=self.placement.own(layer.num_units),
-                keep=self.recipe.dropout_keep,
             )
-            for number, layer in enumerate(self.recipe.fully_connected)
+            for number, layer in enumerate(recipe.fully_connected)
             if layer.dropout
         }
+        for number, conv in enumerate(recipe.convs, start=len(recipe.fully_connected)):
+            if conv.dropout:
+                units = self.placement.own(self._num_outputs[conv.name])
+                masks[conv.name] = mask(layer=number, units=units)
+        return masks
 
     def forward(self, x: Tensor, masks: Masks | None = None) -> Tensor:
         """Computes the logits.

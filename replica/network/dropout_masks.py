@@ -16,7 +16,8 @@ class DropoutMask:
 
     Attributes:
         seed: of the run.
-        step, layer: int64 (1,), of training, and the number of the fully connected layer; from 0.
+        step, layer: int64 (1,), of training, and the number of the layer, fully connected ones
+            first; from 0.
         rows: int64 (N,), places in the whole batch; on the device of the activations, as `step`.
         units: of the whole layer, those of this process.
         keep: the probability of staying.

@@ -6,11 +6,18 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from replica.recipes import Recipe
+
 KERNELS_PER_ROW = 16  # Figure 3 shows 96 kernels in six rows
 
 # In pixels of the picture: a weight's side, the white between kernels, the height and the letters
 # of a line of text.
 PIXELS_PER_WEIGHT, GAP, LINE_HEIGHT, LETTER_SIZE = 8, 2, 26, 16
+
+
+def rgb_kernels(weights: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """The kernels of a recipe's first layer, (kernels, 3, side, side), red first."""
+    return weights.flip(1) if recipe.channels == "bgr" else weights
 
 
 def kernel_picture(weights: torch.Tensor, *, towers: int, title: str) -> Image.Image:

@@ -5,6 +5,7 @@ rest works on the channels that this process holds. N images, C channels, H rows
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -126,12 +127,38 @@ class _ResponseNorm(nn.Module):
         return f"n={self.n}, k={self.k}, alpha={self.alpha}, beta={self.beta}"
 
 
+class Input(nn.Module):
+    """What other projects make of the pixels before the first layer.
+
+    Args:
+        divisor: of the channels, red first; of none where it is empty.
+        channels: `rgb`, or `bgr` to hand blue on first.
+    """
+
+    divisor: Tensor
+
+    def __init__(self, *, divisor: Sequence[float], channels: str) -> None:
+        super().__init__()
+        values = torch.tensor(divisor or (1.0,) * 3).view(-1, 1, 1)
+        self.register_buffer("divisor", values, persistent=False)
+        self.divides, self.channels = bool(divisor), channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W), red first and less the mean, the same shape back."""
+        y = x / self.divisor if self.divides else x
+        return y.flip(1) if self.channels == "bgr" else y
+
+    def extra_repr(self) -> str:
+        """The divisor, and which channel is first."""
+        return f"divisor={self.divisor.flatten().tolist()}, channels={self.channels}"
+
+
 class LocalResponseNorm(_ResponseNorm):
     """Local response normalization between the channels of a tower (paper 3.3)."""
 
-    def __init__(self, *, towers: int, **letters: Any) -> None:
+    def __init__(self, *, towers: int, scope: str = "tower", **letters: Any) -> None:
         super().__init__(**letters)
-        self.towers = towers
+        self.towers = towers if scope == "tower" else 1
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C here, H, W), the same shape back."""
@@ -140,7 +167,7 @@ class LocalResponseNorm(_ResponseNorm):
             reference.local_response_norm if torch.onnx.is_in_onnx_export() else local_response_norm
         )
         # DEVIATION D7: the text's N is the whole layer; on two devices a window that crosses the
-        # towers would need an exchange, and the source has none.
+        # towers would need an exchange, and the source has none: `lrn_scope=layer` on one device.
         return normalize(
             x, n=self.n, k=self.k, alpha=self.alpha, beta=self.beta, towers=self.towers
         )
@@ -239,27 +266,28 @@ class BatchNorm(nn.Module):
 class Dropout(nn.Module):
     """Dropout as in the paper (4.2): zeros in training, a multiplication at test.
 
-    Unlike `torch.nn.Dropout`, what stays is not scaled in training. Of the masks, that of `layer`
-    is taken; `keep` is the probability of staying.
+    Unlike `torch.nn.Dropout`, what stays is not scaled in training, unless `scale` says so. Of the
+    masks, that of `layer` is taken; `keep` is the probability of staying.
     """
 
-    def __init__(self, layer: str, *, keep: float) -> None:
+    def __init__(self, layer: str, *, keep: float, scale: str = "test") -> None:
         super().__init__()
-        self.layer, self.keep = layer, keep
+        self.layer, self.keep, self.scale = layer, keep, scale
 
     def forward(self, x: Tensor, masks: Masks | None = None) -> Tensor:
-        """(N, units here), the same shape back; `AlexNet.forward` says what masks are."""
-        return drop(x, masks, self.layer, self.keep, self.training)
+        """(N, ...), the units here, the same shape back; `AlexNet.forward` says what masks are."""
+        y = drop(x, masks, self.layer, self.keep, self.training)
+        return y / self.keep if self.scale == "training" else y
 
     def extra_repr(self) -> str:
-        """The probability of staying."""
-        return f"keep={self.keep}"
+        """The probability of staying, and when is multiplied."""
+        return f"keep={self.keep}, scale={self.scale}"
 
 
 def drop(x: Tensor, masks: Masks | None, layer: str, keep: float, is_training: bool) -> Tensor:
     """The outputs that stay; all of them, multiplied, where there is no mask at test time."""
     if masks is not None:
-        return masks[layer](x)
+        return masks[layer](x.flatten(1)).view(x.shape)
     if is_training:
         return x * (torch.rand_like(x) < keep)
     return x * keep

@@ -2,11 +2,13 @@
 
 The one home of that; `differences.py` reads it. Files without a folder are those of the source as
 the Computer History Museum released it; C1 is cuda-convnet as of July 2012, which has the kernels
-that the release lacks. Lines are of the revisions 2f8b81f and e4ac0c1.
+that the release lacks. Lines are of the revisions 2f8b81f and e4ac0c1. What stands in the files of
+torchvision and Caffe is in `evidence_other_systems.py`.
 """
 
 from fnmatch import fnmatchcase
 
+from replica.recipes.evidence_other_systems import OTHER_SYSTEMS_EVIDENCE
 from replica.recipes.recipe import Recipe
 
 # The recipe that another one was made from: what is not said of it is said of that one.
@@ -19,13 +21,14 @@ _MADE_FROM = {
     "source-2012-no-communication": "source-2012",
     "source-2011-conv6": "source-2012",
     "source-2012-conv6": "source-2011-conv6",
+    "caffenet": "caffe-alexnet",
 }
 
 # Fields of this project, off in both: what they do is in neither.
 _NEITHER = dict.fromkeys(
     (
         *("vertical_flips", "resized_crops", "color_jitter", "pixel_noise", "ema"),
-        *("block_images", "keeps_gain", "*.is_local"),
+        *("block_images", "keeps_gain", "*.is_local", "pixel_mean", "pixel_divisor"),
     ),
     "nothing of the kind",
 )
@@ -45,6 +48,7 @@ _PAPER = {
     "*.reads_both_towers": "3.5, Figure 2",
     "*.normalization": "3.3, 3.5: one, after conv1 and conv2",
     "lrn_alpha": "3.3: 10^-4 on the plain sum",
+    "lrn_scope": "3.3: N is the whole layer; here the tower (D7)",
     "lrn_*": "3.3",
     "same_map_*": "not in the paper",
     "*.pooling": "3.4, 3.5",
@@ -53,7 +57,8 @@ _PAPER = {
     "pool_ties": "silent (D8)",
     "pool_rounding": "silent; windows divide the maps exactly",
     "dropout_keep": "4.2",
-    "*.dropout": "4.2",
+    "dropout_scale": "4.2: at test time their outputs are multiplied by 0.5",
+    "*.dropout": "4.2: behind the first two fully connected layers",
     "image_order": "silent (D10)",
     "random_*": "4.1",
     "shared_crops": "4.1: of each image (D5)",
@@ -61,6 +66,7 @@ _PAPER = {
     "color_scale": "4.1: eigenvalues (D6)",
     "color_division": "4.1: none (D6)",
     "mean": "2: each pixel less its mean over the training set (D11)",
+    "channels": "2: raw RGB values of the pixels",
     "batch_size": "5",
     "momentum": "5",
     "weight_decay": "5",
@@ -101,6 +107,7 @@ _SOURCE_2012 = {
     ),
     "*.normalization": "layers-145.cfg: none",
     "lrn_alpha": "layer.py:1183: the scale of 1e-4 is divided by the size, 5",
+    "lrn_scope": "layers-145.cfg:35-45: one of each column",
     "lrn_*": "layers-145.cfg:35-45",
     "same_map_*": "layers-145.cfg:107-117, layer-params-145.cfg:157-163",
     "*.pooling": "layers-145.cfg:47-236",
@@ -109,6 +116,7 @@ _SOURCE_2012 = {
     "pool_ties": "C1 src/cudaconv2/conv_util.cu:1559: every maximum that ties",
     "pool_rounding": "layer.py:1164",
     "dropout_keep": "layers-145.cfg:256-264, src/layer.cu:1126-1134: halves outputs at test",
+    "dropout_scale": "src/layer.cu:1126-1134",
     "*.dropout": "layers-145.cfg:256-264, 284-292",
     "image_order": "convdata_jpeg.py:262, C1 data.py:92-93: the same in every epoch",
     "random_*": "convdata_jpeg.py:238-246",
@@ -117,6 +125,7 @@ _SOURCE_2012 = {
     "color_scale": "convdata_jpeg.py:57-66",
     "color_division": "convdata_jpeg.py:155-179: by 1 + 0.1",
     "mean": "convdata_jpeg.py:95, 203-211: the central part, whatever the crop",
+    "channels": "convdata_jpeg.py:34",
     "batch_size": "convnet.py:177",
     "momentum": "layer-params-145.cfg",
     "weight_decay": "layer-params-145.cfg",
@@ -144,6 +153,7 @@ def _schedule(where: str) -> dict[str, str]:
 
 
 _EVIDENCE: dict[str, dict[str, str]] = {
+    **OTHER_SYSTEMS_EVIDENCE,
     "paper": _PAPER,
     "paper-conv6": {"conv6": "6: a sixth convolutional layer over the last pooling layer (D14)"},
     "source-2012": _SOURCE_2012,
@@ -203,7 +213,7 @@ def evidence_of(recipe: Recipe, field: str) -> str | None:
     """Where the value of a field stands, such as `lrn_alpha`, `conv1.order` or a layer, `conv6`.
 
     Where nothing is said of a layer, it is what is said of all of them. None where it is on no
-    record: of recipes that are not of the paper's and the source's family.
+    record: of `mini`.
     """
     for asked in (field, field.rpartition(".")[2]):
         name: str | None = recipe.name

@@ -9,27 +9,39 @@ VALIDATION_2012, TEST_2010 = "ILSVRC-2012 validation", "ILSVRC-2010 test"
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """Errors of one run, of the average of ten crops.
+    """Errors of one run.
 
     Attributes:
         data: that was tested on.
         top1_error, top5_error: fractions.
         evidence: where they stand.
+        views: whose probabilities are averaged.
     """
 
     data: str
     top1_error: float
     top5_error: float
     evidence: str
+    views: str = "ten crops"
 
     def __str__(self) -> str:
         top1, top5 = (f"{round(100 * x, 2)} %" for x in (self.top1_error, self.top5_error))
-        where = f"ten crops, on {self.data} ({self.evidence})"
+        where = f"{self.views}, on {self.data} ({self.evidence})"
         return f"{top1} top-1 and {top5} top-5 error, {where}"
 
 
 def _of_2012(top1: float, top5: float, evidence: str) -> Expected:
     return Expected(data=VALIDATION_2012, top1_error=top1, top5_error=top5, evidence=evidence)
+
+
+def _of_center(top1_accuracy: float, top5_accuracy: float, evidence: str) -> Expected:
+    return Expected(
+        data=VALIDATION_2012,
+        top1_error=round(1 - top1_accuracy / 100, 5),
+        top5_error=round(1 - top5_accuracy / 100, 5),
+        evidence=evidence,
+        views="central crop",
+    )
 
 
 def _of_2010(top1: float, top5: float, evidence: str) -> Expected:
@@ -47,6 +59,10 @@ EXPECTED = {
     "source-2012-no-norm": _of_2012(0.420340, 0.193620, "layer-params-148.cfg:148"),
     "source-2012-no-communication": _of_2012(0.418280, 0.193300, "layer-params-150.cfg:179"),
     "source-2012-conv6": _of_2012(0.389900, 0.166220, "layer-params-146-2012-2011.cfg:195"),
+    # Of their published weights, not of this project's training.
+    "torchvision": _of_center(56.522, 79.066, "models/alexnet.py, AlexNet_Weights"),
+    "caffe-alexnet": _of_center(57.1, 80.2, "bvlc_alexnet/readme.md"),
+    "caffenet": _of_center(57.4, 80.4, "bvlc_reference_caffenet/readme.md"),
 }
 
 

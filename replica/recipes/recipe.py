@@ -1,34 +1,20 @@
 """What a recipe is: a frozen record of one network and its training, and the rules for its values.
 
 A layer's entry says what that layer does, so an ablation is a changed field. Where an entry says
-None, what the recipe says of all layers holds.
+None, what the recipe says of all layers holds. `rules.py` has the words and numbers that a field
+may have.
 """
 
 import dataclasses
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from data_prep.errors import UserError
-from replica import paper
 from replica.recipes.geometry import geometry_problems
+from replica.recipes.rules import MOST, NORMALIZATIONS, RULES, UP_TO_MOST
 
-ACTIVATIONS = ("relu", "tanh", "linear")
-# Between channels of a tower (paper 3.3); between neighbors in one map, as the 2012 source has it;
-# over the batch.
-NORMALIZATIONS = ("lrn", "same-map", "batch")
-POOLINGS = ("max", "average", "none")
-# Which of several equal maxima of a window get its gradient.
-POOL_TIES = ("first", "all")
-# Where the last window of a pooling ends: on the map, or cut off by its border.
-POOL_ROUNDINGS = ("down", "up")
-# The one order of every epoch; a new one in each; a new one that stays within blocks of images.
-IMAGE_ORDERS = ("cycle", "reshuffle", "block")
-# What an alpha is multiplied by: the text's eigenvalue, or its root, as the 2012 source has it.
-COLOR_SCALES = ("eigenvalues", "standard-deviations")
-# Which part of the mean image is subtracted from a crop: that of its place, or the central one.
-MEANS = ("place", "center")
 # What follows a layer's products; `order` says in which order.
 FOLLOWING = ("activation", "normalization", "pooling")
 
@@ -73,6 +59,8 @@ class Conv(_Layer):
         pool_window, pool_stride: of its pooling.
         pool_ties: of `POOL_TIES`, of maximum pooling.
         order: of `FOLLOWING`, all three.
+        dropout: whether what leaves it, after all three, is dropped in training, as other projects
+            have it before their first fully connected layer.
     """
 
     num_kernels: int
@@ -86,6 +74,7 @@ class Conv(_Layer):
     pool_stride: int | None = None
     pool_ties: str | None = None
     order: tuple[str, ...] | None = None
+    dropout: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +136,7 @@ class Recipe:
     lrn_k: float
     lrn_alpha: float
     lrn_beta: float
+    lrn_scope: str = "tower"  # where its windows end; layer: the text's N (D7)
     # The same-map normalization of the 2012 source, where a layer has it: windows of n x n, and
     # alpha on the plain sum (the source divides its 0.001 by 5 * 5).
     same_map_n: int = 5
@@ -158,6 +148,7 @@ class Recipe:
     pool_ties: str = "first"
     pool_rounding: str = "down"  # of the number of windows; up: the last is cut off at the border
     dropout_keep: float
+    dropout_scale: str = "test"  # when outputs are multiplied: by it at test, by 1 / it in training
     # Whether `--set` keeps the gain of each layer of `paper` where it changes a layer's inputs.
     keeps_gain: bool = False
 
@@ -171,6 +162,11 @@ class Recipe:
     color_scale: str = "eigenvalues"
     color_division: bool = False  # whether images with noise are divided by 1 + `color_noise`
     mean: str = "place"
+    # Of other projects, as 0..255: what is subtracted instead of the mean image, and what the rest
+    # is divided by, red first; in which order the first layer reads the channels.
+    pixel_mean: tuple[float, ...] = ()
+    pixel_divisor: tuple[float, ...] = ()
+    channels: str = "rgb"
     # Of other projects, before the above: `replica/feed/variants.py` (not in the paper).
     vertical_flips: bool = False
     resized_crops: tuple[float, ...] = ()  # least and most share of the area
@@ -237,86 +233,13 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-# More images per batch, epochs, kernels or classes than anybody has are a mistake, which would be
-# found late.
-MOST = 1_000_000
-_UP_TO_MOST = f"at most {MOST:,}"
-
-
-# What values must be: in words, as a test, and of which fields of a recipe or a layer.
-_TABLE: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("1 or 2", lambda x: x in (1, 2), "towers"),
-    ("1 to 256 pixels", lambda x: 1 <= x <= paper.IMAGE_SIZE, "crop_size"),
-    (
-        f"at least 2, {_UP_TO_MOST}, or none for as many as the data has",
-        lambda x: 2 <= x <= MOST,
-        "num_classes",
-    ),
-    (f"at least 0, {_UP_TO_MOST}", lambda x: 0 <= x <= MOST, "max_drops"),
-    (
-        f"at least 1, {_UP_TO_MOST}",
-        lambda x: 1 <= x <= MOST,
-        "num_kernels kernel_size stride num_units batch_size epochs pool_window pool_stride "
-        "plateau_patience block_images shared_crops",
-    ),
-    (
-        f"an odd number >= 1, {_UP_TO_MOST}",
-        lambda x: 1 <= x <= MOST and x % 2 == 1,
-        "lrn_n same_map_n",
-    ),
-    ("a number > 0", lambda x: x > 0, "lrn_k same_map_k"),
-    ("a number >= 0", lambda x: x >= 0, "lrn_alpha lrn_beta same_map_alpha same_map_beta"),
-    ("a number >= 0", lambda x: x >= 0, "learning_rate bias_learning_rate weight_decay"),
-    (
-        "a number >= 0",
-        lambda x: x >= 0,
-        "color_noise pixel_noise plateau_improvement weight_standard_deviation",
-    ),
-    (
-        "none or two shares of the area, more than 0, rising, at most 1",
-        lambda x: not x or (len(x) == 2 and 0 < x[0] <= x[1] <= 1),
-        "resized_crops",
-    ),
-    (
-        "none or four numbers >= 0, the last (hue) at most 0.5",
-        lambda x: not x or (len(x) == 4 and min(x) >= 0 and max(x) <= MOST and x[3] <= 0.5),
-        "color_jitter",
-    ),
-    ("at least 0, less than 1", lambda x: 0 <= x < 1, "momentum"),
-    ("more than 0, less than 1", lambda x: 0 < x < 1, "ema"),
-    ("more than 0, at most 1", lambda x: 0 < x <= 1, "dropout_keep drop_factor"),
-    (
-        f"two numbers >= 0, {_UP_TO_MOST}",
-        lambda x: len(x) == 2 and min(x) >= 0 and max(x) <= MOST,
-        "padding",
-    ),
-    ("plateau or epochs", lambda x: x in ("plateau", "epochs"), "drop_rule"),
-    (" or ".join(ACTIVATIONS), lambda x: x in ACTIVATIONS, "activation"),
-    (" or ".join(POOLINGS), lambda x: x in POOLINGS, "pooling"),
-    (" or ".join(POOL_TIES), lambda x: x in POOL_TIES, "pool_ties"),
-    (" or ".join(POOL_ROUNDINGS), lambda x: x in POOL_ROUNDINGS, "pool_rounding"),
-    (" or ".join(IMAGE_ORDERS), lambda x: x in IMAGE_ORDERS, "image_order"),
-    (" or ".join(COLOR_SCALES), lambda x: x in COLOR_SCALES, "color_scale"),
-    (" or ".join(MEANS), lambda x: x in MEANS, "mean"),
-    (f"an order of {', '.join(FOLLOWING)}", lambda x: sorted(x) == sorted(FOLLOWING), "order"),
-    (
-        f"rising epochs, counted from 1, {_UP_TO_MOST}",
-        lambda x: (
-            list(x) == sorted(set(x)) and min(x, default=1) >= 1 and max(x, default=1) <= MOST
-        ),
-        "drop_epochs",
-    ),
-)
-_RULES = {field: (rule, holds) for rule, holds, names in _TABLE for field in names.split()}
-
-
 def _value_problems(record: Recipe | Layer, of: str = "") -> Iterator[str]:
     """Which values break the rule of their field; where it may be None, that breaks none."""
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
         is_left_open = value is None and type(None) in typing.get_args(field.type)
-        if field.name in _RULES and not is_left_open:
-            rule, holds = _RULES[field.name]
+        if field.name in RULES and not is_left_open:
+            rule, holds = RULES[field.name]
             if not holds(value):
                 yield f"{of}{field.name}: expected {rule}, got {shown(value)}"
 
@@ -328,7 +251,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield "resized_crops: expected random_crops=false beside it, as it cuts crops itself"
     for change in recipe.changes:
         if not 1 <= change.epoch <= MOST:
-            yield f"changes: expected epochs from 1, {_UP_TO_MOST}, got {change}"
+            yield f"changes: expected epochs from 1, {UP_TO_MOST}, got {change}"
         if problem := target_problem(recipe, change.target, change.value):
             yield f"changes: {problem}"
     if recipe.block_images is not None and recipe.image_order != "block":

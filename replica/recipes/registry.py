@@ -2,11 +2,13 @@
 
 from data_prep.errors import UserError
 from replica.recipes.mini import MINI
+from replica.recipes.other_systems import OTHER_SYSTEMS
 from replica.recipes.paper import PAPER, PAPER_CONV6
 from replica.recipes.recipe import Recipe
 from replica.recipes.source_2012 import SOURCE_RECIPES
 
-RECIPES = {recipe.name: recipe for recipe in (PAPER, PAPER_CONV6, *SOURCE_RECIPES, MINI)}
+_ALL = (PAPER, PAPER_CONV6, *SOURCE_RECIPES, *OTHER_SYSTEMS, MINI)
+RECIPES = {recipe.name: recipe for recipe in _ALL}
 
 
 def find_recipe(name: str, *, option: str = "--recipe") -> Recipe:

@@ -14,7 +14,7 @@ import torch
 from data_prep.shards import DataSet, open_data_set
 from replica.feed.augment import Crops
 from replica.feed.feed import TrainFeed
-from replica.feed.images import BatchImages
+from replica.feed.images import BatchImages, mean_image_of
 from replica.feed.stored import StoredImages
 from replica.recipes import Recipe, from_record
 from replica.results.plots import new_figure, shown
@@ -66,7 +66,7 @@ def augmented(
     data: DataSet, recipe: Recipe, rows: np.ndarray, *, seed: int, epoch: int
 ) -> Augmented:
     """What a run's feed makes of rows of the training part: int64 (N,)."""
-    size, mean = recipe.crop_size, data.statistics.mean_image
+    size, mean = recipe.crop_size, mean_image_of(recipe, data.statistics.mean_image)
     feed = _SomeImages(data, recipe, seed, rows=rows)
     maker = _Recorded(StoredImages(data.train), mean_image=mean, crop_size=size)
     batch = feed.batch((epoch - 1) * feed.steps_per_epoch, images=maker)

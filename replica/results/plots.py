@@ -11,7 +11,7 @@ import numpy as np
 
 from data_prep.errors import UserError, printable
 from data_prep.files import whole_file
-from replica.network.kernels import kernel_picture
+from replica.network.kernels import kernel_picture, rgb_kernels
 from replica.training.checkpoint import last_whole_checkpoint
 from replica.training.control_log import read_log
 from replica.training.run_directory import MetricsLine, read_metrics
@@ -95,7 +95,7 @@ def draw_run(run_dir: Path, out_dir: Path) -> list[Path]:
     save(run_figure(run_dir), curve)
     recipe = checkpoint.recipe
     title = printable(f"conv1 of {recipe.name} after step {checkpoint.step}, {run_dir}")
-    weights = checkpoint.model["conv1.weight"]
+    weights = rgb_kernels(checkpoint.model["conv1.weight"], recipe)
     with whole_file(kernels) as file:
         kernel_picture(weights, towers=recipe.towers, title=title).save(file, "PNG")
     return [curve, kernels]

@@ -3,6 +3,7 @@
 V views, C channels, H rows, W columns, K classes.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +12,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data_prep.errors import UserError
+from data_prep.errors import UserError, printable
 from data_prep.pictures import BadPictureError, PictureFormat, decode_picture, fit_picture
 from replica.feed.augment import center_crop, less_central_mean, ten_crops
 from replica.network.alexnet import AlexNet
+from replica.network.initialization import initialize_
 from replica.recipes import Recipe
-from replica.training.checkpoint import (
-    BEST,
-    last_whole_checkpoint,
-    load_checkpoint,
-    weights_in,
-    with_weights,
-)
+from replica.recipes.recipe import layer_names, layer_of
+from replica.training.checkpoint import BEST, last_whole_checkpoint, weights_in, with_weights
 from replica.training.evaluation import mean_probabilities
+from replica.training.weights import open_weights
 
 Picture = str | Path | Image.Image | np.ndarray
 
@@ -39,6 +37,8 @@ class TrainedNetwork:
         wnids: the classes' identifiers, in the same order.
         mean_image: float32 (H, W, 3), of the training images; its side is that of every picture
             before it is cropped.
+        lacking: layers of another system's file that has no weights of them, which were drawn, and
+            single tensors, such as `conv1.bias`, which have the recipe's first values.
     """
 
     module: AlexNet
@@ -46,6 +46,7 @@ class TrainedNetwork:
     class_names: list[str]
     wnids: list[str]
     mean_image: np.ndarray
+    lacking: tuple[str, ...] = ()
 
     def predict(self, picture: Picture, *, top: int = 5) -> list[tuple[str, float]]:
         """The most probable classes: softmax averaged over ten crops (paper 4.1).
@@ -67,6 +68,7 @@ class TrainedNetwork:
 
     def probabilities(self, picture: Picture) -> np.ndarray:
         """Of all classes, averaged over ten crops: float32 (K,); `predict` says of what."""
+        self._check_is_trained(self.recipe.layers[-1].name)
         views = self._prepared(picture, ten_crops)
         crops = torch.from_numpy(views).permute(0, 3, 1, 2)
         result: np.ndarray = mean_probabilities(crops, self._logits, num_images=1)[0].numpy()
@@ -91,6 +93,7 @@ class TrainedNetwork:
         child = children.get(f"{layer}_activation", children.get(layer))
         if child is None:
             raise UserError(f"layer {layer}: expected one of {', '.join(children)}")
+        self._check_is_trained(layer_of(layer))
         views = torch.from_numpy(self._prepared(picture, center_crop)).permute(0, 3, 1, 2)
         outputs: list[torch.Tensor] = []
         handle = child.register_forward_hook(lambda _, __, output: outputs.append(output))
@@ -101,6 +104,17 @@ class TrainedNetwork:
             handle.remove()
         result: np.ndarray = outputs[0][0].float().cpu().contiguous().numpy()
         return result
+
+    def _check_is_trained(self, layer: str) -> None:
+        """Refuses what comes out of layers that were drawn."""
+        names = layer_names(self.recipe)
+        up_to = names[: names.index(layer) + 1] if layer in names else []
+        if drawn := [name for name in self.lacking if name in up_to]:
+            trained = ", ".join(name for name in names if name not in self.lacking)
+            raise UserError(
+                f"{layer}: the file has no weights of {', '.join(drawn)}, which were drawn: "
+                f"expected features of {trained}, or weights trained from them with --init"
+            )
 
     def _logits(self, crops: torch.Tensor) -> torch.Tensor:
         weight = next(self.module.parameters())
@@ -146,7 +160,11 @@ def load(
 
     Args:
         path: a checkpoint of `replica.train`, such as `runs/first/best.pt`, or the directory of a
-            run, whose best (or, before the first validation, newest) one is meant.
+            run, whose best (or, before the first validation, newest) one is meant; or weights of
+            other systems: torchvision's `alexnet` (a state dict), Caffe's `bvlc_alexnet` and
+            `bvlc_reference_caffenet` (`.caffemodel`), or arrays of the latter (`.npz`). These
+            neither name their classes nor hold a mean image: classes are `class 0` and so on, and
+            the mean is the system's color.
         device: of PyTorch; by default the first GPU where there is one, else the CPU.
         weights: `averaged` (of a run with `--ema`) or `last`; by default the averaged ones where
             the checkpoint has them.
@@ -158,10 +176,17 @@ def load(
     if path.is_dir():
         best = path / BEST
         path = best if best.exists() else last_whole_checkpoint(path)[0]
-    checkpoint = load_checkpoint(path)
+    opened = open_weights(path)
+    checkpoint = opened.checkpoint
     checkpoint = with_weights(checkpoint, weights_in(checkpoint, weights, path=path))
     module = AlexNet(checkpoint.recipe, num_classes=checkpoint.num_classes)
-    module.load_state_dict(checkpoint.model)
+    lacking = opened.lacking(checkpoint.recipe, num_classes=checkpoint.num_classes)
+    if lacking and not opened.is_partial:
+        raise UserError(f"{path}: expected all of {opened.title}, lacks {', '.join(lacking)}")
+    if lacking:
+        initialize_(module, seed=checkpoint.seed)
+        print(f"{printable(str(path))}: drawn, as not in it: {', '.join(lacking)}", file=sys.stderr)
+    module.load_state_dict(checkpoint.model, strict=not lacking)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return TrainedNetwork(
         module=module.eval().to(chosen),
@@ -169,4 +194,5 @@ def load(
         class_names=checkpoint.class_names,
         wnids=checkpoint.wnids,
         mean_image=checkpoint.mean_image.numpy(),
+        lacking=tuple(lacking),
     )

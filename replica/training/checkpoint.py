@@ -53,7 +53,7 @@ class Checkpoint:
             counted; None before the first validation.
         recipe, num_classes, seed: of the run; the recipe's record in the file.
         wnids, class_names: of the data, in the order of the labels.
-        mean_image: float32 (H, W, 3), of the training images.
+        mean_image: float32 (H, W, 3), of the training images; what the recipe subtracts.
         eigenvalues, eigenvectors: of their RGB covariance, (3,) and (3, 3) in columns.
         averages: parameter name -> average of a recipe with `ema`; None, and not in the file,
             without it. Running statistics have none: they are those of the model.
@@ -334,7 +334,7 @@ def check_fits_network(
     """
     shapes = whole_shapes(recipe, num_classes=num_classes, statistics=True)
     layers = {layer_of(name) for name in shapes}
-    unknown = [layer for layer in new if layer not in layers]
+    unknown = [layer for layer in new if layer not in layers and layer not in shapes]
     if unknown:
         raise UserError(
             f"--new-layers {','.join(unknown)}: expected layers of recipe {recipe.name}: "
@@ -342,7 +342,7 @@ def check_fits_network(
         )
     problems = []
     for name, shape in shapes.items():
-        if layer_of(name) in new:
+        if layer_of(name) in new or name in new:
             continue
         if name not in model:
             problems.append(f"{name} is not in it")

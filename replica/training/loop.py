@@ -23,6 +23,7 @@ from replica.distributed.mesh import Rank
 from replica.distributed.worker import StopRequest
 from replica.feed.augment import view_places
 from replica.feed.feed import Batch, Batches
+from replica.feed.images import mean_image_of
 from replica.feed.views import view_batches
 from replica.training.allocator import keep_large_blocks
 from replica.training.checkpoint import checkpoints_of, save_checkpoint
@@ -342,7 +343,7 @@ def validate(state: RunState, stop: StopRequest) -> tuple[Counts, bool]:
     """
     run, recipe, data = state.run, state.run.recipe, state.data
     device, dtype = state.rank.device, parameter_dtype(run.numerics.precision)
-    mean_image = data.statistics.mean_image
+    mean_image = mean_image_of(recipe, data.statistics.mean_image)
     num_copies = state.rank.devices.num_copies
     images = data.part(data.held_out)
     rows = range(len(images))[state.rank.copy :: num_copies]

@@ -23,11 +23,9 @@ from replica.training.checkpoint import (
     NUM_KEPT,
     Checkpoint,
     check_fits_classes,
-    check_fits_network,
     check_fits_recipe,
     checkpoints_of,
     last_whole_checkpoint,
-    load_checkpoint,
 )
 from replica.training.control_log import hand_changes
 from replica.training.numerics import Numerics, check_numerics
@@ -48,6 +46,7 @@ from replica.training.run_record import (
     read_run_record,
     ways_to_continue,
 )
+from replica.training.transfer import initialization
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,7 @@ def prepare_run(options: TrainOptions, torchrun: Torchrun | None, *, say: Say) -
     run = prepare(options, torchrun, say)
     check_numerics(run.numerics, run.devices)
     check_variants(run.recipe)
+    _check_scope(run)
     if run.recipe.image_order == "block":
         part = open_data_set(run.data_dir).train
         say(f"order: {cost_of_blocks(run.recipe, part, seed=run.seed)}")
@@ -115,6 +115,15 @@ def _verify(data_dir: Path, torchrun: Torchrun | None, say: Say) -> None:
     num_bytes = check_every_byte(open_data_set(data_dir), first=first, step=step)
     done = f"{num_bytes / 1e6:.1f} MB of shards are in every byte what their manifest says"
     say(f"verify: {done} ({time.perf_counter() - began:.1f} s)")
+
+
+def _check_scope(run: Run) -> None:
+    """Refuses windows that would need the other device's channels (D7)."""
+    if run.recipe.lrn_scope == "layer" and run.devices.split == 2:
+        raise UserError(
+            f"recipe {run.recipe.name}: lrn_scope=layer: its windows cross the towers: expected "
+            "each network on one device: give --split 1"
+        )
 
 
 # --- A new run
@@ -155,7 +164,7 @@ def _new_run(options: TrainOptions, torchrun: Torchrun | None, say: Say) -> Run:
         say(f"replay: {len(changes)} changes by hand of {options.replay}, from step {first} on")
     init = None
     if options.init is not None:
-        init = _initialization(options.init, options, recipe, num_classes, data, say)
+        init = initialization(options.init, options, recipe, num_classes, data, say)
     devices = _devices(options, torchrun, say, towers=recipe.towers)
     say_what_computes(data, say)
     return Run(
@@ -223,32 +232,6 @@ def _choose_num_classes(recipe: Recipe, data: DataSet, say: Say) -> int:
     if recipe.num_classes > in_data:
         say(f"classes: {recipe.num_classes}, as the recipe fixes (the data has {in_data})")
     return recipe.num_classes
-
-
-def _initialization(
-    path: Path, options: TrainOptions, recipe: Recipe, num_classes: int, data: DataSet, say: Say
-) -> Initialization:
-    """Where the first weights come from with `--init`, which must fit but for the new layers."""
-    checkpoint = load_checkpoint(path)
-    named = [] if options.new_layers is None else [options.new_layers]
-    new = tuple(layers_in("--new-layers", named))
-    head = recipe.fully_connected[-1].name
-    if options.new_head and head not in new:
-        new = (*new, head)
-    if head not in new:
-        try:
-            check_fits_classes(path, checkpoint.wnids, data.wnids, data.directory)
-        except UserError as error:
-            raise UserError(f"{error}, or draw the last layer anew with --new-head") from None
-    unused = check_fits_network(path, checkpoint.model, recipe, num_classes=num_classes, new=new)
-    averaged = "" if checkpoint.averages is None else "averaged weights; "
-    drawn = averaged + (f"drawn anew: {', '.join(new)}" if new else "no layer is drawn anew")
-    say(f"init: {path}, step {checkpoint.step} of recipe {checkpoint.recipe.name}; {drawn}")
-    if unused:
-        say(f"init: not used, as recipe {recipe.name} lacks them: {', '.join(unused)}")
-    return Initialization(
-        checkpoint=str(path.resolve()), sha256=sha256_of_file(path), new_layers=new
-    )
 
 
 # --- A resumed run

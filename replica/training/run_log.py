@@ -13,7 +13,7 @@ import numpy as np
 from data_prep.errors import UserError
 from data_prep.files import write_whole
 from data_prep.progress import duration, progress_bar, write_line
-from replica.network.kernels import kernel_picture
+from replica.network.kernels import kernel_picture, rgb_kernels
 from replica.training.checkpoint import Checkpoint
 from replica.training.evaluation import Counts
 from replica.training.run_directory import (
@@ -176,6 +176,7 @@ class EventFile:
             self._weights_at = saved.step
             recipe, kernels = saved.recipe, saved.model["conv1.weight"]
             title = f"conv1 of {recipe.name} after step {saved.step}"
+            kernels = rgb_kernels(kernels, recipe)
             picture = kernel_picture(kernels, towers=recipe.towers, title=title)
             self._writer.add_image("conv1", np.asarray(picture), saved.step, dataformats="HWC")
             for kind, tensors in (("model", saved.model), ("velocities", saved.velocities)):

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from replica.distributed.gradients import bucket_layout
 from replica.distributed.heartbeat import beat
 from replica.distributed.mesh import Mesh, Rank
 from replica.feed.feed import TrainFeed
+from replica.feed.images import mean_image_of
 from replica.network.alexnet import AlexNet, whole_shapes
 from replica.network.initialization import initialize_
 from replica.network.products import resolved_products
@@ -31,6 +32,7 @@ from replica.training.numerics import NumericsInForce, parameter_dtype
 from replica.training.run import Run
 from replica.training.run_record import DataRecord, RankRecord, RunRecord, describe_machine
 from replica.training.schedule import HandChange, Settings, settings_at
+from replica.training.weights import converted, open_weights
 
 
 @dataclass
@@ -161,7 +163,7 @@ def begin(run: Run, rank: Rank) -> RunState:
     if run.resume_from is not None:
         _restore_(state, load_checkpoint(run.resume_from))
     elif run.init is not None:
-        _take_over_(state, load_checkpoint(Path(run.init.checkpoint)), run.init.new_layers)
+        _take_over_(state, Path(run.init.checkpoint), run.init.new_layers)
     steps = mesh.gather(state.step)
     if len(set(steps)) > 1:
         raise RuntimeError(
@@ -172,10 +174,12 @@ def begin(run: Run, rank: Rank) -> RunState:
 
 
 @torch.no_grad()
-def _take_over_(state: RunState, source: Checkpoint, new_layers: Sequence[str]) -> None:
+def _take_over_(state: RunState, path: Path, new_layers: Sequence[str]) -> None:
     """Takes this rank's part of another network's weights, but for the new layers'."""
-    source = with_weights(source, None)
+    source, _ = converted(with_weights(open_weights(path).checkpoint, None), state.run.recipe)
     for name, tensor in state.model.state_dict().items():
+        if name in new_layers:  # a single tensor that the file lacks
+            continue
         if layer_of(name) not in new_layers:
             stored = source.model[name]
             tensor.copy_(stored[state.model.placement.own(len(stored))])
@@ -236,6 +240,8 @@ def whole_checkpoint(state: RunState) -> Checkpoint | None:
                 "this recipe, or the data is damaged; the last checkpoint is kept"
             )
     statistics = state.data.statistics
+    mean_image = mean_image_of(state.run.recipe, statistics.mean_image)
+    statistics = replace(statistics, mean_image=mean_image)
     return Checkpoint(
         model=model,
         velocities=velocities,
