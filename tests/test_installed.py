@@ -19,6 +19,7 @@ SCRIPTS = {
     "replica-train": "replica.train",
     "replica-control": "replica.control",
     "replica-test": "replica.test",
+    "replica-predict": "replica.predict",
     "replica-info": "replica.info",
     "replica-recipes": "replica.recipes",
     "replica-figures": "replica.figures",

@@ -24,6 +24,7 @@ OPTIONS = {
     "--wait",
     "replica.test": "--checkpoint --data --device --json --part --precision --ten-crop --views "
     "--weights",
+    "replica.predict": "--checkpoint --json --picture --top",
     "replica.info": "--json --operators --recipe --set",
     "replica.recipes.__main__": "--json",
     "replica.recipes.__main__ diff": "--json --markdown",
