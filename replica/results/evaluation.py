@@ -104,7 +104,7 @@ def test_network(
     which = weights_in(checkpoint, weights, path=path)
     if weights is None and which == "averaged":
         say("weights: averaged, as the checkpoint has them (no --weights given)")
-    data = _choose_data(data_dir, path, say)
+    data = choose_data(data_dir, path, say)
     check_fits_classes(path, checkpoint.wnids, data.wnids, data.directory)
     side = checkpoint.mean_image.shape[0]
     if side != data.image_size:
@@ -161,7 +161,7 @@ def _choose_checkpoint(named: Path | None, say: Say) -> tuple[Path, Checkpoint]:
     return path, checkpoint
 
 
-def _choose_data(named: Path | None, checkpoint: Path, say: Say) -> DataSet:
+def choose_data(named: Path | None, checkpoint: Path, say: Say) -> DataSet:
     """The named data, or those of the checkpoint's run."""
     if named is not None:
         return open_data_set(named)
