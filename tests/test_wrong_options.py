@@ -74,6 +74,7 @@ WRONG_TEXTS = {
     "--new-layers": ("",),
     "--recipe": ("", "x", "PAPER", "mini,paper"),
     "--class": ("",),
+    "--weights-of": ("", ",", "x", "0", "-1", "nan", "inf", "1,1", "1;1"),
     "--views": ("", "x", "CENTER", "grid", "grid:", "grid:0", "grid:9", "grid:-1", "grid:2x2"),
 }
 # That may hold any text.
@@ -138,6 +139,11 @@ CONTRADICTIONS = {
         ["--checkpoint", "nowhere"],
         ["--checkpoint", "a file"],
         ["--ten-crop", "--views", "center"],
+        ["--json", "--csv"],
+        ["--csv", "--table", "classes", "--table", "confusion"],
+        ["--save-probabilities", "x.npy"],
+        ["--save-probabilities", "nowhere/x.npz"],
+        ["--checkpoint", "a file", "--checkpoint", "a file", "--weights-of", "1"],
         [],
         ["nonsense"],
     ],
