@@ -173,7 +173,7 @@ def load(
     if path.is_dir():
         best = path / BEST
         path = best if best.exists() else last_whole_checkpoint(path)[0]
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, mapped=True)
     checkpoint = with_weights(checkpoint, weights_in(checkpoint, weights, path=path))
     module = AlexNet(checkpoint.recipe, num_classes=checkpoint.num_classes)
     module.load_state_dict(checkpoint.model)
@@ -183,5 +183,5 @@ def load(
         recipe=checkpoint.recipe,
         class_names=checkpoint.class_names,
         wnids=checkpoint.wnids,
-        mean_image=checkpoint.mean_image.numpy(),
+        mean_image=checkpoint.mean_image.clone().numpy(),  # of the file nothing stays mapped
     )

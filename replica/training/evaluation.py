@@ -5,10 +5,12 @@ N images, V views, C channels, H rows, W columns, K classes.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from replica.feed.feed import Batch
+if TYPE_CHECKING:  # a prediction needs no feed, whose imports take a tenth of a second
+    from replica.feed.feed import Batch
 
 TOP_K = 5
 
@@ -101,7 +103,7 @@ def mean_probabilities(
 
 
 def evaluate(
-    batches: Iterable[Batch],
+    batches: Iterable["Batch"],
     *,
     predict: Callable[[torch.Tensor], torch.Tensor],
     on_progress: Callable[[int], object] = lambda _: None,
@@ -121,7 +123,7 @@ def evaluate(
 
 
 def probabilities_of(
-    batches: Iterable[Batch], *, predict: Callable[[torch.Tensor], torch.Tensor]
+    batches: Iterable["Batch"], *, predict: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """What a network says of the images of batches; arguments as of `evaluate`.
 
