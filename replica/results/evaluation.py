@@ -99,16 +99,6 @@ def test_network(
     check_precision(precision, kind=devices.kind)
     set_numerics(Numerics(precision=precision, deterministic=devices.kind == "cpu"))
     say_what_computes(data, say)
-    counts = count_errors(
-        with_weights(checkpoint, which),
-        data.part(part),
-        views=crops,
-        device=torch.device(devices.kind),
-        precision=precision,
-    )
-    return TestResult(
-        checkpoint=str(path),
-    say_what_computes(say)
     torch_device = torch.device(devices.kind)
     networks = [
         Network(x.checkpoint, labels, device=torch_device, precision=precision) for x in members
