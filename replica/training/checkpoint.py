@@ -235,7 +235,7 @@ def load_checkpoint(path: Path, *, mapped: bool = False) -> Checkpoint:
     if not zipfile.is_zipfile(path):
         raise foreign
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        content = torch.load(path, mmap=mapped, map_location="cpu", weights_only=True)
     except Exception:  # whatever PyTorch makes of another file
         raise foreign from None
     if not isinstance(content, dict) or content.get("format") != FORMAT_NAME:
