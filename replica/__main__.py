@@ -15,6 +15,8 @@ COMMANDS = {
     "replica.train": "trains a network, on one device or one tower per device",
     "replica.control": "changes a live run by hand: rates, frozen layers, color noise",
     "replica.test": "top-1 and top-5 error, ten-crop or central crop",
+    "replica.predict": "the most probable classes of any pictures",
+    "replica.neighbors": "the training images nearest to some images, by fc7's features",
     "replica.info": "the layer table of a recipe beside the paper's own figures",
     "replica.recipes": "the recipes: what each tests, costs, and differs in from another",
     "replica.figures": "pictures of runs: loss curves, conv1's kernels, augmentation",

@@ -11,10 +11,20 @@ import re
 import sys
 from dataclasses import asdict
 
-from data_prep.arguments import nonempty_path
-from data_prep.errors import OneLineParser, command_for, printable, run_command
+from data_prep.arguments import nonempty_name, nonempty_path
+from data_prep.errors import OneLineParser, UserError, command_for, printable, run_command
 from data_prep.manifest import PARTS
+from replica.results.details import (
+    MOST_SHOWN,
+    TABLES,
+    Details,
+    as_csv,
+    as_markdown,
+    as_text,
+)
+from replica.results.ensemble import EQUAL
 from replica.results.evaluation import test_network
+from replica.results.test_result import TestResult
 from replica.training.checkpoint import WEIGHTS
 from replica.training.numerics import PRECISIONS
 
@@ -41,8 +51,19 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--checkpoint",
         type=nonempty_path,
+        action="append",
+        default=[],
         metavar="FILE",
-        help="default: the last one of the newest run",
+        help="more than once: the mean of their probabilities (default: the last one of the newest "
+        "run)",
+    )
+    add(
+        "--weights-of",
+        type=nonempty_name,
+        default=EQUAL,
+        metavar="equal|search|NUMBERS",
+        help="what each of several --checkpoint counts: the same, the multiples of 0.05 with the "
+        "lowest top-5 error on val, or numbers between commas (default: %(default)s)",
     )
     add("--data", type=nonempty_path, metavar="DIR", help="shards (default: those of the run)")
     views = parser.add_mutually_exclusive_group()
@@ -66,7 +87,26 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         choices=PARTS,
         help="which images (default: val, or test in a data set without val)",
     )
-    add("--json", action="store_true", help="print one JSON object instead of text")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    form.add_argument(
+        "--csv", action="store_true", help="print CSV: of the error rates, or of one --table alone"
+    )
+    form.add_argument("--markdown", action="store_true", help="print tables of Markdown")
+    add(
+        "--table",
+        choices=TABLES,
+        action="append",
+        default=[],
+        help="print this, too: errors of each class, pairs of classes that are confused, or how "
+        "often the network is right where it is so sure; may be given more than once",
+    )
+    add(
+        "--save-probabilities",
+        type=nonempty_path,
+        metavar="FILE",
+        help="write probabilities, labels and wnids to an .npz file",
+    )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     add(
         "--weights",
@@ -75,17 +115,27 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "checkpoint has them)",
     )
     add("--precision", choices=PRECISIONS, default="float32", help="default: %(default)s")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.csv and len(set(arguments.table)) > 1:
+        parser.error("--csv prints one table: give --table once")
+    return arguments
 
 
 def test(arguments: argparse.Namespace) -> None:
     """Tests and prints."""
+    is_text = not (arguments.json or arguments.csv or arguments.markdown)
 
     def say(line: str) -> None:
-        # With --json, standard output holds the result alone.
-        print(printable(line), file=sys.stderr if arguments.json else sys.stdout)
+        # Else standard output holds the result alone.
+        print(printable(line), file=sys.stdout if is_text else sys.stderr)
 
-    result = test_network(
+    saved = arguments.save_probabilities
+    if saved and (saved.suffix != ".npz" or not saved.parent.is_dir()):
+        raise UserError(
+            f"--save-probabilities {saved}: expected a file that ends in .npz, in a directory that "
+            "exists"
+        )
+    result, details = test_network(
         arguments.checkpoint,
         arguments.data,
         arguments.part,
@@ -93,9 +143,37 @@ def test(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         precision=arguments.precision,
         weights=arguments.weights,
+        weights_of=arguments.weights_of,
+        keeps=saved is not None,
         say=say,
     )
-    print(json.dumps(asdict(result), indent=1) if arguments.json else result)
+    print(shown(result, details, arguments))
+    if saved:
+        details.save(saved)
+        say(f"wrote {saved}")
+
+
+def shown(result: TestResult, details: Details, arguments: argparse.Namespace) -> str:
+    """The result and the tables that were asked for, in the form that was asked for."""
+    tables = {name: details.rows(name) for name in dict.fromkeys(arguments.table)}
+    if arguments.json:
+        return json.dumps({**asdict(result), **tables}, indent=1)
+    if arguments.csv:
+        return as_csv(next(iter(tables.values())) if tables else [asdict(result)])
+    if arguments.markdown:
+        summary = [{"": name, "value": value} for name, value in asdict(result).items()]
+        chosen = list(tables.values()) or [summary]
+        return "\n\n".join(printable_lines(as_markdown(rows)) for rows in chosen)
+    parts = [str(result)]
+    for rows in tables.values():
+        more = f"\n(the first {MOST_SHOWN} of {len(rows)})" if len(rows) > MOST_SHOWN else ""
+        parts.append(as_text(rows[:MOST_SHOWN]) + more)
+    return "\n\n".join(map(printable_lines, parts))
+
+
+def printable_lines(text: str) -> str:
+    """Lines in which names of unknown origin may stand, as `printable` shows them."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def main(argv: list[str] | None = None) -> int:

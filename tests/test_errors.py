@@ -94,6 +94,8 @@ COMMANDS = {
     "replica": ("replica.__main__", []),
     "replica.train": ("replica.train", ["--help"]),
     "replica.test": ("replica.test", ["--help"]),
+    "replica.predict": ("replica.predict", ["--help"]),
+    "replica.neighbors": ("replica.neighbors", ["--help"]),
     "replica.control": ("replica.control", ["--help"]),
     "replica.info": ("replica.info", ["--json"]),
     "replica.recipes": ("replica.recipes.__main__", []),

@@ -19,6 +19,8 @@ SCRIPTS = {
     "replica-train": "replica.train",
     "replica-control": "replica.control",
     "replica-test": "replica.test",
+    "replica-predict": "replica.predict",
+    "replica-neighbors": "replica.neighbors",
     "replica-info": "replica.info",
     "replica-recipes": "replica.recipes",
     "replica-figures": "replica.figures",

@@ -22,8 +22,10 @@ OPTIONS = {
     "--verify --weight-decay",
     "replica.control": "--bias-lr --checkpoint --color-noise --freeze --lr --rate --reason --stop "
     "--wait",
-    "replica.test": "--checkpoint --data --device --json --part --precision --ten-crop --views "
-    "--weights",
+    "replica.test": "--checkpoint --csv --data --device --json --markdown --part --precision "
+    "--save-probabilities --table --ten-crop --views --weights --weights-of",
+    "replica.predict": "--checkpoint --json --picture --top",
+    "replica.neighbors": "--checkpoint --data --json --neighbors --picture --queries",
     "replica.info": "--json --operators --recipe --set",
     "replica.recipes.__main__": "--json",
     "replica.recipes.__main__ diff": "--json --markdown",
@@ -49,6 +51,7 @@ OPTIONS = {
     "benchmarks.__main__ towers": "--batch-size --json --picture --precision --recipe --save "
     "--steps",
     "benchmarks.__main__ copies": "--batch-size --json --precision --recipe --save --steps",
+    "benchmarks.__main__ neighbors": "--json --queries --rounds --save --threads --vectors",
     "benchmarks.__main__ build_shards": "--input --json --pictures --rounds --save --workers",
     "benchmarks.__main__ real_sets": "--json --only --output --save",
     "benchmarks.__main__ demo": "--json --out --records --save",

@@ -1,6 +1,6 @@
-"""The error rates of a checkpoint, and how sure they are (paper 4.1, 6)."""
+"""The error rates of a checkpoint, or of several as one (paper 4.1, 6)."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -8,73 +8,39 @@ import torch
 from data_prep.errors import UserError
 from data_prep.manifest import PARTS
 from data_prep.progress import progress_bar
-from data_prep.shards import DataSet, Part, open_data_set
-from replica import paper
+from data_prep.shards import DataSet, open_data_set
 from replica.distributed.devices import choose_devices
-from replica.feed.augment import Crops, view_places
-from replica.feed.views import view_batches
-from replica.network.alexnet import AlexNet
+from replica.results.details import Details
+from replica.results.ensemble import SEARCH, read_weights, search_weights, weighted_mean
+from replica.results.members import (
+    CommonLabels,
+    Member,
+    Network,
+    batches_of,
+    common_labels,
+    places_of,
+    rows_of,
+)
+from replica.results.test_result import ILSVRC_CLASSES, TestResult, confidence_interval
+from replica.training import evaluation
 from replica.training.allocator import keep_large_blocks
 from replica.training.checkpoint import (
     Checkpoint,
-    check_fits_classes,
     last_whole_checkpoint,
     load_checkpoint,
     weights_in,
     with_weights,
 )
-from replica.training.evaluation import Counts, evaluate
-from replica.training.numerics import (
-    Numerics,
-    check_precision,
-    compute_precision,
-    parameter_dtype,
-    set_numerics,
-)
+from replica.training.evaluation import Counts
+from replica.training.numerics import Numerics, check_precision, set_numerics
 from replica.training.options import DEFAULT_DATA, Say, say_nothing
 from replica.training.run import say_what_computes
 from replica.training.run_directory import newest_run
 from replica.training.run_record import RUN_FILE, read_run_record
 
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class TestResult:
-    """Error rates, of what and on what: the keys of `replica.test --json`."""
-
-    checkpoint: str
-    data: str
-    manifest_sha256: str
-    recipe: str
-    step: int
-    part: str
-    views: int
-    num_images: int
-    loss: float
-    top1_error: float
-    top1_interval: tuple[float, float]
-    top5_error: float
-    top5_interval: tuple[float, float]
-    weights: str = "last"
-
-    def __str__(self) -> str:
-        lines = []
-        for name, error, (low, high) in (
-            ("top-1", self.top1_error, self.top1_interval),
-            ("top-5", self.top5_error, self.top5_interval),
-        ):
-            lines.append(f"{name} error {error:.2%} (95 % interval {low:.2%} to {high:.2%})")
-        named = {1: "the central crop", paper.TEST_VIEWS: "ten crops"}
-        views = named.get(self.views, f"{self.views} evenly spaced crops")
-        averaged = ", averaged weights" if self.weights == "averaged" else ""
-        where = f"on {self.num_images} {self.part} images, {views}"
-        lines.append(f"{where}, step {self.step}{averaged}")
-        return "\n".join(lines)
-
 
 def test_network(
-    checkpoint_path: Path | None,
+    checkpoint_paths: Sequence[Path],
     data_dir: Path | None,
     part: str | None,
     *,
@@ -82,62 +48,77 @@ def test_network(
     device: str,
     precision: str,
     weights: str | None,
+    weights_of: str,
+    keeps: bool,
     say: Say,
-) -> TestResult:
-    """Tests a checkpoint on a part of a data set.
+) -> tuple[TestResult, Details]:
+    """Tests a checkpoint, or several as one, on a part of a data set.
 
     Args:
-        checkpoint_path: None for the last whole one of the newest run.
-        data_dir: None for the data of the checkpoint's run.
+        checkpoint_paths: none for the last whole one of the newest run.
+        data_dir: None for the data of the first checkpoint's run.
         part: None for the part that is held out.
         views: of an image, which are averaged: a name that `view_places` knows.
         device: `auto`, `cpu` or `cuda`.
         precision: of `PRECISIONS`.
         weights: of `WEIGHTS`; None for the averaged ones where the checkpoint has them.
+        weights_of: what each checkpoint counts: `equal`, `search` or numbers between commas.
+        keeps: whether the details keep all probabilities.
         say: called with a line for each default that is taken.
 
     Raises:
         UserError: there is no such checkpoint, data or part, or they do not fit each other.
     """
     keep_large_blocks()  # before the first tensor is read
-    path, checkpoint = _choose_checkpoint(checkpoint_path, say)
-    which = weights_in(checkpoint, weights, path=path)
-    if weights is None and which == "averaged":
-        say("weights: averaged, as the checkpoint has them (no --weights given)")
-    data = _choose_data(data_dir, path, say)
-    check_fits_classes(path, checkpoint.wnids, data.wnids, data.directory)
-    side = checkpoint.mean_image.shape[0]
-    if side != data.image_size:
-        raise UserError(
-            f"{data.directory}: has images of {data.image_size} pixels, but {path} was trained on "
-            f"{side}: give such data with --data"
-        )
-    crops = _places(views, side, checkpoint.recipe.crop_size)
+    if weights_of != SEARCH:
+        shares = read_weights(weights_of, max(1, len(checkpoint_paths)))
+    members = [_member(*x, weights, say) for x in _choose_checkpoints(checkpoint_paths, say)]
+    first = members[0]
+    data = choose_data(data_dir, first.path, say)
+    labels = common_labels(members, data, say)
+    for member in members:
+        side = member.checkpoint.mean_image.shape[0]
+        if side != data.image_size:
+            raise UserError(
+                f"{data.directory}: has images of {data.image_size} pixels, but {member.path} was "
+                f"trained on {side}: give such data with --data"
+            )
+        crops = places_of(views, side, member.checkpoint.recipe.crop_size)
     part = _choose_part(part, data, say)
+    rows = rows_of(data.part(part), labels)
+    if not rows:
+        raise UserError(f"{data.directory}: expected {part} images of classes in common, got none")
     devices = choose_devices(
         gpus=None,
         num_gpus_present=torch.cuda.device_count() if torch.cuda.is_available() else 0,
         split=None,
         device=device,
-        towers=checkpoint.recipe.towers,
+        towers=first.checkpoint.recipe.towers,
         say=say_nothing,  # its notes are on --gpus, which is no option here
     )
     check_precision(precision, kind=devices.kind)
     set_numerics(Numerics(precision=precision, deterministic=devices.kind == "cpu"))
     say_what_computes(data, say)
-    counts = count_errors(
-        with_weights(checkpoint, which),
-        data.part(part),
-        views=crops,
-        device=torch.device(devices.kind),
-        precision=precision,
-    )
-    return TestResult(
-        checkpoint=str(path),
+    torch_device = torch.device(devices.kind)
+    networks = [
+        Network(x.checkpoint, labels, device=torch_device, precision=precision) for x in members
+    ]
+    if weights_of == SEARCH:
+        shares = _searched(networks, data, part, labels, views=views, say=say)
+    counts, details = Counts(), _details(first.checkpoint, labels, keeps=keeps)
+    with progress_bar(len(rows), " images") as progress:
+        for several, labels_N in batches_of(networks, data.part(part), rows, labels, views=views):
+            mean_NK = weighted_mean(several, shares)
+            counts += evaluation.count(mean_NK, labels_N)
+            details.add(mean_NK, labels_N)
+            progress.update(len(labels_N))
+    counts.check(len(rows))
+    result = TestResult(
+        checkpoint=str(first.path),
         data=str(data.directory),
         manifest_sha256=data.manifest_sha256,
-        recipe=checkpoint.recipe.name,
-        step=checkpoint.step,
+        recipe=first.checkpoint.recipe.name,
+        step=first.checkpoint.step,
         part=part,
         views=len(crops.flips),
         num_images=counts.num_images,
@@ -146,22 +127,79 @@ def test_network(
         top1_interval=confidence_interval(counts.top1_error, counts.num_images),
         top5_error=counts.top5_error,
         top5_interval=confidence_interval(counts.top5_error, counts.num_images),
-        weights=which,
+        weights=first.weights,
+        checkpoints=tuple(str(member.path) for member in members),
+        shares=tuple(shares),
+        benchmark=_benchmark(data),
+        num_classes=len(details.wnids),
+        calibration_error=details.calibration_error(),
+    )
+    return result, details
+
+
+def _member(path: Path, checkpoint: Checkpoint, weights: str | None, say: Say) -> Member:
+    which = weights_in(checkpoint, weights, path=path)
+    if weights is None and which == "averaged":
+        say("weights: averaged, as the checkpoint has them (no --weights given)")
+    return Member(path, with_weights(checkpoint, which), which)
+
+
+def _benchmark(data: DataSet) -> str | None:
+    """Which ILSVRC a whole data set is; Kaggle has that of 2012."""
+    if len(data.wnids) != ILSVRC_CLASSES:
+        return None
+    return {"ilsvrc2010": "ILSVRC-2010", "ilsvrc2012": "ILSVRC-2012", "kaggle": "ILSVRC-2012"}.get(
+        data.manifest.plan.source
     )
 
 
-def _choose_checkpoint(named: Path | None, say: Say) -> tuple[Path, Checkpoint]:
-    """The named checkpoint, or the last whole one of the newest run."""
-    if named is not None:
-        return named, load_checkpoint(named)
+def _details(checkpoint: Checkpoint, labels: CommonLabels, *, keeps: bool) -> Details:
+    names = dict(zip(checkpoint.wnids, checkpoint.class_names, strict=False))
+    return Details(labels.wnids, [names.get(wnid, wnid) for wnid in labels.wnids], keeps)
+
+
+def _searched(
+    networks: list[Network],
+    data: DataSet,
+    part: str,
+    labels: CommonLabels,
+    *,
+    views: str,
+    say: Say,
+) -> list[float]:
+    """Weights by the validation images, of which all probabilities are held."""
+    searched = "val" if len(data.val) else part
+    rows = rows_of(data.part(searched), labels)
+    if not rows:
+        raise UserError(f"{data.directory}: expected val images of classes in common, got none")
+    same = ", the ones that are tested: their error is too low by it" if searched == part else ""
+    say(
+        f"weights of the networks: searched on {len(rows)} {searched} images for the lowest top-5 "
+        f"error{same}"
+    )
+    found: list[tuple[list[torch.Tensor], torch.Tensor]] = []
+    with progress_bar(len(rows), " images", desc="search") as progress:
+        for several, labels_N in batches_of(
+            networks, data.part(searched), rows, labels, views=views
+        ):
+            found.append((several, labels_N))
+            progress.update(len(labels_N))
+    each = [torch.cat(one) for one in zip(*(several for several, _ in found), strict=True)]
+    return search_weights(each, torch.cat([labels_N for _, labels_N in found]))
+
+
+def _choose_checkpoints(named: Sequence[Path], say: Say) -> list[tuple[Path, Checkpoint]]:
+    """The named checkpoints, or the last whole one of the newest run."""
+    if named:
+        return [(path, load_checkpoint(path)) for path in named]
     path, checkpoint, passed_over = last_whole_checkpoint(newest_run(purpose="test"))
     for line in passed_over:
         say(f"passed over {line}")
     say(f"checkpoint: {path} (no --checkpoint given: the last one of the newest run)")
-    return path, checkpoint
+    return [(path, checkpoint)]
 
 
-def _choose_data(named: Path | None, checkpoint: Path, say: Say) -> DataSet:
+def choose_data(named: Path | None, checkpoint: Path, say: Say) -> DataSet:
     """The named data, or those of the checkpoint's run."""
     if named is not None:
         return open_data_set(named)
@@ -174,18 +212,6 @@ def _choose_data(named: Path | None, checkpoint: Path, say: Say) -> DataSet:
     return open_data_set(directory)
 
 
-def _places(views: str, image_size: int, crop_size: int) -> Crops:
-    """The places of views, which are all different."""
-    num_places = image_size - crop_size + 1
-    kind, _, per_side = views.partition(":")
-    if kind == "grid" and int(per_side) > num_places:
-        raise UserError(
-            f"--views {views}: expected at most grid:{num_places}, as crops of {crop_size} pixels "
-            f"have so many places per side in images of {image_size}"
-        )
-    return view_places(views, (image_size, image_size), crop_size=crop_size)
-
-
 def _choose_part(name: str | None, data: DataSet, say: Say) -> str:
     """The named part of the data, or the one that is held out."""
     if name is None:
@@ -196,46 +222,3 @@ def _choose_part(name: str | None, data: DataSet, say: Say) -> str:
         have = ", ".join(part for part in PARTS if len(data.part(part)))
         raise UserError(f"--part {name}: expected one of {have}, which {data.directory} has")
     return name
-
-
-def count_errors(
-    checkpoint: Checkpoint, images: Part, *, views: Crops, device: torch.device, precision: str
-) -> Counts:
-    """Counts the errors of a checkpoint's network on views of a part of a data set.
-
-    The mean image is the one that the network was trained with, not that of the data.
-    """
-    recipe = checkpoint.recipe
-    model = AlexNet(recipe, num_classes=checkpoint.num_classes).eval()
-    model.load_state_dict(checkpoint.model)
-    dtype = parameter_dtype(precision)
-    model.to(device, dtype)
-
-    def predict(crops: torch.Tensor) -> torch.Tensor:
-        with compute_precision(precision, kind=device.type):
-            logits: torch.Tensor = model(crops.to(device, dtype))
-        return logits.to(dtype)
-
-    batches = view_batches(
-        images,
-        range(len(images)),
-        views=views,
-        mean_image=checkpoint.mean_image.numpy(),
-        mean=recipe.mean,
-        crop_size=recipe.crop_size,
-        images_per_batch=max(1, paper.BATCH_SIZE // len(views.flips)),
-        device=device,
-    )
-    with progress_bar(len(images), " images") as progress:
-        counts = evaluate(batches, predict=predict, on_progress=progress.update)
-    counts.check(len(images))
-    return counts
-
-
-def confidence_interval(error: float, num_images: int) -> tuple[float, float]:
-    """The 95 % interval of an error rate (Wilson): what a repetition on new images may give."""
-    from scipy.stats import binomtest  # takes half a second to import, in every process
-
-    errors = round(error * num_images)
-    interval = binomtest(errors, num_images).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)

@@ -89,21 +89,36 @@ class TrainedNetwork:
         Raises:
             UserError: the network has no such layer, or as for `predict`.
         """
+        views = torch.from_numpy(self._prepared(picture, center_crop)).permute(0, 3, 1, 2)
+        result: np.ndarray = self.layer_outputs(views, layer=layer)[0].contiguous().numpy()
+        return result
+
+    def layer_outputs(self, crops: torch.Tensor, *, layer: str) -> torch.Tensor:
+        """The activations of a layer for prepared crops; `features` says which, and of what.
+
+        Args:
+            crops: float32 (N, 3, crop_size, crop_size), pixels 0..255 minus the mean image.
+            layer: as for `features`.
+
+        Returns:
+            float32 on the CPU: (N, units) or (N, C, H, W).
+
+        Raises:
+            UserError: the network has no such layer.
+        """
         children = dict(self.module.named_children())
         child = children.get(f"{layer}_activation", children.get(layer))
         if child is None:
             raise UserError(f"layer {layer}: expected one of {', '.join(children)}")
         self._check_is_trained(layer_of(layer))
-        views = torch.from_numpy(self._prepared(picture, center_crop)).permute(0, 3, 1, 2)
         outputs: list[torch.Tensor] = []
         handle = child.register_forward_hook(lambda _, __, output: outputs.append(output))
         try:
             with torch.inference_mode():
-                self._logits(views)
+                self._logits(crops)
         finally:
             handle.remove()
-        result: np.ndarray = outputs[0][0].float().cpu().contiguous().numpy()
-        return result
+        return outputs[0].float().cpu()
 
     def _check_is_trained(self, layer: str) -> None:
         """Refuses what comes out of layers that were drawn."""
@@ -176,7 +191,7 @@ def load(
     if path.is_dir():
         best = path / BEST
         path = best if best.exists() else last_whole_checkpoint(path)[0]
-    opened = open_weights(path)
+    opened = open_weights(path, mapped=True)
     checkpoint = opened.checkpoint
     checkpoint = with_weights(checkpoint, weights_in(checkpoint, weights, path=path))
     module = AlexNet(checkpoint.recipe, num_classes=checkpoint.num_classes)
@@ -193,6 +208,6 @@ def load(
         recipe=checkpoint.recipe,
         class_names=checkpoint.class_names,
         wnids=checkpoint.wnids,
-        mean_image=checkpoint.mean_image.numpy(),
+        mean_image=checkpoint.mean_image.clone().numpy(),  # of the file nothing stays mapped
         lacking=tuple(lacking),
     )

@@ -207,8 +207,13 @@ def _is_damaged(path: Path) -> bool:
         return False
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, *, mapped: bool = False) -> Checkpoint:
     """Opens a whole checkpoint of this project that fits its recipe, or names every mismatch.
+
+    Args:
+        path: of the file.
+        mapped: whether tensors stay in the file, as for a caller that copies a few of them at once:
+            a prediction needs no velocities.
 
     Raises:
         UserError: it is not; every mismatch is named.
@@ -230,7 +235,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not zipfile.is_zipfile(path):
         raise foreign
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, mmap=mapped, map_location="cpu", weights_only=True)
     except Exception:  # whatever PyTorch makes of another file
         raise foreign from None
     if not isinstance(content, dict) or content.get("format") != FORMAT_NAME:

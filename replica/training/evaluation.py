@@ -3,12 +3,14 @@
 N images, V views, C channels, H rows, W columns, K classes.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from replica.feed.feed import Batch
+if TYPE_CHECKING:  # a prediction needs no feed, whose imports take a tenth of a second
+    from replica.feed.feed import Batch
 
 TOP_K = 5
 
@@ -61,7 +63,12 @@ def count(probabilities_NK: torch.Tensor, labels_N: torch.Tensor) -> Counts:
 
 
 def count_on_device(probabilities_NK: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
-    """How many of a batch are right within top-1 and top-5: float64 (2,) on its device.
+    """How many of a batch are right within top-1 and top-5: float64 (2,) on its device."""
+    return shares_on_device(probabilities_NK, labels_N).sum(1)
+
+
+def shares_on_device(probabilities_NK: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+    """Whether each image is right within top-1 and top-5: float64 (2, N), a tie by its share.
 
     DEVIATION D12: the text does not speak of ties; as in the source, classes that tie with the
     label at the border of the top k count by the share of orders in which the label is inside. So a
@@ -73,7 +80,7 @@ def count_on_device(probabilities_NK: torch.Tensor, labels_N: torch.Tensor) -> t
     tied = (probabilities_NK == own).sum(1)
     k = torch.arange(1, TOP_K + 1, TOP_K - 1, device=own.device)[:, None]
     share = (k - higher).clamp(min=0).double() / tied.clamp(min=1)
-    return (share.clamp(max=1) * (tied > 0)).sum(1)
+    return share.clamp(max=1) * (tied > 0)
 
 
 def mean_probabilities(
@@ -96,7 +103,7 @@ def mean_probabilities(
 
 
 def evaluate(
-    batches: Iterable[Batch],
+    batches: Iterable["Batch"],
     *,
     predict: Callable[[torch.Tensor], torch.Tensor],
     on_progress: Callable[[int], object] = lambda _: None,
@@ -109,9 +116,19 @@ def evaluate(
         on_progress: called with the number of images after each batch.
     """
     counts = Counts()
-    for batch in batches:
-        num_images = len(batch.labels)
-        mean_NK = mean_probabilities(batch.images, predict, num_images=num_images)
-        counts += count(mean_NK, batch.labels)
-        on_progress(num_images)
+    for mean_NK, labels_N in probabilities_of(batches, predict=predict):
+        counts += count(mean_NK, labels_N)
+        on_progress(len(labels_N))
     return counts
+
+
+def probabilities_of(
+    batches: Iterable["Batch"], *, predict: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """What a network says of the images of batches; arguments as of `evaluate`.
+
+    Yields:
+        Probabilities averaged over views, (N, K) on the CPU, and the labels, int64 (N,).
+    """
+    for batch in batches:
+        yield mean_probabilities(batch.images, predict, num_images=len(batch.labels)), batch.labels

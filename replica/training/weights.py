@@ -39,8 +39,12 @@ class Weights:
         return [*(x for x in absent if x.partition(".")[0] not in layers), *layers]
 
 
-def open_weights(path: Path) -> Weights:
+def open_weights(path: Path, *, mapped: bool = False) -> Weights:
     """Opens a checkpoint, or weights of torchvision's or Caffe's networks.
+
+    Args:
+        path: of the file.
+        mapped: as for `load_checkpoint`; weights of others are read.
 
     Raises:
         UserError: it is none of them, it is damaged, or it does not fit its own network.
@@ -56,7 +60,7 @@ def open_weights(path: Path) -> Weights:
             num_classes=others.num_classes,
             is_partial=others.is_partial,
         )
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, mapped=mapped)
     return Weights(checkpoint=checkpoint, num_classes=checkpoint.num_classes)
 
 
