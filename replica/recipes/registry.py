@@ -1,12 +1,14 @@
 """All recipes by name."""
 
 from data_prep.errors import UserError
+from replica.recipes.cifar10_2012 import CIFAR10_NETS
 from replica.recipes.mini import MINI
 from replica.recipes.paper import PAPER, PAPER_CONV6
 from replica.recipes.recipe import Recipe
 from replica.recipes.source_2012 import SOURCE_RECIPES
 
-RECIPES = {recipe.name: recipe for recipe in (PAPER, PAPER_CONV6, *SOURCE_RECIPES, MINI)}
+_ALL = (PAPER, PAPER_CONV6, *SOURCE_RECIPES, MINI, *CIFAR10_NETS)
+RECIPES = {recipe.name: recipe for recipe in _ALL}
 
 
 def find_recipe(name: str, *, option: str = "--recipe") -> Recipe:
