@@ -161,6 +161,11 @@ def _most_steps(trial: Trial, data: DataSet) -> int:
     return trial.epochs * math.ceil(len(data.train) / batch_size)
 
 
+def planned_images(trials: Sequence[Trial], data: DataSet) -> int:
+    """How many images trials see at most."""
+    return sum(trial.epochs for trial in trials) * len(data.train)
+
+
 def _check_plan(
     experiment: str, trials: list[Trial], finished: Mapping[str, Outcome], data: DataSet
 ) -> None:

@@ -2,12 +2,12 @@
 
 from data_prep.errors import UserError
 from replica.recipes.cifar10_2012 import CIFAR10_NETS
-from replica.recipes.mini import MINI
+from replica.recipes.mini import MINI, MINI64
 from replica.recipes.paper import PAPER, PAPER_CONV6
 from replica.recipes.recipe import Recipe
 from replica.recipes.source_2012 import SOURCE_RECIPES
 
-_ALL = (PAPER, PAPER_CONV6, *SOURCE_RECIPES, MINI, *CIFAR10_NETS)
+_ALL = (PAPER, PAPER_CONV6, *SOURCE_RECIPES, MINI, MINI64, *CIFAR10_NETS)
 RECIPES = {recipe.name: recipe for recipe in _ALL}
 
 
