@@ -99,6 +99,7 @@ COMMANDS = {
     "replica.recipes": ("replica.recipes.__main__", []),
     "replica.figures": ("replica.figures", ["--help"]),
     "replica.demo": ("replica.demo", ["--help"]),
+    "replica.reproduce": ("replica.reproduce", ["--list"]),
     "benchmarks": ("benchmarks.__main__", []),
 }
 INTERRUPTED = {
@@ -108,6 +109,7 @@ INTERRUPTED = {
     "replica.train": "stopped at once; the last checkpoint is kept",
     "replica.control": "interrupted; the request may still act",
     "replica.demo": "interrupted; run it again, what is drawn and built is kept",
+    "replica.reproduce": "interrupted; the same command goes on",
 }
 
 

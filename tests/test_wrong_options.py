@@ -34,6 +34,7 @@ COMMANDS = {
     "replica.figures curves": ["nowhere"],
     "replica.figures augmentation": [],
     "replica.demo": [],
+    "replica.reproduce": ["size"],
     "cuda_ext.__main__": [],
 }
 HUGE = "9" * 30
@@ -152,6 +153,9 @@ CONTRADICTIONS = {
         ["--dry-run"],
         ["--set", "x=1"],
         ["--freeze", ","],
+    ],
+    "replica.reproduce": [
+        *(["nonsense"], ["--json", "--markdown"], ["--data", "nowhere"], ["--data", "in"]),
     ],
     "cuda_ext.__main__": [["--x"], ["nonsense"], ["--json=1"]],
 }
