@@ -80,7 +80,7 @@ def _fixed(*changes: str) -> Callable[[Recipe], list[str]]:
     return lambda _: list(changes)
 
 
-_LONG = "eight epochs are too few to overfit as in ninety"
+_LONG = "twelve epochs are few to overfit in"
 ABLATIONS = (
     Ablation(
         name="no-normalization",
