@@ -213,7 +213,7 @@ def test_pairs_are_those_of_equal_seeds():
         ("no-overlap", 0.7),
         ("no-weight-decay", 0.4),
         ("zero-biases", 0.95),
-        ("no-dropout", 0.3),
+        ("dropout", 0.3),
         ("tanh", 0.4),
     ],
 )
@@ -222,7 +222,7 @@ def test_an_ablation_measures_what_the_sentence_speaks_of(name, measured):
     trial = Trial(experiment="ablations", arm=name, recipe="mini64", seed=1, epochs=3)
     assert ablation.measure(outcome_of(trial, error=0.7)) == pytest.approx(measured)
     lost = outcome_of(trial, outcome="diverged")
-    if name not in ("zero-biases", "no-dropout"):
+    if name not in ("zero-biases", "dropout"):
         assert ablation.measure(lost) == 1
 
 
@@ -265,13 +265,28 @@ def test_an_ablation_changes_what_it_names_and_its_pair_nothing_else():
         ("color_noise", "no-color-noise", 0),
         ("random_crops", "no-crops", False),
         ("random_flips", "no-flips", False),
-        ("dropout_keep", "no-dropout", 1),
+        ("dropout_keep", "dropout", 1),
         ("weight_decay", "no-weight-decay", 0),
         ("activation", "tanh", "tanh"),
     ):
         recipe = dataclasses.replace(trials[BASE], **{field: value})
         assert trials[arm] == recipe, arm
     assert {t.trained().name for t in ablations.plan({}, scale="small", seeds=[1])} == {"mini64"}
+
+
+def test_dropout_is_added_at_small_scale_and_the_arms_change_places():
+    (small,) = (t for t in ablations.plan({}, scale="small", seeds=[1]) if t.arm == "dropout")
+    assert find_recipe("mini64").dropout_keep == 1
+    assert small.trained().dropout_keep == 0.5
+    # Training 0.4 in both: without dropout, in the base, 0.3 more of the held-out part is wrong.
+    evidence = made_up({BASE: (0.7, 0.7), "dropout": (0.4, 0.4)})
+    (finding,) = (x for x in verdicts_of("dropout", evidence).findings if x.difference)
+    assert finding.difference.mean == pytest.approx(30)
+    full = dataclasses.replace(
+        evidence, scale="full", outcomes={"ablations-full": evidence.of("ablations")}
+    )
+    (finding,) = (x for x in verdicts_of("dropout", full).findings if x.difference)
+    assert finding.difference.mean == pytest.approx(-30)
 
 
 def test_seeds_come_one_after_the_other_so_that_pairs_are_complete_early():

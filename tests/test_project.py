@@ -294,7 +294,10 @@ COMMANDS = [
     ("data_prep/build_shards.py", "--help"),
     ("data_prep/verify_shards.py", "--help"),
     *(("-m", f"replica.{name}", "--help") for name in ("train", "test", "info", "demo")),
-    *(("-m", f"replica.{name}", "--help") for name in ("figures", "control", "recipes", "reproduce")),
+    *(
+        ("-m", f"replica.{name}", "--help")
+        for name in ("figures", "control", "recipes", "reproduce")
+    ),
     ("-m", "benchmarks", "--help"),
 ]
 

@@ -8,6 +8,7 @@ colors; the pairs are what is compared.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from replica import paper
 from replica.claims.statistics import Difference, paired_difference
 from replica.claims.trials import Outcome, Trial
 from replica.recipes import Recipe, find_recipe
@@ -61,6 +62,8 @@ class Ablation:
         name: of the arm.
         sentence: what of the paper it tests, in few words.
         changes: of the recipe.
+        added_at_small: changes where the small network lacks the thing: then they add it, and the
+            arms change places.
         measure: of a run, a fraction; the paper says that it is larger in this arm.
         of: what the measure is, in words.
         paper: by how many points, as the paper has it.
@@ -70,10 +73,19 @@ class Ablation:
     name: str
     sentence: str
     changes: Callable[[Recipe], list[str]]
+    added_at_small: tuple[str, ...] = ()
     measure: Callable[[Outcome], float] = held_out_error
     of: str = "top-1 error"
     paper: float | None = None
     limit: str = ""
+
+    def is_added(self, scale: str) -> bool:
+        """Whether its arm has the thing, and the base does not."""
+        return scale == "small" and bool(self.added_at_small)
+
+    def changes_at(self, scale: str, recipe: Recipe) -> tuple[str, ...]:
+        """What its arm changes."""
+        return self.added_at_small if self.is_added(scale) else tuple(self.changes(recipe))
 
 
 def _fixed(*changes: str) -> Callable[[Recipe], list[str]]:
@@ -115,9 +127,10 @@ ABLATIONS = (
         limit=_LONG,
     ),
     Ablation(
-        name="no-dropout",
+        name="dropout",
         sentence="without dropout, more overfitting (4.2)",
         changes=_fixed("dropout_keep=1"),
+        added_at_small=(f"dropout_keep={paper.DROPOUT_KEEP}",),
         measure=overfitting,
         of="top-1 error beyond that of training",
         limit="the training error is that with dropout at work; " + _LONG,
@@ -171,7 +184,7 @@ def plan(
     """Seed by seed the base and each ablation, all or those that are named."""
     recipe = find_recipe(RECIPES[scale])
     arms = {BASE: ()} | {
-        x.name: tuple(x.changes(recipe)) for x in ABLATIONS if not names or x.name in names
+        x.name: x.changes_at(scale, recipe) for x in ABLATIONS if not names or x.name in names
     }
     return [
         Trial(
@@ -193,9 +206,13 @@ def seeds_of(finished: Mapping[str, Outcome], arm: str) -> dict[int, Outcome]:
     return {x.trial.seed: x for x in finished.values() if x.trial.arm == arm}
 
 
-def difference_of(ablation: Ablation, finished: Mapping[str, Outcome]) -> Difference | None:
+def difference_of(
+    ablation: Ablation, finished: Mapping[str, Outcome], *, scale: str
+) -> Difference | None:
     """How much larger its measure is without, in points; None where no seed has both arms."""
     base, without = seeds_of(finished, BASE), seeds_of(finished, ablation.name)
+    if ablation.is_added(scale):
+        base, without = without, base
     seeds = sorted(base.keys() & without.keys())
     if not seeds:
         return None

@@ -14,7 +14,7 @@ from replica.claims.findings import (
     equal,
     not_run,
 )
-from replica.claims.statistics import Difference, least_detectable
+from replica.claims.statistics import Difference
 from replica.recipes import PAPER
 from replica.recipes.geometry import geometry
 
@@ -172,7 +172,7 @@ def trained(*names: str) -> Judge:
         for ablation in (x for x in ablations.ABLATIONS if x.name in names):
             more = "more" if ablation.paper is None else f"{ablation.paper:+g} points"
             what = f"{ablation.of} {ablation.sentence}"
-            difference = ablations.difference_of(ablation, outcomes)
+            difference = ablations.difference_of(ablation, outcomes, scale=evidence.scale)
             if difference is None:
                 why = f"no record of {ablations.NAMES[evidence.scale]}: needs --data"
                 found.append(not_run(what, more, why))
@@ -279,14 +279,3 @@ def relu_against_tanh(evidence: Evidence) -> list[Finding]:
             why=more,
         ),
     ]
-
-
-def detectable(evidence: Evidence, *, n: int) -> float | None:
-    """The smallest difference, in points, that n pairs on the data at hand can tell from chance."""
-    outcomes = evidence.of(ablations.NAMES[evidence.scale])
-    base = ablations.seeds_of(outcomes, ablations.BASE).values()
-    if not base or n < 2:
-        return None
-    error = sum(map(ablations.held_out_error, base)) / len(base)
-    num_images = next(iter(base)).held_out_images
-    return 100 * least_detectable(n=n, num_images=num_images, error=error)

@@ -234,10 +234,10 @@ CLAIMS: tuple[Claim, ...] = (
                 "needs trainings that converge",
                 is_aside=True,
             ),
-            trained("no-dropout"),
+            trained("dropout"),
         ),
         experiment="ablations",
-        arms=("no-dropout",),
+        arms=("dropout",),
     ),
     Claim(
         number=16,
