@@ -23,6 +23,7 @@ class Finding:
             contradicts, it counts all the same.
         difference: of trained claims, in points; None where nothing was trained.
         paper: the paper's figure for that difference, in points.
+        scale: that something was trained at, `small` or `full`; else nothing.
     """
 
     what: str
@@ -33,6 +34,7 @@ class Finding:
     is_aside: bool = False
     difference: Difference | None = None
     paper: float | None = None
+    scale: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +52,12 @@ class Evidence:
 
 def overall(findings: Sequence[Finding]) -> str:
     """The verdict on a claim: of its findings the first in the order of `VERDICTS`."""
-    counted = [x.verdict for x in findings if not x.is_aside or x.verdict == CONTRADICTED]
-    return next(verdict for verdict in VERDICTS if verdict in counted)
+    return next(v for v in VERDICTS if any(x.verdict == v for x in counted(findings)))
+
+
+def counted(findings: Sequence[Finding]) -> list[Finding]:
+    """Those that the verdict on a claim is made of."""
+    return [x for x in findings if not x.is_aside or x.verdict == CONTRADICTED]
 
 
 def not_run(what: str, expected: str, why: str, *, is_aside: bool = False) -> Finding:

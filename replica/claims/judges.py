@@ -31,6 +31,7 @@ TRAIN_IMAGES_2010, TRAIN_IMAGES_2012 = 1_261_406, 1_281_167
 ERROR_TOLERANCE = 0.01
 # How many times faster ReLU is (Figure 1); what counts as the same, as the paper has one curve.
 SIX, SIX_TOLERANCE = 6.0, 0.5
+CIFAR10_IMAGES = 50_000  # for training
 
 
 def all_of(*judges: Judge) -> Judge:
@@ -186,6 +187,7 @@ def trained(*names: str) -> Judge:
                     why=ablation.limit if evidence.scale == "small" else "",
                     difference=difference,
                     paper=ablation.paper,
+                    scale=evidence.scale,
                 )
             )
         return found
@@ -214,7 +216,9 @@ def network_errors(stated: tuple[float, float], *, train_images: int, why: str) 
             is_near = abs(mean - stated[place]) <= ERROR_TOLERANCE
             got = f"{mean:.2%}, {len(runs)} runs"
             verdict = REPRODUCED if is_near else CONTRADICTED
-            found.append(Finding(what=what, expected=expected, got=got, verdict=verdict))
+            found.append(
+                Finding(what=what, expected=expected, got=got, verdict=verdict, scale="full")
+            )
         return found
 
     return judge
@@ -240,6 +244,7 @@ def ten_views(evidence: Evidence) -> list[Finding]:
                 verdict=_verdict(difference),
                 difference=difference,
                 paper=stated,
+                scale=evidence.scale,
             )
         )
     return found
@@ -259,6 +264,9 @@ def relu_against_tanh(evidence: Evidence) -> list[Finding]:
     epochs = [sum(found.epochs[name]) / n for name in ("tanh", "relu")]
     got = f"{bound}{found.factor:.2f} times ({interval}), {n} pairs, p = {found.p:.2g}"
     more = f"{epochs[0]:.1f} against {epochs[1]:.1f} epochs; rates: {rates}"
+    first = next(iter(found.outcomes["relu"].values()))
+    more += f"; {first.train_images:,} training images"
+    scale = "full" if first.train_images >= CIFAR10_IMAGES else "small"
     is_more = found.low > 1
     # Where some run never got there, the factor is larger than what is known of it.
     most = math.inf if found.is_bound else found.high
@@ -270,6 +278,7 @@ def relu_against_tanh(evidence: Evidence) -> list[Finding]:
             got=got,
             verdict=REPRODUCED if is_more else CONTRADICTED if found.high < 1 else WITHIN_NOISE,
             why=more,
+            scale=scale,
         ),
         Finding(
             what=what,
@@ -277,5 +286,6 @@ def relu_against_tanh(evidence: Evidence) -> list[Finding]:
             got=got,
             verdict=REPRODUCED if is_six else CONTRADICTED,
             why=more,
+            scale=scale,
         ),
     ]

@@ -41,7 +41,7 @@ def as_text(judged: Sequence[Judged]) -> str:
     blocks = []
     for one in judged:
         claim = one.claim
-        lines = [f"{claim.number:>2}  {claim.name} ({claim.section}): {one.verdict}"]
+        lines = [f"{claim.number:>2}  {claim.name} ({claim.section}): {one.shown}"]
         lines.append(_row("says", claim.sentence))
         lines += [_row(_mark(finding), _sentence(finding)) for finding in one.findings]
         blocks.append("\n".join(lines))
@@ -74,22 +74,24 @@ def as_markdown(judged: Sequence[Judged]) -> str:
     rows = []
     for one in judged:
         claim = one.claim
-        found = "; ".join(map(_short, _told(one.findings)))
-        cells = (str(claim.number), claim.sentence, claim.section, one.verdict, found)
+        found = "; ".join(dict.fromkeys(map(_short, _told(one.findings))))
+        cells = (str(claim.number), claim.sentence, claim.section, one.shown, found)
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join((*MARKDOWN_HEAD, *rows))
 
 
 def _told(findings: Sequence[Finding]) -> list[Finding]:
     """All findings, but for plain ones that agree where others do not."""
-    others = [x for x in findings if x.verdict != "reproduced" or x.difference is not None]
+    others = [x for x in findings if x.verdict != "reproduced" or x.scale]
     plain = [x for x in findings if x not in others]
     return others or plain[:3]
 
 
 def _short(finding: Finding) -> str:
-    why = f" ({finding.why})" if finding.why and finding.got else ""
-    return f"{finding.what}: {finding.got or finding.why}{why}"
+    if not finding.got:
+        return finding.why
+    why = f" ({finding.why})" if finding.why else ""
+    return f"{finding.what}: {finding.got}; the paper: {finding.expected}{why}"
 
 
 def as_json(judged: Sequence[Judged]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from data_prep.errors import UserError
 from replica import paper
 from replica.claims import judges
-from replica.claims.findings import Evidence, Finding, overall
+from replica.claims.findings import Evidence, Finding, counted, overall
 from replica.claims.judges import Judge, needs, network_errors, trained
 
 NOTHING = "none: arithmetic"
@@ -56,6 +56,13 @@ class Judged:
     claim: Claim
     findings: list[Finding]
     verdict: str
+
+    @property
+    def shown(self) -> str:
+        """The verdict, and that it is of small scale where all that speaks for it is."""
+        of_it = [x for x in counted(self.findings) if x.verdict == self.verdict]
+        is_small = all(x.scale == "small" for x in of_it)
+        return f"{self.verdict} at small scale" if is_small else self.verdict
 
 
 def judged(claim: Claim, evidence: Evidence) -> Judged:
