@@ -16,9 +16,9 @@ from data_prep.arguments import MOST_PROCESSES, nonempty_name, nonempty_path, nu
 from data_prep.errors import OneLineParser, UserError, command_for, print_line, run_command
 from data_prep.progress import write_line
 from data_prep.shards import DataSet, open_data_set
-from replica.claims import ablations, figure1
+from replica.claims import ablations, beginnings, figure1
 from replica.claims.findings import Evidence
-from replica.claims.pictures import draw_effects, draw_figure_1
+from replica.claims.pictures import draw_beginnings, draw_effects, draw_figure_1
 from replica.claims.queue import Places, Plan, planned_images, read_outcomes, run_queue
 from replica.claims.report import as_json, as_markdown, as_text, counted, listed
 from replica.claims.statistics import least_detectable
@@ -30,6 +30,7 @@ WORK = Path("runs") / "claims"
 NUM_SEEDS, MOST_SEEDS = 3, 100
 # What the data of an experiment must be: pixels a side, classes (None: any).
 SIZES = {"figure1": (32, 10), "ablations": (64, None), "ablations-full": (256, None)}
+SIZES["beginnings"] = SIZES["ablations"]
 FORMS = ("text", "markdown", "json")
 
 
@@ -106,6 +107,8 @@ def experiments_of(claims: list[Claim], scale: str, num_seeds: int) -> dict[str,
     for claim in claims:
         if claim.experiment == "figure1":
             plans[figure1.NAME] = partial(figure1.plan, seeds=seeds)
+        if claim.experiment == "beginnings":
+            plans[beginnings.NAME] = partial(beginnings.plan, seeds=seeds)
     arms = [arm for claim in claims if claim.experiment == "ablations" for arm in claim.arms]
     if any(claim.experiment == "ablations" for claim in claims):
         plan = partial(ablations.plan, scale=scale, seeds=seeds, names=arms)
@@ -145,7 +148,7 @@ def say_price(name: str, plan: Plan, data: DataSet, places: Places, num_seeds: i
         seconds = sum(x.cpu_seconds for x in finished.values()) / seen * images
         line += f", about {seconds / 60:.0f} minutes of CPU time as on record"
     write_line(line)
-    if name != figure1.NAME and num_seeds > 1:
+    if name in ablations.NAMES.values() and num_seeds > 1:
         held_out = len(data.part(data.held_out))
         # The largest that chance makes it: half of the images wrong.
         points = 100 * least_detectable(n=num_seeds, num_images=held_out, error=0.5)
@@ -192,6 +195,10 @@ def reproduce(arguments: argparse.Namespace) -> None:
         if found is not None:
             draw_figure_1(found, arguments.pictures / "figure-1.png")
             write_line(f"wrote {arguments.pictures / 'figure-1.png'}")
+        runs = beginnings.by_arm(outcomes[beginnings.NAME])
+        if any(runs.values()):
+            draw_beginnings(runs, arguments.pictures / "beginnings.png")
+            write_line(f"wrote {arguments.pictures / 'beginnings.png'}")
         if draw_effects(verdicts, arguments.pictures / "effects.png"):
             write_line(f"wrote {arguments.pictures / 'effects.png'}")
 

@@ -7,7 +7,7 @@ import math
 import pytest
 from conftest import PROJECT_DIR, assert_user_error, run_here
 
-from replica.claims import ablations, figure1
+from replica.claims import ablations, beginnings, figure1
 from replica.claims.ablations import ABLATIONS, BASE
 from replica.claims.findings import (
     CONTRADICTED,
@@ -20,7 +20,7 @@ from replica.claims.findings import (
     not_run,
     overall,
 )
-from replica.claims.pictures import draw_effects, draw_figure_1
+from replica.claims.pictures import draw_beginnings, draw_effects, draw_figure_1
 from replica.claims.queue import read_outcomes
 from replica.claims.report import as_json, as_markdown, as_text
 from replica.claims.statistics import least_detectable, paired_difference
@@ -389,6 +389,57 @@ def test_each_seed_runs_both_nets_with_their_rates_and_biases_with_twice_theirs(
     assert trials[0].until == 0.25
 
 
+# --- Does the text train at all?
+
+
+def test_the_arms_of_the_beginning_flip_one_difference_each():
+    """facts-2012.md 0: 0.03 in conv3 to conv5, alpha over 5, biases at twice the rate, ..."""
+    trials = {t.arm: t.trained() for t in beginnings.plan({}, seeds=[1])}
+    text = trials["text"]
+    gains = {x.name: x.weight_standard_deviation * math.sqrt(row.fan_in)
+             for x, row in zip(text.layers, geometry(text), strict=True)}  # fmt: skip
+    papers = {row.name: 0.01 * math.sqrt(row.fan_in) for row in geometry(find_recipe("paper"))}
+    assert gains == pytest.approx(papers, rel=1e-5)
+    wider = {x.name: x.weight_standard_deviation for x in trials["wider"].layers}
+    for layer in text.layers:
+        factor = 3 if layer.name in ("conv3", "conv4", "conv5") else 1
+        assert wider[layer.name] == pytest.approx(
+            factor * layer.weight_standard_deviation, rel=1e-4
+        )
+    assert trials["alpha"] == dataclasses.replace(text, lrn_alpha=2e-5)
+    assert trials["bias-rate"] == dataclasses.replace(text, bias_learning_rate=0.006)
+    assert trials["order"].convs[0].order == ("normalization", "pooling", "activation")
+    assert trials["order"].convs[1:] == text.convs[1:]
+    assert trials["same-map"].convs[1].normalization == ("lrn", "same-map")
+    source = trials["source"]
+    assert (source.lrn_alpha, source.bias_learning_rate, source.shared_crops) == (2e-5, 0.006, 32)
+    assert source.convs[2] == trials["wider"].convs[2]
+
+
+def beginnings_of(losses):
+    runs = {}
+    for arm, of_seeds in losses.items():
+        for seed, values in enumerate(of_seeds, start=1):
+            trial = Trial(experiment="beginnings", arm=arm, recipe="mini64", seed=seed, epochs=3)
+            runs[trial.name] = outcome_of(trial, train_losses=values, first_losses=[3.87])
+    return Evidence(outcomes={"beginnings": runs})
+
+
+@pytest.mark.parametrize(
+    ("losses", "shown", "verdict"),
+    [
+        (([3.9, 3.85, 3.81], [3.82, 3.5, 3]), "3, 1", REPRODUCED),
+        (([3.9, 3.85, 3.81], [3.9, 3.88, 3.83]), "3, more than 3", WITHIN_NOISE),
+        (([3.9, 3.88, 3.83], [3.9, None, None]), "more than 3, more than 3", CONTRADICTED),
+    ],
+)
+def test_the_text_trains_where_every_seed_leaves_chance(losses, shown, verdict):
+    one = verdicts_of("text-trains", beginnings_of({"text": losses, "source": [[3, 2, 1]]}))
+    assert one.findings[0].got.startswith(f"{shown}; held-out error 50.0%, 50.0%")
+    assert one.verdict == verdict
+    assert one not in [judged(claim, Evidence()) for claim in CLAIMS]
+
+
 # --- What is printed and drawn
 
 
@@ -400,7 +451,12 @@ def test_pictures_show_every_run_and_every_effect(tmp_path):
     rows = [judged(claim, evidence) for claim in CLAIMS]
     assert draw_effects(rows, tmp_path / "effects.png") == 2
     assert draw_effects([judged(CLAIMS[0], Evidence())], tmp_path / "none.png") == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"figure-1.png", "effects.png"}
+    draw_beginnings(
+        beginnings.by_arm(beginnings_of({"text": [[3, None, 1]]}).of("beginnings")),
+        tmp_path / "beginnings.png",
+    )
+    names = {"figure-1.png", "effects.png", "beginnings.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_json_is_strict_and_has_every_claim():
@@ -439,8 +495,8 @@ def test_the_command_lists_judges_and_refuses(tmp_path, tiny_shards):
     assert_user_error(result, "has images of 104 pixels and 10 classes", "a claim that is trained")
     result = run_here("-m", "replica.reproduce", "10", "--data", str(tiny_shards), *places)
     assert_user_error(result, "104 pixels", "expected ablations: 64 pixels a side")
-    result = run_here("-m", "replica.reproduce", "27", *places)
-    assert_user_error(result, "27: expected all, 1 to 26, or one of ilsvrc-2010, size")
+    result = run_here("-m", "replica.reproduce", "28", *places)
+    assert_user_error(result, "28: expected all, 1 to 27, or one of ilsvrc-2010, size")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 from replica import paper
-from replica.claims import ablations, figure1
+from replica.claims import ablations, beginnings, figure1
 from replica.claims.findings import (
     CONTRADICTED,
     REPRODUCED,
@@ -289,3 +289,34 @@ def relu_against_tanh(evidence: Evidence) -> list[Finding]:
             scale=scale,
         ),
     ]
+
+
+def beginning(evidence: Evidence) -> list[Finding]:
+    """When each arm of `beginnings` leaves ln(classes)."""
+    found = []
+    for arm, runs in beginnings.by_arm(evidence.of(beginnings.NAME)).items():
+        what, expected = f"epochs until the training loss leaves chance, {arm}", "no figure"
+        is_aside = arm != beginnings.TEXT
+        if not runs:
+            why = "no record of beginnings: needs --data"
+            found.append(not_run(what, expected, why, is_aside=is_aside))
+            continue
+        epochs = [beginnings.left_after(run) for run in runs]
+        shown = [
+            str(x) if x else f"more than {r.trial.epochs}"
+            for x, r in zip(epochs, runs, strict=True)
+        ]
+        errors = ", ".join(f"{ablations.held_out_error(run):.1%}" for run in runs)
+        have_left = [x is not None for x in epochs]
+        verdict = WITHIN_NOISE if any(have_left) else CONTRADICTED
+        found.append(
+            Finding(
+                what=what,
+                expected=expected,
+                got=f"{', '.join(shown)}; held-out error {errors}",
+                verdict=REPRODUCED if all(have_left) else verdict,
+                is_aside=is_aside,
+                scale="small",
+            )
+        )
+    return found

@@ -1,6 +1,7 @@
 """Figure 1 in the paper's form, and all effects with their intervals beside the paper's."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from data_prep.files import whole_file
 from replica.claims import figure1
 from replica.claims.figure1 import TRAINING_ERROR, Figure1
 from replica.claims.table import Judged
+from replica.claims.trials import Outcome
 
 DOTS_PER_INCH = 110
 # As in the paper: ReLU solid, tanh dashed.
@@ -51,6 +53,24 @@ def draw_figure_1(found: Figure1, path: Path) -> None:
             axes.plot(epochs, errors, STYLES[activation], color="black", linewidth=0.9, label=label)
     axes.axhline(TRAINING_ERROR, color="gray", linewidth=0.6)
     axes.set(xlabel="Epochs", ylabel="Training error rate", ylim=(0, 0.9), xlim=(0, None))
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def draw_beginnings(runs: Mapping[str, Sequence[Outcome]], path: Path) -> None:
+    """Training loss over epochs, a color an arm.
+
+    Raises:
+        UserError: matplotlib is not installed, or the picture cannot be written.
+    """
+    figure = _figure(6.5, 4.2)
+    axes = figure.subplots()
+    for number, (arm, outcomes) in enumerate(runs.items()):
+        for place, outcome in enumerate(outcomes):
+            losses = [math.nan if loss is None else loss for loss in outcome.train_losses]
+            epochs = [epoch + 0.5 for epoch in range(len(losses))]
+            axes.plot(epochs, losses, color=f"C{number}", label=None if place else arm)
+    axes.set(xlabel="Epochs", ylabel="Training loss (nats)", xlim=(0, None))
     axes.legend(frameon=False)
     _save(figure, path)
 
