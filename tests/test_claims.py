@@ -373,6 +373,12 @@ def test_the_factor_is_that_of_equal_seeds_and_a_run_that_never_ends_bounds_it()
         "figure-1", Evidence(outcomes={"figure1": figure_1_runs((2, 2.1, 1.9), (4, 4, 4.1))})
     )
     assert [x.verdict for x in twice.findings] == [REPRODUCED, CONTRADICTED]
+    one = verdicts_of("figure-1", Evidence(outcomes={"figure1": figure_1_runs((2,), (12,))}))
+    assert [x.verdict for x in one.findings] == [WITHIN_NOISE, WITHIN_NOISE]
+    assert "no interval), 1 pair, p = 1" in one.findings[0].got
+    wide = figure_1_runs((2, 3, 4), (8, 18, 30))
+    found = verdicts_of("figure-1", Evidence(outcomes={"figure1": wide}))
+    assert [x.verdict for x in found.findings] == [REPRODUCED, WITHIN_NOISE]
 
 
 def test_each_seed_runs_both_nets_with_their_rates_and_biases_with_twice_theirs():

@@ -13,6 +13,7 @@ from replica.claims.table import Judged
 from replica.claims.trials import Outcome
 
 DOTS_PER_INCH = 110
+NAME_POINTS = 8
 # As in the paper: ReLU solid, tanh dashed.
 STYLES = {"relu": "-", "tanh": "--"}
 SHOWN = {"relu": "ReLU", "tanh": "tanh"}
@@ -103,9 +104,14 @@ def draw_effects(judged: Sequence[Judged], path: Path) -> int:
         if finding.paper is not None:
             axes.plot(finding.paper, place, "D", color="C3", fillstyle="none", markersize=6)
     names = [f"{finding.what}, n = {_n(finding)}" for finding in reversed(list(rows.values()))]
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=NAME_POINTS)
     axes.axvline(0, color="gray", linewidth=0.6)
-    axes.set(xlabel="points more than with it; dots with 95 % intervals: here, diamonds: the paper")
+    # An interval of two pairs may be wider than everything else: it runs out of the picture.
+    most = 2 * max(abs(effect.mean) for x in rows.values() if (effect := x.difference))
+    axes.set_xlim(-most, most)
+    axes.set_xlabel(
+        "points (dots and 95 % intervals: here; diamonds: the paper)", fontsize=NAME_POINTS
+    )
     _save(figure, path)
     return len(rows)
 
