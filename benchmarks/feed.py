@@ -4,7 +4,8 @@ The shards hold random pixels; they are written to a temporary directory and rea
 so that maps and page cache are warm. The candidates are interleaved, each makes the same batches,
 and a figure is the median. The copy is the C library's of as many bytes as the float32 batches
 have, past the caches, on as many threads. "NumPy" is how batches were made before: image by image,
-with the interpreter's lock between NumPy's calls.
+with the interpreter's lock between NumPy's calls. "By the source's rules" is with its central
+mean, its color division and one crop for 32 images.
 """
 
 import argparse
@@ -32,6 +33,11 @@ from replica.recipes import PAPER
 
 IMAGE_SIZE, IMAGES_PER_SHARD = 256, 256
 FEED = "raw shards -> float32 batches, {}"
+BY_SOURCE = "by the source's rules, {}"
+SOURCE_RULES: dict[str, Any] = {
+    **{"mean": "center", "color_division": True, "shared_crops": 32},
+    **{"color_scale": "standard-deviations"},
+}
 COPY = "copy of as many bytes, {}"
 
 
@@ -71,6 +77,7 @@ def _candidates(
     batch_size, batches = arguments.batch_size, arguments.batches
     recipe = replace(PAPER, batch_size=batch_size)
     feed = TrainFeed(data, recipe, seed=1)
+    source_feed = TrainFeed(data, replace(recipe, **SOURCE_RULES), seed=1)
     stored, mean = StoredImages(data.train), torch.from_numpy(data.statistics.mean_image)
     pool = ThreadPoolExecutor(threads)
     shape = (batch_size, 3, recipe.crop_size, recipe.crop_size)
@@ -140,9 +147,12 @@ def _candidates(
     def all_of(make: Callable[[int], None]) -> Callable[[], Any]:
         return lambda: list(pool.map(make, range(batches)))
 
-    def whole_feed() -> None:
-        for _ in feed.batches(0, batches, threads=threads):
-            pass
+    def whole(feed: TrainFeed) -> Callable[[], None]:
+        def call() -> None:
+            for _ in feed.batches(0, batches, threads=threads):
+                pass
+
+        return call
 
     def numpy_feed() -> None:
         list(pool.map(with_numpy, range(batches)))
@@ -154,7 +164,8 @@ def _candidates(
         for dtype in kinds
     }
     return {
-        FEED.format(_of(threads)): whole_feed,
+        FEED.format(_of(threads)): whole(feed),
+        BY_SOURCE.format(_of(threads)): whole(source_feed),
         COPY.format(_of(threads)): all_of(copy),
         f"NumPy, {_of(threads)}": numpy_feed,
         **operators,
@@ -169,6 +180,8 @@ def _rows(speeds: dict[str, float], threads: int) -> list[Row]:
         for number in sorted({1, threads}):
             if name == FEED.format(_of(number)):
                 others = [COPY.format(_of(number)), f"NumPy, {_of(number)}"]
+            if name == BY_SOURCE.format(_of(number)):
+                others = [FEED.format(_of(number))]
         if threads > 1 and name.endswith(_of(threads)):
             others.append(name.replace(_of(threads), _of(1)))
         rows.append(Row(name, speed, "images/s"))

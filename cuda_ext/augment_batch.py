@@ -3,6 +3,7 @@
 The loops are in `csrc`; where none is built for a device, `reference` serves.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ from cuda_ext import library, reference
 
 SCHEMA = (
     "(Tensor[] images, Tensor places, Tensor? mean_image, Tensor? shifts, Tensor(a!) out, "
-    "bool parallel) -> ()"
+    "bool parallel, bool is_central=False, float divisor=1.0) -> ()"
 )
+MEANS = ("place", "center")
 DTYPES = (torch.float32, torch.bfloat16, torch.uint8)
 MEMORY_FORMATS = (torch.channels_last, torch.contiguous_format)
 Images = torch.Tensor | np.ndarray
@@ -26,7 +28,9 @@ def augment_batch(
     *,
     crop_size: int,
     mean_image: torch.Tensor | None = None,
+    mean: str = MEANS[0],
     shifts: torch.Tensor | None = None,
+    divisor: float = 1.0,
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.channels_last,
     out: torch.Tensor | None = None,
@@ -34,9 +38,10 @@ def augment_batch(
 ) -> torch.Tensor:
     """Cuts crops, reflects them, subtracts the mean image and adds shifts (paper 2, 4.1).
 
-    A value is (pixel - mean) + shift, each rounded to float32, and at the end to `dtype`. The mean
-    image is subtracted at each pixel's own place. The result is the same bit for bit whatever the
-    threads, the processor's instructions and the device.
+    A value is ((pixel - mean) + shift) / divisor, each rounded to float32, and at the end to
+    `dtype`. The mean image is subtracted at each pixel's own place, or its central part from every
+    crop. The result is the same bit for bit whatever the threads, the processor's instructions and
+    the device.
 
     With `dtype=torch.uint8` the crops are only cut and reflected. Crops that were cut without
     being reflected are finished by a second call, on a GPU say, with the same places: images that
@@ -49,7 +54,10 @@ def augment_batch(
             row and the first column of its crop, and 1 where it is reflected left to right, else 0.
         crop_size: side S of a crop in pixels.
         mean_image: float32 (H, W, 3); nothing is subtracted without it.
+        mean: `place` subtracts it at each pixel's own place. `center` subtracts its central part
+            wherever a crop lies, and does not reflect it with the crop.
         shifts: float32 (N, 3), added to all pixels of an image; nothing is added without it.
+        divisor: of all values, above 0, rounded to float32.
         dtype: float32, bfloat16 or uint8.
         memory_format: `torch.channels_last` or `torch.contiguous_format` (NCHW).
         out: where to write the result; its type and format are then those of the result.
@@ -73,6 +81,10 @@ def augment_batch(
     height, width = _checked_size(parts)
     if places.dtype != torch.int64 or places.dim() != 2 or places.shape[1] != 4:
         raise _expected("places of int64, (N, 4)", _kind_of(places))
+    if mean not in MEANS:
+        raise _expected("a mean of place or center", mean)
+    if not 0 < divisor < math.inf:
+        raise _expected("a divisor above 0", divisor)
     whole = height, width
     if mean_image is not None:
         if mean_image.dtype != torch.float32 or mean_image.dim() != 3 or mean_image.shape[2] != 3:
@@ -95,8 +107,9 @@ def augment_batch(
         raise _expected(f"out of {shape}, NCHW or channels last", _kind_of(out))
     if out.dtype not in DTYPES:
         raise _expected("float32, bfloat16 or uint8", out.dtype)
-    if out.dtype == torch.uint8 and (mean_image is not None or shifts is not None):
-        raise _expected("neither mean_image nor shifts for a result of uint8", "one of them")
+    is_changed = mean_image is not None or shifts is not None or divisor != 1
+    if out.dtype == torch.uint8 and is_changed:
+        raise _expected("no mean_image, shifts or divisor for a result of uint8", "one of them")
     for tensor in (*parts, places, mean_image, shifts, out):
         if tensor is not None and tensor.device != device:
             raise _expected(f"all tensors on {device}", tensor.device)
@@ -109,6 +122,8 @@ def augment_batch(
         None if shifts is None else shifts.contiguous(),
         out,
         parallel,
+        mean == "center",
+        divisor,
     )
     return out
 

@@ -295,6 +295,8 @@ def augment_batch_(
     shifts: torch.Tensor | None,
     out: torch.Tensor,
     parallel: bool,
+    is_central: bool = False,
+    divisor: float = 1.0,
 ) -> None:
     """The formula of `cuda_ext.augment_batch`, image by image; fills `out`."""
     size = out.shape[2]
@@ -314,8 +316,13 @@ def augment_batch_(
         rows, columns = slice(top, top + size), slice(left, left + size)
         image = images[part][index]
         value = (image if is_cut else image[rows, columns]).float()
+        if is_central:
+            top, left = (height - size) // 2, (width - size) // 2
+            value = value.flip(1) if flip else value
         if mean_image is not None:
-            value = value - mean_image[rows, columns]
+            value = value - mean_image[top : top + size, left : left + size]
         if shifts is not None:
             value = value + shifts[n]
-        out[n] = (value.flip(1) if flip else value).permute(2, 0, 1)
+        # By a tensor there: a GPU multiplies by the inverse of a number, which has other bits.
+        value = value / torch.full((), divisor, device=out.device)
+        out[n] = (value.flip(1) if flip and not is_central else value).permute(2, 0, 1)

@@ -1,17 +1,37 @@
-"""Files that are whole or not there, their digests, and locks."""
+"""Files that are whole or not there, their digests, their bytes in memory, and locks."""
 
 import contextlib
+import ctypes
 import fcntl
 import hashlib
+import math
+import mmap
 import os
 import stat
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+import numpy as np
+
 from data_prep.errors import UserError
 
 READ_BYTES = 1 << 20  # at once
+
+
+# Of a file: size, time of the last change in ns, and inode.
+Identity = tuple[int, int, int]
+NO_FILE: Identity = (0, 0, 0)
+
+
+def identity_of(path: Path) -> Identity:
+    """What tells a file from the one that it was; `NO_FILE` where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return NO_FILE
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def part_of(path: Path) -> Path:
@@ -79,6 +99,45 @@ def sha256_of_file(path: Path, *, but_last: int = 0) -> str:
             digest.update(data)
             left -= len(data)
     return digest.hexdigest()
+
+
+def mapped_bytes(path: Path, shape: tuple[int, ...], *, offset: int) -> np.ndarray:
+    """Bytes of a file as an array, uint8 of a shape, only to be read: mapped, not copied.
+
+    No descriptor stays open, as Python's own maps keep one each: ImageNet has more shards than a
+    process may usually have files (1,024).
+
+    Raises:
+        OSError: the file cannot be opened or mapped.
+    """
+    begin = offset - offset % mmap.ALLOCATIONGRANULARITY
+    num_bytes = math.prod(shape)
+    length = offset - begin + num_bytes
+    if not num_bytes:
+        return np.empty(shape, np.uint8)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        address = _MMAP(None, length, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, begin)
+        if address in (None, ctypes.c_void_p(-1).value):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(path))
+    finally:
+        os.close(descriptor)
+    memory = (ctypes.c_uint8 * length).from_address(address)
+    # Whoever has the array, or a part of it, has the memory.
+    weakref.finalize(memory, _MUNMAP, address, length).atexit = False
+    array = np.frombuffer(memoryview(memory).toreadonly(), np.uint8)
+    return array[offset - begin :].reshape(shape)
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_MMAP, _MUNMAP = _LIBC.mmap, _LIBC.munmap
+_MMAP.restype = ctypes.c_void_p
+_MMAP.argtypes = (
+    *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int),
+    ctypes.c_int64,
+)
+_MUNMAP.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 
 def read_plain_file(path: Path, *, at_most: int) -> bytes:

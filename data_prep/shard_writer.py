@@ -165,7 +165,7 @@ class RawShardWriter:
 
     def finish(self, sums: PixelSums) -> ShardFile:
         """Writes the rest, gives the file its name, and returns its manifest entry."""
-        layout, first = self._lay_out(sums)
+        layout, first = self.lay_out(sums)
         num_images, temporary = len(self._pictures), part_of(self._path)
         num_bytes = num_images * self._image_bytes
         with self._errors():
@@ -188,7 +188,7 @@ class RawShardWriter:
             temporary.replace(self._path)
         return entry
 
-    def _lay_out(self, sums: PixelSums) -> tuple[_WriteLog, int]:
+    def lay_out(self, sums: PixelSums) -> tuple[_WriteLog, int]:
         """The file without its images, and where they begin."""
         log = _WriteLog()
         with h5py.File(log, "w", **_HDF5_OPTIONS) as file:

@@ -3,26 +3,23 @@
 N images, H rows, W columns, C channels, K classes.
 """
 
-import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from data_prep.color_statistics import ColorStatistics, PixelSums
 from data_prep.errors import UserError, command_for
-from data_prep.files import sha256_of_file
-from data_prep.jpeg import decode_jpeg
+from data_prep.files import Identity, identity_of, mapped_bytes, sha256_of_file
+from data_prep.hdf5_files import Hdf5File, open_file
+from data_prep.jpeg import decode_jpeg_into, decoder_in_use
 from data_prep.manifest import (
     BUILDER,
-    FORMAT_NAME,
-    FORMAT_VERSION,
     MANIFEST_FILE,
     PARTS,
     STATISTICS_FILE,
@@ -32,64 +29,11 @@ from data_prep.manifest_json import read_manifest
 from data_prep.progress import progress_bar
 from data_prep.workers import num_cores
 
-
-def _open_dataset(
-    file: h5py.File, name: str, *, dtype: str, shape: tuple[int | None, ...]
-) -> h5py.Dataset:
-    """Opens a data set that is really inside the file and has the form that the format states.
-
-    `dtype` is kind and size, such as `u1`; `S` is bytes of any length. None in `shape` is any
-    length, too.
-    """
-    problem = None
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        problem = "is missing or is a link to another place"
-    elif not isinstance(file[name], h5py.Dataset):
-        problem = "is no data set"
-    else:
-        dataset = file[name]
-        kind = dataset.dtype.kind + str(dataset.dtype.itemsize)
-        if dataset.chunks is not None or dataset.is_virtual or dataset.external:
-            problem = "is not stored contiguously in the file"
-        elif (dataset.dtype.kind if dtype == "S" else kind) != dtype:
-            problem = f"has type {dataset.dtype} instead of {'bytes' if dtype == 'S' else dtype}"
-        elif dataset.ndim != len(shape) or any(
-            want not in (None, have) for have, want in zip(dataset.shape, shape, strict=True)
-        ):
-            problem = f"has shape {dataset.shape} instead of {shape}"
-        elif dataset.dtype.byteorder == ">":
-            problem = "is stored with the other order of bytes"
-        elif dataset.nbytes:
-            offset = dataset.id.get_offset()
-            if offset is None or offset + dataset.nbytes > Path(file.filename).stat().st_size:
-                problem = "reaches beyond the end of the file"
-    if problem:
-        raise UserError(
-            f"{file.filename}: {name} {problem}: build this shard again (remove the file, then run "
-            f"`{command_for(BUILDER)}` as before)"
-        )
-    return file[name]
+_AGAIN = f"run `{command_for(BUILDER)}` as before; it makes what is missing"
 
 
-@contextlib.contextmanager
-def _open_file(path: Path) -> Iterator[h5py.File]:
-    """Opens a file of the format; whatever HDF5 finds wrong in it becomes one line."""
-    try:
-        # Shards never change once they have their name, so no lock is needed (NFS has none).
-        with h5py.File(path, "r", locking=False) as file:
-            version = file.attrs.get("version")
-            if file.attrs.get("format") != FORMAT_NAME or version != FORMAT_VERSION:
-                raise UserError(
-                    f"{path}: expected a shard of format version {FORMAT_VERSION}, got {version}: "
-                    "build the shards with this version of the project"
-                )
-            yield file
-    except UserError:
-        raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
-        raise UserError(
-            f"{path}: expected an HDF5 file, got {' '.join(str(error).split())}: build it again"
-        ) from None
+def _joined(labels: Iterable[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.int32), *labels])
 
 
 @dataclass(frozen=True)
@@ -105,8 +49,15 @@ class JpegImages:
         return len(self.offsets) - 1
 
     def __getitem__(self, row: int) -> np.ndarray:
+        image = np.empty((self.image_size, self.image_size, 3), np.uint8)
+        self.decode_into(row, image)
+        image.setflags(write=False)
+        return image
+
+    def decode_into(self, row: int, out: np.ndarray) -> None:
+        """The image, into uint8 (H, W, C) without gaps; other threads go on meanwhile."""
         try:
-            return decode_jpeg(self.encoded(row), self.image_size)
+            decode_jpeg_into(self.data[self.offsets[row] : self.offsets[row + 1]], out)
         except UserError as error:
             raise UserError(f"{self.path}: image {row}: {error}: build this shard again") from None
 
@@ -127,27 +78,50 @@ class Shard:
 
     def images(self) -> np.ndarray | JpegImages:
         """Memory-maps the images: element i is uint8 (H, W, C), read-only."""
-        if self.storage == "jpeg":
-            with _open_file(self.path) as file:
-                shape = (self.num_images + 1,)
-                offsets = _open_dataset(file, "jpeg_offsets", dtype="u8", shape=shape)[:]
-                data = _open_dataset(file, "jpeg_bytes", dtype="u1", shape=(None,))
-                at, num_bytes = data.id.get_offset(), len(data)
-            if offsets[0] != 0 or offsets[-1] != num_bytes or (offsets[1:] <= offsets[:-1]).any():
+        with open_file(self.path) as file:
+            at, shape, offsets = self._images_in(file)
+        mapped = mapped_bytes(self.path, shape, offset=at)
+        if offsets is None:
+            return mapped
+        return JpegImages(self.path, mapped, offsets, self.image_size)
+
+    def _images_in(self, file: Hdf5File) -> tuple[int, tuple[int, ...], np.ndarray | None]:
+        """Where the bytes begin and their shape; of JPEG files also where each begins in them."""
+        if self.storage != "jpeg":
+            square = (self.num_images, self.image_size, self.image_size, 3)
+            return file.dataset("images", dtype="u1", shape=square).get_offset(), square, None
+        offsets = file.read("jpeg_offsets", dtype="u8", shape=(self.num_images + 1,))
+        data = file.dataset("jpeg_bytes", dtype="u1", shape=(None,))
+        (num_bytes,) = data.shape
+        if offsets[0] != 0 or offsets[-1] != num_bytes or (offsets[1:] <= offsets[:-1]).any():
+            raise UserError(
+                f"{self.path}: expected jpeg_offsets that rise from 0 to {num_bytes}: build "
+                "this shard again"
+            )
+        return data.get_offset(), (num_bytes,), offsets.astype(np.int64)
+
+    def checked(self, manifest: Manifest) -> np.ndarray:
+        """The labels, after all that the file must hold to be one of a data set: one look into it.
+
+        Raises:
+            UserError: the images, the labels or the plan are not those of the manifest.
+        """
+        with open_file(self.path) as file:
+            self._images_in(file)
+            if str(file.attribute("plan_sha256")) != manifest.plan_sha256:
                 raise UserError(
-                    f"{self.path}: expected jpeg_offsets that rise from 0 to {num_bytes}: build "
-                    "this shard again"
+                    f"{self.path}: is of another data set than {MANIFEST_FILE}, or one of them "
+                    f"was changed; remove it and {_AGAIN}"
                 )
-            mapped = np.memmap(self.path, np.uint8, "r", offset=at, shape=(num_bytes,))
-            return JpegImages(self.path, mapped, offsets.astype(np.int64), self.image_size)
-        square = (self.num_images, self.image_size, self.image_size, 3)
-        with _open_file(self.path) as file:
-            offset = _open_dataset(file, "images", dtype="u1", shape=square).id.get_offset()
-        return np.memmap(self.path, np.uint8, "r", offset=offset, shape=square)
+            return self._labels_in(file)
 
     def labels(self) -> np.ndarray:
         """Reads the labels: int32 (N,), checked to lie in [0, num_classes)."""
-        labels = self._read("labels", dtype="i4", shape=(self.num_images,))
+        with open_file(self.path) as file:
+            return self._labels_in(file)
+
+    def _labels_in(self, file: Hdf5File) -> np.ndarray:
+        labels = file.read("labels", dtype="i4", shape=(self.num_images,))
         if len(labels) and not (labels.min() >= 0 and labels.max() < self.num_classes):
             row = np.flatnonzero((labels < 0) | (labels >= self.num_classes))[0]
             raise UserError(
@@ -164,11 +138,6 @@ class Shard:
         """Reads the class identifiers."""
         return self._texts("wnids", self.num_classes)
 
-    def plan_sha256(self) -> str:
-        """Reads the digest of the plan by which the shard was built."""
-        with _open_file(self.path) as file:
-            return str(file.attrs.get("plan_sha256"))
-
     def class_names(self) -> list[str]:
         """Reads the classes' readable names."""
         return self._texts("names", self.num_classes)
@@ -184,8 +153,8 @@ class Shard:
         return [os.fsdecode(text) for text in self._read(name, dtype="S", shape=(count,))]
 
     def _read(self, name: str, *, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-        with _open_file(self.path) as file:
-            return _open_dataset(file, name, dtype=dtype, shape=shape)[:]
+        with open_file(self.path) as file:
+            return file.read(name, dtype=dtype, shape=shape)
 
 
 @dataclass
@@ -212,7 +181,12 @@ class Part:
     @cached_property
     def labels(self) -> np.ndarray:
         """int32 (N,), all labels of the part."""
-        return np.concatenate([np.empty(0, np.int32), *(shard.labels() for shard in self.shards)])
+        return _joined(shard.labels() for shard in self.shards)
+
+    @cached_property
+    def identities(self) -> list[Identity]:
+        """Of each file as the part was opened, for readers that look whether it still is that."""
+        return [identity_of(shard.path) for shard in self.shards]
 
     def image(self, row: int) -> np.ndarray:
         """One image: uint8 (H, W, C), read-only; a view of the file, if it holds raw pixels."""
@@ -274,6 +248,11 @@ class DataSet:
         return self.manifest.plan.image_size
 
     @property
+    def decoder(self) -> str | None:
+        """The library that decodes the images, in words; None where shards hold pixels."""
+        return decoder_in_use() if self.manifest.plan.storage.kind == "jpeg" else None
+
+    @property
     def held_out(self) -> str:
         """The part that measures how training goes: val, or test in a set without val."""
         return "val" if len(self.val) else "test"
@@ -294,10 +273,10 @@ class DataSet:
             "standard_deviations": (3,),
         }
         path, values = self.directory / STATISTICS_FILE, {}
-        with _open_file(path) as file:
+        with open_file(path) as file:
             for name, shape in shapes.items():
                 dtype = "f4" if name == "mean_image" else "f8"
-                values[name] = _open_dataset(file, name, dtype=dtype, shape=shape)[:]
+                values[name] = file.read(name, dtype=dtype, shape=shape)
         if not all(np.isfinite(value).all() for value in values.values()):
             raise UserError(f"{path}: expected finite numbers: remove it and build again")
         return ColorStatistics(**values)
@@ -313,29 +292,22 @@ def open_data_set(directory: Path) -> DataSet:
             damaged files are named at once.
     """
     manifest = read_manifest(directory)
-    again = f"run `{command_for(BUILDER)}` as before; it makes what is missing"
     if not manifest.complete:
-        raise UserError(f"{directory}: the build has not finished: {again}")
+        raise UserError(f"{directory}: the build has not finished: {_AGAIN}")
     assert manifest.statistics is not None
     files = [*(file for part in PARTS for file in manifest.shard_files(part)), manifest.statistics]
     problems = [problem for file in files if (problem := file.problem(directory))]
     if problems:
-        raise UserError(f"{directory}: {'; '.join(problems)}: {again}")
+        raise UserError(f"{directory}: {'; '.join(problems)}: {_AGAIN}")
     parts = {part: Part(shards_of(directory, manifest, part)) for part in PARTS}
     data_set = DataSet(directory, manifest, sha256_of_file(directory / MANIFEST_FILE), **parts)
     if not len(data_set.train) or not len(data_set.part(data_set.held_out)):
         have = ", ".join(f"{len(data_set.part(part))} {part}" for part in PARTS)
-        raise UserError(f"{directory}: expected train and val or test images, got {have}: {again}")
+        raise UserError(f"{directory}: expected train and val or test images, got {have}: {_AGAIN}")
     # What is wrong with a file fails now, not in the middle of an epoch.
     for part in parts.values():
-        for shard in part.shards:
-            shard.images()
-            if shard.plan_sha256() != manifest.plan_sha256:
-                raise UserError(
-                    f"{shard.path}: is of another data set than {MANIFEST_FILE}, or one of them "
-                    f"was changed; remove it and {again}"
-                )
-        _ = part.labels
+        _ = part.identities
+        part.labels = _joined(shard.checked(manifest) for shard in part.shards)
     _ = data_set.statistics
     return data_set
 

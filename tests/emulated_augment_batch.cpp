@@ -14,10 +14,11 @@ std::string message;
 // columns of what places lie on. Null where all went well.
 extern "C" const char* emulated_augment_batch(
     int type, const uint8_t* images, const int64_t* places, const float* mean_image,
-    const float* shifts, const int64_t* sizes, bool is_last, void* out, unsigned seed) {
+    const float* shifts, const int64_t* sizes, bool is_last, bool is_central, float divisor,
+    void* out, unsigned seed) {
   const bool is_cut = sizes[3] != sizes[5] || sizes[4] != sizes[6];
-  const augment_batch::Problem p{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4],
-                                 sizes[5], sizes[6], is_cut,   is_last};
+  const augment_batch::Problem p{sizes[0], sizes[1], sizes[2], sizes[3],   sizes[4], sizes[5],
+                                 sizes[6], is_cut,   is_last,  is_central, divisor};
   const auto launch = [&](auto... arguments) {
     emulation::launch(shared_memory, seed, false, arguments...);
   };

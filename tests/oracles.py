@@ -70,14 +70,20 @@ def crop(image, *, top, left, size, flip):
     return result
 
 
-def augmented(image, mean, shift, *, top, left, size, flip):
+def augmented(image, mean, shift, *, top, left, size, flip, is_central=False, divisor=1.0):
     """P 2, 4.1: the crop less the mean image at its own place, plus one shift for all pixels.
 
-    In float64, rounded to float32 after each of the two: (size, size, 3).
+    S: less the mean's central part, which is not mirrored; divided. In float64, rounded to float32
+    after each of the three: (size, size, 3).
     """
     where = {"top": top, "left": left, "size": size, "flip": flip}
-    centered = (crop(image, **where) - crop(mean, **where)).astype(np.float32)
-    return (centered.astype(np.float64) + shift).astype(np.float32)
+    less = crop(mean, **where)
+    if is_central:
+        down, right = ((side - size) // 2 for side in mean.shape[:2])
+        less = mean[down : down + size, right : right + size]
+    centered = (crop(image, **where) - less).astype(np.float32)
+    shifted = (centered.astype(np.float64) + shift).astype(np.float32)
+    return (shifted / np.float64(np.float32(divisor))).astype(np.float32)
 
 
 def convolution(x, weight, bias, *, stride, groups):

@@ -2,6 +2,7 @@
 
 import ctypes
 import itertools
+import math
 import shutil
 import subprocess
 
@@ -18,6 +19,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.uint8)
 FORMATS = {"channels last": torch.channels_last, "NCHW": torch.contiguous_format}
 # Columns for two vectors of AVX-512 and a rest; rows and columns differ.
 SHARDS, SIDE, SIZE = (3, 1, 2), (41, 43), 37
+# The paper's, and the two of the 2012 source, alone and together.
+RULES = ({}, {"is_central": True}, {"divisor": 1.1}, {"is_central": True, "divisor": 0.7})
 each_format = pytest.mark.parametrize("layout", FORMATS)
 
 
@@ -41,7 +44,7 @@ def drawn(size=SIZE, side=SIDE, batch=7, seed=0):
     return {"images": images, "places": torch.from_numpy(places), "mean": mean, "shifts": shifts}
 
 
-def oracle(*, images, places, mean, shifts, size=SIZE, dtype=torch.float32):
+def oracle(*, images, places, mean, shifts, size=SIZE, dtype=torch.float32, **rules):
     """(N, 3, size, size), image by image and pixel by pixel."""
     whole = np.concatenate(images)
     result = []
@@ -49,11 +52,13 @@ def oracle(*, images, places, mean, shifts, size=SIZE, dtype=torch.float32):
         where = {"top": top, "left": left, "size": size, "flip": bool(flip)}
         less = np.zeros(whole.shape[1:]) if mean is None else mean.double().numpy()
         shift = np.zeros(3) if shifts is None else shifts[n].double().numpy()
-        result.append(oracles.augmented(whole[index], less, shift, **where))
+        result.append(oracles.augmented(whole[index], less, shift, **where, **rules))
     return torch.from_numpy(np.stack(result)).to(dtype).permute(0, 3, 1, 2)
 
 
-def made(*, images, places, mean, shifts, size=SIZE, **options):
+def made(*, images, places, mean, shifts, size=SIZE, is_central=False, **options):
+    if is_central:
+        options["mean"] = "center"
     return augment_batch(images, places, crop_size=size, mean_image=mean, shifts=shifts, **options)
 
 
@@ -90,14 +95,24 @@ def test_compiled_code_is_the_oracle_with_any_instructions(instruction_set, layo
             assert result.is_contiguous(memory_format=FORMATS[layout])
 
 
+@each_format
+def test_so_it_is_by_the_source_s_rules(instruction_set, layout):
+    for size, side in ((SIZE, SIDE), (16, (16, 16)), (5, (9, 6)), (32, (35, 34))):
+        inputs = drawn(size, side)
+        for dtype, rules in itertools.product(DTYPES[:2], RULES[1:]):
+            result = made(**inputs, **rules, size=size, dtype=dtype, memory_format=FORMATS[layout])
+            assert same(result, oracle(**inputs, **rules, size=size, dtype=dtype)), (size, rules)
+
+
 def test_so_is_the_reference():
     inputs = drawn()
     for dtype in DTYPES:
         own = without_pixels(inputs, dtype)
         out = torch.empty(7, 3, SIZE, SIZE, dtype=dtype)
         images, places, mean, shifts = own.values()
-        reference.augment_batch_(images, places, mean, shifts, out, True)
-        assert same(out, oracle(**own, dtype=dtype))
+        for rules in RULES if dtype != torch.uint8 else RULES[:1]:
+            reference.augment_batch_(images, places, mean, shifts, out, True, **rules)
+            assert same(out, oracle(**own, dtype=dtype, **rules))
 
 
 @pytest.mark.parametrize("left_out", ["mean", "shifts", "both"])
@@ -122,6 +137,10 @@ def test_a_large_batch_is_written_past_the_caches(instruction_set):
         images, places, mean, shifts = inputs.values()
         reference.augment_batch_(images, places, mean, shifts, expected, True)
         assert same(out, expected)
+        if dtype != torch.uint8:
+            made(**inputs, **RULES[3], size=size, out=out)
+            reference.augment_batch_(images, places, mean, shifts, expected, True, **RULES[3])
+            assert same(out, expected)
         assert (memory[first + batch :] == 7).all()
         assert (memory[:first] == 7).all()
 
@@ -154,16 +173,17 @@ def test_the_comparison_rejects_wrong_versions(wrong):
     assert not same(actual, expected)
 
 
+@pytest.mark.parametrize("rules", RULES, ids=lambda rules: " ".join(rules) or "paper")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_crops_of_bytes_are_finished_to_the_same_batch(dtype):
+def test_crops_of_bytes_are_finished_to_the_same_batch(dtype, rules):
     """As on a GPU, which gets bytes: cut without reflecting, then the same places once more."""
     inputs = drawn()
     upright = inputs["places"] * torch.tensor([1, 1, 1, 0])
     crops = augment_batch(inputs["images"], upright, crop_size=SIZE, dtype=torch.uint8)
     crops = crops.permute(0, 2, 3, 1)
     places = torch.cat([torch.arange(7)[:, None], inputs["places"][:, 1:]], dim=1)
-    finished = made(**{**inputs, "images": crops, "places": places}, dtype=dtype)
-    assert same(finished, made(**inputs, dtype=dtype))
+    finished = made(**{**inputs, "images": crops, "places": places}, **rules, dtype=dtype)
+    assert same(finished, oracle(**inputs, **rules, dtype=dtype))
 
 
 def test_any_number_of_threads_gives_the_same():
@@ -224,7 +244,14 @@ def test_a_place_outside_of_the_images_is_refused(column, value):
         ({"size": 0}, "expected a crop_size of 1 to 41, got 0"),
         ({"size": 42}, "expected a crop_size of 1 to 41, got 42"),
         ({"dtype": torch.float64}, "expected float32, bfloat16 or uint8, got torch.float64"),
-        ({"dtype": torch.uint8}, "expected neither mean_image nor shifts for a result of uint8"),
+        ({"dtype": torch.uint8}, "expected no mean_image, shifts or divisor for a result of uint8"),
+        (
+            {"mean": None, "shifts": None, "divisor": 2.0, "dtype": torch.uint8},
+            "shifts or divisor for a result of uint8",
+        ),
+        ({"divisor": 0.0}, "expected a divisor above 0, got 0.0"),
+        ({"divisor": math.nan}, "expected a divisor above 0, got nan"),
+        ({"divisor": math.inf}, "expected a divisor above 0, got inf"),
         ({"memory_format": torch.preserve_format}, "expected channels_last or contiguous_format"),
         ({"out": torch.zeros(7, 3, 37, 36)}, r"expected out of \(7, 3, 37, 37\)"),
         ({"out": torch.zeros(7, 3, 37, 74)[..., ::2]}, "NCHW or channels last"),
@@ -236,9 +263,16 @@ def test_wrong_arguments_are_refused_with_the_rule(changes, message):
         made(**{**drawn(), **changes})
 
 
-def registered(inputs, out):
+def test_a_mean_of_another_place_is_refused():
+    inputs = drawn()
+    how = {"crop_size": SIZE, "mean_image": inputs["mean"], "mean": "corner"}
+    with pytest.raises(ValueError, match="expected a mean of place or center, got corner"):
+        augment_batch(inputs["images"], inputs["places"], **how)
+
+
+def registered(inputs, out, divisor=1.0):
     images, places, mean, shifts = inputs.values()
-    torch.ops.replica.augment_batch_(images, places, mean, shifts, out, True)
+    torch.ops.replica.augment_batch_(images, places, mean, shifts, out, True, False, divisor)
 
 
 @pytest.mark.parametrize(
@@ -267,6 +301,17 @@ def test_the_registered_operator_checks_for_itself(name, wrong):
         inputs[name] = wrong(inputs[name])
     with pytest.raises(RuntimeError, match="augment_batch: expected"):
         registered(inputs, out)
+
+
+@pytest.mark.parametrize("divisor", [0.0, -1.0, math.inf, math.nan, 2.0], ids=str)
+def test_the_registered_operator_checks_the_divisor(divisor):
+    if not compiled_state().is_live:
+        pytest.skip("no compiled code here")
+    inputs, out = drawn(), torch.empty(7, 3, SIZE, SIZE)
+    if divisor == 2.0:  # which bytes do not take
+        inputs, out = without_pixels(inputs, torch.uint8), out.byte()
+    with pytest.raises(RuntimeError, match=r"augment_batch: expected .* divisor"):
+        registered(inputs, out, divisor)
 
 
 def test_opcheck_and_compile():
@@ -326,7 +371,9 @@ def emulation(kernels, directory):
     call = ctypes.CDLL(str(library)).emulated_augment_batch
     call.restype = ctypes.c_char_p
 
-    def emulated(*, images, places, mean, shifts, size, dtype, layout, order):
+    def emulated(
+        *, images, places, mean, shifts, size, dtype, layout, order, is_central=False, divisor=1.0
+    ):
         whole = torch.cat(list(images))
         shape = (len(places), 3, size, size)
         out = torch.empty(shape, dtype=dtype, memory_format=FORMATS[layout]).fill_(7)
@@ -336,8 +383,9 @@ def emulation(kernels, directory):
             None if tensor is None else ctypes.c_void_p(tensor.data_ptr())
             for tensor in (whole, places, mean, shifts, sizes, out)
         ]
-        is_last = ctypes.c_bool(layout == "channels last")
-        problem = call(DTYPES.index(dtype), *pointers[:5], is_last, pointers[5], order)
+        how = [ctypes.c_bool(layout == "channels last"), ctypes.c_bool(is_central)]
+        how.append(ctypes.c_float(divisor))
+        problem = call(DTYPES.index(dtype), *pointers[:5], *how, pointers[5], order)
         assert problem is None, problem
         return out
 
@@ -357,21 +405,21 @@ def test_the_kernel_is_the_oracle(kernel, layout):
         inputs = drawn(size, side)
         for dtype in DTYPES:
             own = without_pixels(inputs, dtype)
-            for order in (0, 1):
-                result = kernel(**own, size=size, dtype=dtype, layout=layout, order=order)
-                assert same(result, oracle(**own, size=size, dtype=dtype))
+            for order, rules in enumerate(RULES if dtype != torch.uint8 else RULES[:1]):
+                how = {"size": size, "dtype": dtype, "layout": layout, "order": order % 2, **rules}
+                assert same(kernel(**own, **how), oracle(**own, **rules, size=size, dtype=dtype))
 
 
-def test_the_kernel_finishes_crops(kernel):
+@pytest.mark.parametrize("rules", RULES, ids=lambda rules: " ".join(rules) or "paper")
+def test_the_kernel_finishes_crops(kernel, rules):
     inputs = drawn(9, (11, 12))
     upright = inputs["places"] * torch.tensor([1, 1, 1, 0])
     crops = augment_batch(inputs["images"], upright, crop_size=9, dtype=torch.uint8)
     places = torch.cat([torch.arange(7)[:, None], inputs["places"][:, 1:]], dim=1)
     images = [crops.permute(0, 2, 3, 1).contiguous()]
     how = {"size": 9, "dtype": torch.float32, "layout": "channels last", "order": 0}
-    assert same(
-        kernel(**{**inputs, "images": images, "places": places}, **how), oracle(**inputs, size=9)
-    )
+    finished = kernel(**{**inputs, "images": images, "places": places}, **how, **rules)
+    assert same(finished, oracle(**inputs, **rules, size=9))
 
 
 def test_the_kernel_makes_nan_of_a_place_outside(kernel):

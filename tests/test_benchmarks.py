@@ -76,7 +76,38 @@ def test_feeding_is_compared_with_a_copy_of_its_bytes():
     for other in ("copy of as many bytes, 2 threads", "NumPy, 2 threads", feed[:-9] + "1 thread"):
         row = rows[f"{feed} / {other}"]
         assert row["ratio"] == pytest.approx(rows[feed]["value"] / rows[other]["value"])
+    source = "by the source's rules, 1 thread"
+    assert rows[f"{source} / {feed[:-9]}1 thread"]["value"] == rows[source]["value"]
     assert rows["augment_batch, uint8, 1 thread"]["value"] > 0
+
+
+def test_feeding_jpeg_shards_is_compared_with_decoding_alone():
+    rows = rows_from("feed_jpeg", "--images", "8", "--batch-size", "4", "--rounds", "3")
+    feed = "JPEG shards -> float32 batches, 2 threads"
+    for other in ("Pillow alone, 2 threads", "Pillow to arrays, 2 threads", feed[:-9] + "1 thread"):
+        row = rows[f"{feed} / {other}"]
+        assert row["ratio"] == pytest.approx(rows[feed]["value"] / rows[other]["value"])
+
+
+def test_drawing_is_compared_with_its_random_numbers():
+    rows = rows_from("drawing", "--pictures", "4", "--rounds", "3")
+    drawing, numbers = rows["drawing"]["value"], rows["normal numbers alone"]["value"]
+    ratio = rows["drawing / normal numbers alone"]["ratio"]
+    assert ratio == pytest.approx(drawing / numbers)
+
+
+def test_the_first_batch_of_a_generated_index_is_timed():
+    options = ("--images", "1200", "--val-images", "3", "--rounds", "1")
+    rows = rows_from("first_batch", *options)
+    for order in ("cycle", "reshuffle", "block"):
+        opened, first = (
+            rows[f"{order}: {name}"]["value"]
+            for name in ("the data set is open", "the first batch is there")
+        )
+        assert 0 < opened < first
+        name = f"{order}: the first batch is there / the aim"
+        assert rows[name]["ratio"] == pytest.approx(first / 2)
+        assert rows[f"{order}: memory beyond the batches"]["value"] > 0
 
 
 @pytest.mark.slow

@@ -3,7 +3,14 @@ import oracles
 import pytest
 import torch
 
-from replica.network.draws import high_low, key_of, normal_entries, permutation, philox
+from replica.network.draws import (
+    high_low,
+    key_of,
+    normal_entries,
+    permutation,
+    philox,
+    places_in_order,
+)
 
 # Counter, key and result of Philox4x32-10, from the known-answer file of its authors' library.
 KNOWN_ANSWERS = [
@@ -61,6 +68,11 @@ def test_the_cycle_visits_every_image_once(size):
     order = permutation(2012, size)
     assert sorted(order.tolist()) == list(range(size))
     assert np.array_equal(order, permutation(2012, size))
+
+
+def test_equal_words_stay_in_the_order_of_their_places():
+    words = np.array([7, 2**32 - 1, 0, 7, 2**31, 0, 2**32 - 1])
+    assert places_in_order(words).tolist() == sorted(range(7), key=lambda i: (words[i], i))
 
 
 def test_the_cycle_is_not_the_stored_order():

@@ -1,6 +1,9 @@
 """Batches that threads make ahead: the same bit for bit, in memory that is used again."""
 
+import ctypes
 import dataclasses
+import io
+import itertools
 import mmap
 import os
 import shutil
@@ -10,21 +13,26 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import ClassVar
 
+import h5py
 import numpy as np
 import oracles
 import pytest
 import torch
+from PIL import Image
 
 from data_prep.build_shards import main as build_shards
 from data_prep.errors import UserError
+from data_prep.jpeg import decoder_in_use
 from data_prep.shards import open_data_set
 from replica.feed import stored as stored_module
 from replica.feed.ahead import Ahead
 from replica.feed.augment import Crops
+from replica.feed.buffers import Buffers
 from replica.feed.feed import TrainFeed
-from replica.feed.images import CPU, BatchImages, Buffers
+from replica.feed.images import CPU, BatchImages
 from replica.feed.order import cost_of_blocks, order_of_epoch
 from replica.feed.stored import StoredImages
+from replica.network.draws import permutation, words_to_sort_by
 from replica.recipes import MINI, with_changes
 from replica.train import parse_arguments
 from replica.training.options import DEFAULT_SEED
@@ -136,6 +144,19 @@ def test_every_epoch_has_each_image_once_in_an_order_of_its_own(data, rule):
         assert (orders[i] == orders[j]).mean() < 0.25
 
 
+@pytest.mark.parametrize("size", [1, 100_000], ids=["a block each", "one block"])
+def test_blocks_are_sorted_as_numpy_sorts(size):
+    """More blocks than 16 bits count, and images than have words of their own."""
+    recipe = with_changes(MINI, ["image_order=block", f"block_images={size}"])
+    rows = order_of_epoch(recipe, range(100_000), epoch=2, seed=3)
+    starts = range(0, 100_000, size)
+    drawn = permutation(3, len(starts), purpose="blocks", epoch=2)
+    places = np.empty(len(starts), np.int64)
+    places[drawn] = np.arange(len(starts))
+    words = words_to_sort_by(3, 100_000, purpose="order", epoch=2)
+    assert rows.tolist() == np.lexsort((words, places[np.arange(100_000) // size])).tolist()
+
+
 @pytest.mark.parametrize(
     ("changes", "sizes"),
     [([], [40, 20]), (["block_images=7"], [7] * 8 + [4])],
@@ -191,17 +212,18 @@ def test_images_that_share_a_crop_share_a_reflection_and_no_color(data):
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
-def test_bytes_that_are_finished_later_are_the_same_batch(data, layout):
+@pytest.mark.parametrize("mean", ["place", "center"])
+def test_bytes_that_are_finished_later_are_the_same_batch(data, layout, mean):
     """The way of a GPU, taken on the CPU."""
     rng, rows = np.random.default_rng(0), np.array([3, 41, 0, 59, 40, 39])
     crops = Crops(*rng.integers(0, 33, (2, 6)), rng.integers(0, 2, 6) == 1)
     shifts = rng.normal(0, 20, (6, 3))
     how = {"mean_image": data.statistics.mean_image, "crop_size": 224, "memory_format": layout}
     stored = StoredImages(data.train)
-    whole, in_bytes = (BatchImages(stored, **how, as_bytes=x) for x in (False, True))
-    for colors in (shifts, None):
-        expected, _ = whole.make(rows, crops, colors)
-        actual, arrived = in_bytes.make(rows, crops, colors, parallel=False)
+    whole, in_bytes = (BatchImages(stored, **how, mean=mean, as_bytes=x) for x in (False, True))
+    for colors, divisor in ((shifts, 1.0), (None, 1.0), (shifts, 1.1)):
+        expected, _ = whole.make(rows, crops, colors, divisor=divisor)
+        actual, arrived = in_bytes.make(rows, crops, colors, divisor=divisor, parallel=False)
         assert torch.equal(actual, expected)
         assert arrived is None
         assert actual.is_contiguous(memory_format=layout)
@@ -255,16 +277,70 @@ def test_batches_have_the_format_that_was_asked_for(data):
     assert same(batch, feed.batch(0))
 
 
-def test_jpeg_shards_give_batches_too(toy_dir, tmp_path):
-    arguments = ["--source", "kaggle", "--input", str(toy_dir), "--output", str(tmp_path)]
-    assert build_shards([*arguments, "--storage", "jpeg", "--workers", "1"]) == 0
-    data = open_data_set(tmp_path)
+@pytest.fixture(scope="module")
+def jpeg_dir(toy_dir, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("jpeg shards")
+    arguments = ["--source", "kaggle", "--input", str(toy_dir), "--output", str(directory)]
+    arguments += ["--storage", "jpeg", "--images-per-shard", "40"]
+    assert build_shards([*arguments, "--workers", "1"]) == 0
+    return directory
+
+
+def test_jpeg_shards_give_batches_too(jpeg_dir):
+    data = open_data_set(jpeg_dir)
     batch = TrainFeed(data, MINI, seed=1).batch(0)
     rows = TrainFeed(data, MINI, seed=1).image_rows(0)
+    assert len(np.unique(rows // 40)) == 2  # of both shards
     images, index = StoredImages(data.train).take(rows)
     decoded = np.stack([data.train.image(int(row)) for row in rows])
     assert np.array_equal(torch.cat(images)[index], decoded)
     assert len(batch.images) == 32
+
+
+def test_images_of_jpeg_shards_are_those_that_h5py_reads(jpeg_dir):
+    data = open_data_set(jpeg_dir)
+    files = []
+    for shard in data.train.shards:
+        with h5py.File(shard.path) as file:
+            ends, content = file["jpeg_offsets"][:], file["jpeg_bytes"][:].tobytes()
+        files += [content[first:end] for first, end in itertools.pairwise(ends)]
+    for row in (0, 39, 40, 59):
+        with Image.open(io.BytesIO(files[row])) as picture:
+            expected = np.array(picture)
+        assert np.array_equal(data.train.image(row), expected)
+        with pytest.raises(ValueError, match="read-only"):
+            data.train.image(row)[:] = 0
+        images, index = StoredImages(data.train).take(np.array([row]))
+        assert np.array_equal(images[0][index[0]], expected)
+
+
+def test_decoded_images_stay_as_long_as_somebody_has_them(jpeg_dir):
+    """In memory that is used again after that."""
+    stored = StoredImages(open_data_set(jpeg_dir).train)
+    one, other = (stored.take(np.array([row, 59]))[0][0] for row in (3, 50))
+    assert not torch.equal(one[0], other[0])
+    assert torch.equal(one[1], other[1])
+    address = one.data_ptr()
+    del one
+    assert stored.take(np.array([1, 2]))[0][0].data_ptr() == address
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_batches_of_jpeg_shards_do_not_depend_on_threads(jpeg_dir, threads):
+    feed = TrainFeed(open_data_set(jpeg_dir), MINI, seed=1)
+    for batch in feed.batches(0, 6, threads=threads):
+        assert same(batch, feed.batch(batch.step))
+
+
+def test_jpeg_files_of_a_large_part_are_read_ahead(jpeg_dir, monkeypatch):
+    asked = []
+    monkeypatch.setattr(stored_module, "_read_ahead", lambda *range_: asked.append(range_))
+    train = open_data_set(jpeg_dir).train
+    stored = StoredImages(train, reads_ahead=True)
+    stored.take(np.array([41, 0]))
+    for (begin, num_bytes), (number, place) in zip(asked, [(1, 1), (0, 0)], strict=True):
+        encoded = train.shards[number].images().encoded(place)
+        assert ctypes.string_at(begin, num_bytes) == encoded
 
 
 def test_a_part_that_memory_does_not_hold_is_read_ahead(data, monkeypatch):
@@ -325,11 +401,6 @@ def test_a_run_of_batches_takes_memory_for_a_few(data):
 # --- What goes wrong
 
 
-@pytest.fixture
-def copied(shards_dir, tmp_path):
-    return shutil.copytree(shards_dir, tmp_path / "shards")
-
-
 def cut_off(path):
     os.truncate(path, path.stat().st_size // 2)
 
@@ -342,7 +413,12 @@ def rewritten(path):
 
 @pytest.mark.parametrize("change", [cut_off, rewritten, os.unlink], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("threads", [0, 2])
-def test_a_shard_that_changes_or_vanishes_ends_in_one_line(copied, change, threads, monkeypatch):
+@pytest.mark.parametrize("storage", ["raw", "jpeg"])
+def test_a_shard_that_changes_or_vanishes_ends_in_one_line(
+    request, storage, change, threads, monkeypatch, tmp_path
+):
+    directory = request.getfixturevalue("shards_dir" if storage == "raw" else "jpeg_dir")
+    copied = shutil.copytree(directory, tmp_path / "shards")
     made = []
     make = BatchImages.make
     monkeypatch.setattr(BatchImages, "make", lambda *a, **k: [make(*a, **k), made.append(1)][0])
@@ -432,3 +508,12 @@ def test_a_run_says_at_its_start_what_blocks_cost(shards_dir, data, tmp_path, or
     cost = cost_of_blocks(with_changes(MINI, [change]), data.train, seed=DEFAULT_SEED)
     lines = [line for line in said if line.startswith("order: ")]
     assert lines == ([f"order: {cost}"] if order == "block" else [])
+
+
+@pytest.mark.parametrize("storage", ["raw", "jpeg"])
+def test_a_run_says_at_its_start_what_decodes(request, tmp_path, storage):
+    directory, said = request.getfixturevalue("shards_dir" if storage == "raw" else "jpeg_dir"), []
+    arguments = ["--data", str(directory), "--recipe", "mini", "--out", str(tmp_path / "run")]
+    prepare_run(parse_arguments(arguments), None, say=said.append)
+    lines = [line for line in said if line.startswith("images: ")]
+    assert lines == ([f"images: decoded by {decoder_in_use()}"] if storage == "jpeg" else [])

@@ -150,17 +150,19 @@ def test_dropout_on_a_gpu_is_that_of_the_cpu(dtype):
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
-def test_augmentation_on_a_gpu_is_that_of_the_cpu(layout):
+@pytest.mark.parametrize(("mean_place", "divisor"), [("place", 1.0), ("center", 1.1)])
+def test_augmentation_on_a_gpu_is_that_of_the_cpu(layout, mean_place, divisor):
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(0, 256, (9, 41, 43, 3), np.uint8))
     places = torch.from_numpy(np.stack([rng.integers(0, n, 20) for n in (9, 5, 7, 2)], axis=1))
     mean, shifts = torch.rand(41, 43, 3) * 255, torch.randn(20, 3) * 20
     how = {"crop_size": 37, "memory_format": layout}
+    rules = {"mean": mean_place, "divisor": divisor}
     for dtype in (torch.float32, torch.bfloat16):
         expected = cuda_ext.augment_batch(
-            images, places, mean_image=mean, shifts=shifts, dtype=dtype, **how
+            images, places, mean_image=mean, shifts=shifts, dtype=dtype, **how, **rules
         )
-        moved = {"mean_image": mean.cuda(), "shifts": shifts.cuda()}
+        moved = {"mean_image": mean.cuda(), "shifts": shifts.cuda(), **rules}
         on_gpu = cuda_ext.augment_batch(images.cuda(), places.cuda(), dtype=dtype, **moved, **how)
         assert torch.equal(on_gpu.cpu(), expected)
 

@@ -41,6 +41,9 @@ OPTIONS = {
     "benchmarks.__main__ momentum_sgd": "--json --recipe --rounds --save --threads",
     "benchmarks.__main__ relu_lrn_pool": "--json --rounds --save --shape --threads",
     "benchmarks.__main__ feed": "--batch-size --batches --images --json --rounds --save --threads",
+    "benchmarks.__main__ drawing": "--json --pictures --rounds --save",
+    "benchmarks.__main__ feed_jpeg": "--batch-size --images --json --rounds --save --threads",
+    "benchmarks.__main__ first_batch": "--images --json --rounds --save --val-images",
     "benchmarks.__main__ allocator": "--batch-size --json --processes --recipe --save --steps",
     "benchmarks.__main__ training": "--batch-size --json --only --recipe --rounds --save --steps",
     "benchmarks.__main__ training_gpu": "--batch-size --data --device --json --loader-threads "

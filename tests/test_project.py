@@ -31,7 +31,8 @@ LAYERS = ("paper", "recipes", "network", "feed", "distributed", "training", "res
 DATA_PREP_LAYERS = (
     *("signals", "streams", "errors", "arguments", "parent", "progress", "files", "workers"),
     *("pictures", "jpeg", "color_statistics"),
-    *("manifest", "manifest_json", "shards", "labels_csv", "sources", "shard_writer"),
+    *("manifest", "manifest_json", "hdf5_files", "shards", "labels_csv", "sources"),
+    "shard_writer",
     *("shard_builder", "plan", "chosen_pictures", "builder", "pairs", "job_array"),
     *("verification", "contact_sheet"),
 )

@@ -1,6 +1,7 @@
 """The file format: what is written, what is refused, what an interruption leaves behind."""
 
 import errno
+import gc
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -21,7 +23,7 @@ from conftest import PROJECT_DIR, assert_user_error, is_running, run_here
 
 from data_prep.build_shards import main as build_shards
 from data_prep.errors import UserError
-from data_prep.files import write_whole
+from data_prep.files import mapped_bytes, write_whole
 from data_prep.shard_writer import structure_of
 from data_prep.shards import Part, open_data_set
 from data_prep.sources import kaggle
@@ -55,6 +57,41 @@ def test_memory_mapped_images_are_those_that_h5py_reads(shards_dir, data):
     assert len(images) == len(data.train) == 60
     for row in (0, 39, 40, 59):  # the second shard begins at 40
         assert np.array_equal(data.train.image(row), images[row])
+
+
+@pytest.mark.parametrize("offset", [0, 5, 4096, 9000])
+def test_mapped_bytes_begin_where_they_were_asked_for(tmp_path, offset):
+    content = np.random.default_rng(0).integers(0, 256, 20_000, np.uint8)
+    (tmp_path / "file").write_bytes(content.tobytes())
+    mapped = mapped_bytes(tmp_path / "file", (30, 7, 3), offset=offset)
+    assert np.array_equal(mapped.reshape(-1), content[offset : offset + 630])
+    assert mapped_bytes(tmp_path / "file", (0, 7), offset=offset).shape == (0, 7)
+    with pytest.raises(FileNotFoundError):
+        mapped_bytes(tmp_path / "no file", (1,), offset=0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
+def test_a_map_holds_no_descriptor_and_ends_with_its_last_array(data):
+    """ImageNet has more shards than a process may usually have files."""
+
+    def maps():
+        return Path("/proc/self/maps").read_text().count(str(shard.path))
+
+    shard = data.train.shards[0]
+    descriptors = len(os.listdir("/proc/self/fd"))
+    images = [shard.images() for _ in range(20)]
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    one = images[7][3]
+    before = maps()
+    with pytest.raises(ValueError, match="flag to True"):
+        one.setflags(write=True)
+    del images
+    gc.collect()
+    assert maps() <= before - 19
+    assert one.sum() > 0
+    before = maps()
+    del one
+    assert maps() == before - 1
 
 
 def test_labels_and_names_follow_the_source(toy_dir, shards_dir, data):

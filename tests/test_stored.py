@@ -77,13 +77,19 @@ def feeding_threads():
 
 @pytest.mark.fault(47)
 @pytest.mark.parametrize("change", [cut_off, rewritten, os.unlink], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("is_mapped", [False, True], ids=["before it is mapped", "after"])
-def test_a_shard_that_is_not_the_one_that_was_opened_is_named(copied, change, is_mapped):
-    rows = np.arange(32, 40)
-    stored = StoredImages(open_data_set(copied).train)
-    if is_mapped:
+@pytest.mark.parametrize(
+    "when", ["before it is read", "once it is mapped", "before it is read anew"]
+)
+def test_a_shard_that_is_not_the_one_that_was_opened_is_named(copied, change, when):
+    rows, part = np.arange(32, 40), open_data_set(copied).train
+    if when == "before it is read":
+        change(copied / LAST)
+    stored = StoredImages(part)
+    if when != "before it is read":
         stored.take(rows)
-    change(copied / LAST)
+        change(copied / LAST)
+    if when == "before it is read anew":  # as each validation does
+        stored = StoredImages(part)
     with pytest.raises(UserError, match=rf"{LAST}: image 3: the file was changed, replaced or rem"):
         stored.take(rows[3:])
     assert len(stored.take(np.arange(32))[1]) == 32  # the others are as they were

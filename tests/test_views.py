@@ -7,7 +7,7 @@ import torch
 
 from data_prep.build_shards import main as build_shards
 from data_prep.errors import UserError
-from data_prep.shards import Part, open_data_set
+from data_prep.shards import JpegImages, open_data_set
 from replica.feed import views as views_module
 from replica.feed.augment import view_places
 from replica.feed.images import CPU, BatchImages
@@ -61,8 +61,13 @@ def test_views_that_are_finished_from_bytes_are_the_same(data, monkeypatch):
 def test_an_image_of_a_jpeg_shard_is_decoded_once_for_all_its_views(toy_dir, tmp_path, monkeypatch):
     arguments = ["--source", "kaggle", "--input", str(toy_dir), "--output", str(tmp_path)]
     assert build_shards([*arguments, "--storage", "jpeg", "--workers", "1"]) == 0
-    data, asked, image = open_data_set(tmp_path), [], Part.image
-    monkeypatch.setattr(Part, "image", lambda part, row: [image(part, row), asked.append(row)][0])
+    data, asked, decode = open_data_set(tmp_path), [], JpegImages.decode_into
+
+    def decode_into(images, row, out):
+        asked.append(row)
+        decode(images, row, out)
+
+    monkeypatch.setattr(JpegImages, "decode_into", decode_into)
     for batch in batches_of(data, threads=0):
         assert len(batch.images) == 10 * len(batch.labels)
     assert asked == [5, 3, 29, 0, 11]

@@ -106,8 +106,8 @@ void make_all(
 
 void augment(
     const Tensors& images, const Tensor& places, const Optional& mean_image, const Optional& shifts,
-    Tensor out, bool parallel) {
-  const Problem p = problem_of(images, places, mean_image, shifts, out);
+    Tensor out, bool parallel, bool is_central, double divisor) {
+  const Problem p = problem_of(images, places, mean_image, shifts, out, is_central, divisor);
   if (p.batch == 0) return;
   const auto* of_images = static_cast<const Place*>(places.const_data_ptr());
   const auto crops = crops_of(images, of_images, p);

@@ -15,11 +15,11 @@ const T* read(const Optional& tensor) {
 
 void augment(
     const Tensors& images, const Tensor& places, const Optional& mean_image, const Optional& shifts,
-    Tensor out, bool) {
+    Tensor out, bool, bool is_central, double divisor) {
   STD_TORCH_CHECK(
       images.size() == 1, "augment_batch: expected one tensor of images on a GPU, got ",
       images.size());
-  const Problem p = problem_of(images, places, mean_image, shifts, out);
+  const Problem p = problem_of(images, places, mean_image, shifts, out, is_central, divisor);
   if (p.batch == 0) return;
   const torch::stable::accelerator::DeviceGuard guard(out.get_device_index());
   const Launch launch("augment_batch", out);

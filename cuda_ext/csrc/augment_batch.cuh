@@ -38,9 +38,11 @@ __global__ void augment_batch_kernel(
     const int64_t image = place.index * 3 * p.rows * p.columns + p.first_on_image(place);
     result = static_cast<float>(images[image + 3 * row * p.columns + right]);
     if (mean_image) {
-      result = result - mean_image[p.first_on_mean(place) + 3 * row * p.whole_columns + right];
+      const int64_t under = p.is_central ? 3 * column + channel : right;
+      result = result - mean_image[p.first_on_mean(place) + 3 * row * p.whole_columns + under];
     }
     if (shifts) result = result + shifts[3 * n + channel];
+    result = result / p.divisor;
   }
   if constexpr (std::is_same_v<T, uint8_t>) {
     out[at] = static_cast<uint8_t>(result >= 0 ? result : 0.0f);

@@ -8,6 +8,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -33,7 +34,7 @@ inline bool is_kind(
 // What is asked for, after all checks but those of the places' values.
 inline Problem problem_of(
     const Tensors& images, const Tensor& places, const Optional& mean_image, const Optional& shifts,
-    const Tensor& out) {
+    const Tensor& out, bool is_central, double divisor) {
   STD_TORCH_CHECK(
       !images.empty() && images[0].dim() == 4 && out.dim() == 4 && out.size(1) == 3 &&
           out.size(2) == out.size(3),
@@ -43,9 +44,14 @@ inline Problem problem_of(
       type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Byte,
       "augment_batch: expected a result of float32, bfloat16 or uint8, got another type");
   STD_TORCH_CHECK(
-      type != ScalarType::Byte || (!mean_image && !shifts),
-      "augment_batch: expected no mean image and no shifts where the result is uint8");
+      divisor > 0 && std::isfinite(divisor), "augment_batch: expected a divisor above 0, got ",
+      divisor);
+  STD_TORCH_CHECK(
+      type != ScalarType::Byte || (!mean_image && !shifts && divisor == 1),
+      "augment_batch: expected no mean image, shifts and divisor where the result is uint8");
   Problem p{};
+  p.is_central = is_central;
+  p.divisor = static_cast<float>(divisor);
   p.batch = out.size(0);
   p.side = out.size(2);
   p.rows = images[0].size(1);

@@ -24,6 +24,8 @@ struct Problem {
   int64_t whole_rows, whole_columns;  // of what a place lies on: the mean image, if there is one
   bool is_cut;                        // the images are the crops, and places are on the mean image
   bool is_last;                       // channels of a pixel lie together in the result
+  bool is_central;                    // the mean image's central part is subtracted from all crops
+  float divisor;                      // of all values; 1 for none
 
   REPLICA_BOTH bool holds(const Place& place) const {
     return place.index >= 0 && place.index < images && place.top >= 0 &&
@@ -35,7 +37,9 @@ struct Problem {
     return is_cut ? 0 : 3 * (place.top * columns + place.left);
   }
   REPLICA_BOTH int64_t first_on_mean(const Place& place) const {
-    return 3 * (place.top * whole_columns + place.left);
+    const int64_t top = is_central ? (whole_rows - side) / 2 : place.top;
+    const int64_t left = is_central ? (whole_columns - side) / 2 : place.left;
+    return 3 * (top * whole_columns + left);
   }
 };
 

@@ -49,6 +49,10 @@ inline Scalar<A> operator*(Scalar<A> a, Scalar<A> b) {
   return {a.value * b.value};
 }
 template <typename A>
+inline Scalar<A> operator/(Scalar<A> a, Scalar<A> b) {
+  return {a.value / b.value};
+}
+template <typename A>
 inline Scalar<A> multiply_add(Scalar<A> a, Scalar<A> b, Scalar<A> c) {
   return {a.value * b.value + c.value};
 }

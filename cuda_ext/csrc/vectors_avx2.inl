@@ -80,6 +80,7 @@ struct Floats {
 inline Floats operator+(Floats a, Floats b) { return {_mm256_add_ps(a.value, b.value)}; }
 inline Floats operator-(Floats a, Floats b) { return {_mm256_sub_ps(a.value, b.value)}; }
 inline Floats operator*(Floats a, Floats b) { return {_mm256_mul_ps(a.value, b.value)}; }
+inline Floats operator/(Floats a, Floats b) { return {_mm256_div_ps(a.value, b.value)}; }
 inline Floats multiply_add(Floats a, Floats b, Floats c) {
   return {_mm256_fmadd_ps(a.value, b.value, c.value)};
 }

@@ -99,6 +99,7 @@ struct Floats {
 inline Floats operator+(Floats a, Floats b) { return {_mm512_add_ps(a.value, b.value)}; }
 inline Floats operator-(Floats a, Floats b) { return {_mm512_sub_ps(a.value, b.value)}; }
 inline Floats operator*(Floats a, Floats b) { return {_mm512_mul_ps(a.value, b.value)}; }
+inline Floats operator/(Floats a, Floats b) { return {_mm512_div_ps(a.value, b.value)}; }
 inline Floats multiply_add(Floats a, Floats b, Floats c) {
   return {_mm512_fmadd_ps(a.value, b.value, c.value)};
 }

@@ -50,6 +50,7 @@ DISK_COLORS = {4: (205, 40, 40), 5: (40, 170, 60), 6: (45, 70, 215)}
 MIN_SIDE, MAX_SIDE = 258, 400
 GRAY_FRACTION = 0.1
 CMYK_FRACTION = 0.05
+ROWS_AT_ONCE = 32  # whose pixels stay in a cache, and in memory that the process has already
 
 
 @dataclass(frozen=True)
@@ -178,18 +179,36 @@ def draw_picture(rng: np.random.Generator, *, label: int) -> tuple[Image.Image, 
     reach = shorter / 2 - radius
     center_x = width / 2 + float(rng.uniform(-reach, reach))
     center_y = height / 2 + float(rng.uniform(-reach, reach))
-    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
-    x, y = (columns - center_x) / radius, (rows - center_y) / radius
+    rows, columns = (np.arange(side, dtype=np.float32) for side in (height, width))
 
-    pixels = _background(rng, rows / height, columns / width)
+    background = _Background.drawn(rng, rows / height, columns / width)
     color = np.array(DISK_COLORS.get(label) or rng.uniform(0, 255, 3))
     color = color + rng.uniform(-25, 25, 3)
     other = _contrasting(rng, color)
-    mask, second = _object_masks(rng, label, x, y)
-    pixels[mask] = color
-    pixels[mask & second] = other
-    pixels += rng.normal(0, float(rng.uniform(3, 14)), pixels.shape)
-    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    # Of the pixels that the object may reach.
+    down, right = (_near(center, radius) for center in (center_y, center_x))
+    x, y = (columns[right] - center_x) / radius, (rows[down] - center_y) / radius
+    mask, second = _object_masks(rng, label, x, y[:, None])
+    deviation = float(rng.uniform(3, 14))
+    image = np.empty((height, width, 3), np.uint8)
+    some_rows, noise = np.empty((2, ROWS_AT_ONCE, width, 3))
+    for first in range(0, height, ROWS_AT_ONCE):
+        last = min(first + ROWS_AT_ONCE, height)
+        pixels = some_rows[: last - first]
+        background.fill(pixels, first)
+        top, bottom = max(first, down.start), min(last, down.stop)
+        if top < bottom:
+            of_object = slice(top - down.start, bottom - down.start)
+            part = pixels[top - first : bottom - first, right]
+            for value, where in ((color, mask), (other, mask & second)):
+                for channel in range(3):
+                    np.copyto(part[..., channel], value[channel], where=where[of_object])
+        of_rows = noise[: last - first]
+        rng.standard_normal(out=of_rows)
+        of_rows *= deviation
+        pixels += of_rows
+        image[first:last] = np.clip(pixels, 0, 255, out=pixels)
+    picture = Image.fromarray(image)
 
     mode = rng.uniform()
     if mode < GRAY_FRACTION and label not in DISK_COLORS:
@@ -205,16 +224,42 @@ def draw_picture(rng: np.random.Generator, *, label: int) -> tuple[Image.Image, 
     return picture, box
 
 
-def _background(rng: np.random.Generator, v: np.ndarray, u: np.ndarray) -> np.ndarray:
+def _near(center: float, radius: float) -> slice:
+    return slice(max(0, int(center - radius) - 1), int(center + radius) + 2)
+
+
+class _Background(NamedTuple):
     """Two random colors, blended along waves of a random direction."""
-    first, second = rng.uniform(0, 255, 3), rng.uniform(0, 255, 3)
-    wave = np.zeros_like(u)
-    for _ in range(3):
-        angle, phase = rng.uniform(0, 2 * np.pi, 2)
-        frequency = rng.uniform(0.5, 3.0)
-        wave += np.sin(2 * np.pi * frequency * (u * np.cos(angle) + v * np.sin(angle)) + phase)
-    blend = (0.5 + wave / 6)[..., None]
-    return first * (1 - blend) + second * blend
+
+    first: np.ndarray  # the colors
+    second: np.ndarray
+    # A wave is sin(a + b), of which a is a column's and b a row's: a product of thin matrices.
+    waves: list[tuple[np.ndarray, np.ndarray]]
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator, v: np.ndarray, u: np.ndarray) -> "_Background":
+        """Of the places of rows, v, and of columns, u: 0..1."""
+        first, second = rng.uniform(0, 255, 3), rng.uniform(0, 255, 3)
+        waves = []
+        for _ in range(3):
+            angle, phase = rng.uniform(0, 2 * np.pi, 2)
+            turns = 2 * np.pi * rng.uniform(0.5, 3.0)
+            a, b = turns * (u * np.cos(angle)), turns * (v * np.sin(angle)) + phase
+            thin = np.stack([np.cos(b), np.sin(b)], axis=1), np.stack([np.sin(a), np.cos(a)])
+            waves.append(thin)
+        return cls(first, second, waves)
+
+    def fill(self, pixels: np.ndarray, first: int) -> None:
+        """Writes rows from the first on: float64 (rows, W, 3)."""
+        rows = slice(first, first + len(pixels))
+        wave = np.zeros(pixels.shape[:2], np.float32)
+        for of_rows, of_columns in self.waves:
+            wave += of_rows[rows] @ of_columns
+        blend = 0.5 + wave / 6
+        shares = (1 - blend).astype(np.float64), blend.astype(np.float64)
+        for channel in range(3):  # of whole rows, as NumPy is slow at threes
+            parts = shares[0] * self.first[channel], shares[1] * self.second[channel]
+            np.add(*parts, out=pixels[..., channel])
 
 
 def _contrasting(rng: np.random.Generator, color: np.ndarray) -> np.ndarray:
@@ -229,7 +274,10 @@ def _contrasting(rng: np.random.Generator, color: np.ndarray) -> np.ndarray:
 def _object_masks(
     rng: np.random.Generator, label: int, x: np.ndarray, y: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where the object is, and where in it the second color is; x and y are in radii."""
+    """Where the object is, and where in it the second color is: bool (H, W).
+
+    x (W,) and y (H, 1) are in radii.
+    """
     inside = x * x + y * y < 1
     nowhere = np.zeros_like(inside)
     period, phase = float(rng.uniform(0.4, 0.75)), float(rng.uniform(0, 1))

@@ -150,7 +150,7 @@ class TrainFeed:
             crops = in_the_center(crops, image_size=image_size, crop_size=recipe.crop_size)
         if not recipe.random_flips:
             crops.flips[:] = False
-        shifts, divisor = None, None
+        shifts, divisor = None, 1.0
         if color_noise:
             scales = statistics.eigenvalues
             if recipe.color_scale == "standard-deviations":

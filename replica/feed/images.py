@@ -4,7 +4,6 @@ N images, V views of each, S rows and columns of a crop.
 """
 
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,35 +12,12 @@ import numpy as np
 import torch
 
 from cuda_ext import augment_batch
-from replica.feed.augment import Crops, center_crop
+from replica.feed.augment import Crops
+from replica.feed.buffers import Buffers
 from replica.feed.stored import StoredImages
 
 CPU = torch.device("cpu")
 Vary = Callable[[list[torch.Tensor], np.ndarray], torch.Tensor]
-
-
-class Buffers:
-    """Memory that is lent as tensors, and lent again once nobody holds what was made of them.
-
-    So a batch costs no page faults, and a GPU copies from memory that is pinned once.
-    """
-
-    def __init__(self, *, is_pinned: bool = False) -> None:
-        self._is_pinned = is_pinned
-        self._free: list[np.ndarray] = []
-
-    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """A tensor whose values are not set, as long as anybody has it or a view of it."""
-        num_bytes = int(np.prod(shape)) * dtype.itemsize
-        try:
-            memory = self._free.pop()
-        except IndexError:
-            memory = np.empty(0, np.uint8)
-        if len(memory) < num_bytes:  # the first batches, and one after the small one of an epoch
-            memory = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._is_pinned).numpy()
-        lent = memory[:num_bytes]  # an object of its own, which the tensor's memory keeps alive
-        weakref.finalize(lent, self._free.append, memory).atexit = False
-        return torch.from_numpy(lent).view(dtype).view(shape)
 
 
 class BatchImages:
@@ -72,12 +48,8 @@ class BatchImages:
         is_gpu = device.type == "cuda"
         self._stored, self._size, self._device = stored, crop_size, device
         self._format = memory_format
-        self._is_central = mean == "center"
-        if self._is_central:
-            mean_image = np.ascontiguousarray(center_crop(mean_image, crop_size=crop_size)[0])
-        self._mean = torch.from_numpy(mean_image).to(device)
-        # What is subtracted from every crop alike is subtracted from crops.
-        self._as_bytes = self._is_central or (is_gpu if as_bytes is None else as_bytes)
+        self._mean_image, self._mean = torch.from_numpy(mean_image).to(device), mean
+        self._as_bytes = is_gpu if as_bytes is None else as_bytes
         self._buffers = Buffers(is_pinned=is_gpu)
         self._stream = torch.cuda.Stream(device) if is_gpu else None
         # What the GPU is still copying, with the event after it, and who may take it out.
@@ -90,7 +62,7 @@ class BatchImages:
         crops: Crops,
         shifts: np.ndarray | None,
         *,
-        divisor: float | None = None,
+        divisor: float = 1.0,
         vary: Vary | None = None,
         parallel: bool = True,
     ) -> tuple[torch.Tensor, torch.cuda.Event | None]:
@@ -128,13 +100,15 @@ class BatchImages:
             images,
             places,
             crop_size=self._size,
-            mean_image=self._mean,
+            mean_image=self._mean_image,
+            mean=self._mean,
             shifts=colors,
+            divisor=divisor,
             out=out,
             parallel=parallel,
         )
         self._stored.check()
-        return _divided_(out, divisor), None
+        return out, None
 
     def _empty(
         self, number: int, dtype: torch.dtype, memory_format: torch.memory_format
@@ -147,14 +121,10 @@ class BatchImages:
     def _cut(
         self, images: list[torch.Tensor], places: torch.Tensor, *, parallel: bool
     ) -> torch.Tensor:
-        """The crops as they are stored, uint8 (N, S, S, 3): a fourth of the bytes to copy.
-
-        They are reflected here, where the mean is not to be reflected with them.
-        """
+        """The crops as they are stored, uint8 (N, S, S, 3): a fourth of the bytes to copy."""
         out = self._empty(len(places), torch.uint8, torch.channels_last)
         upright = places.clone()
-        if not self._is_central:
-            upright[:, 3] = 0
+        upright[:, 3] = 0
         augment_batch(images, upright, crop_size=self._size, out=out, parallel=parallel)
         return out.permute(0, 2, 3, 1)
 
@@ -164,7 +134,7 @@ class BatchImages:
         places: torch.Tensor,
         colors: torch.Tensor | None,
         *,
-        divisor: float | None,
+        divisor: float,
         parallel: bool,
     ) -> tuple[torch.Tensor, torch.cuda.Event | None]:
         """On the device: the same batch that the CPU makes, bit for bit."""
@@ -175,35 +145,22 @@ class BatchImages:
             while self._on_the_way and self._on_the_way[0][0].query():
                 self._on_the_way.popleft()
         places[:, 0] = torch.arange(len(places))
-        if self._is_central:
-            places[:, 1:] = 0
         with torch.cuda.stream(self._stream) if self._stream else nullcontext():
             images = augment_batch(
                 cut.to(self._device, non_blocking=True),
                 places.to(self._device, non_blocking=True),
                 crop_size=self._size,
-                mean_image=self._mean,
+                mean_image=self._mean_image,
+                mean=self._mean,
                 shifts=None if colors is None else colors.to(self._device, non_blocking=True),
+                divisor=divisor,
                 memory_format=self._format,
                 out=out,
                 parallel=parallel,
             )
-            images = _divided_(images, divisor)
             if self._stream is None:
                 return images, None
             arrived = torch.cuda.Event()
             arrived.record(self._stream)
         self._on_the_way.append((arrived, cut))
         return images, arrived
-
-
-def _divided_(images: torch.Tensor, divisor: float | None) -> torch.Tensor:
-    """The images, each value divided in place by the divisor as float32."""
-    if divisor is None:
-        return images
-    if images.device.type == "cpu":
-        values = images.numpy()  # by the calling thread, without the interpreter's lock
-        np.divide(values, np.float32(divisor), out=values)
-        return images
-    # By a tensor there: a GPU multiplies by the inverse of a number, which has other bits.
-    return images.div_(torch.full((), divisor, device=images.device))

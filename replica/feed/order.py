@@ -3,7 +3,7 @@
 import numpy as np
 
 from data_prep.shards import Part
-from replica.network.draws import permutation, words_to_sort_by
+from replica.network.draws import permutation, places_in_order, words_to_sort_by
 from replica.recipes import Recipe
 
 
@@ -26,7 +26,9 @@ def order_of_epoch(recipe: Recipe, part: Part, *, epoch: int, seed: int) -> np.n
     places[permutation(seed, len(starts), purpose="blocks", epoch=epoch)] = np.arange(len(starts))
     blocks = np.searchsorted(starts, np.arange(len(part)), side="right") - 1
     words = words_to_sort_by(seed, len(part), purpose="order", epoch=epoch)
-    return np.lexsort((words, places[blocks]))
+    shuffled = places_in_order(words)
+    kind = np.uint16 if len(starts) <= 1 << 16 else np.int64  # which NumPy sorts by its digits
+    return shuffled[np.argsort(places[blocks[shuffled]].astype(kind), kind="stable")]
 
 
 def block_starts(recipe: Recipe, part: Part) -> np.ndarray:

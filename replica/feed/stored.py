@@ -8,7 +8,6 @@ import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +15,9 @@ import torch
 from cuda_ext.augment_batch import as_tensor
 from cuda_ext.mapped_reads import MappedReads, num_lost_pages
 from data_prep.errors import UserError
+from data_prep.files import NO_FILE, identity_of
 from data_prep.shards import JpegImages, Part, Shard
-
-# Of a file: size, time of the last change in ns, and inode.
-_Identity = tuple[int, int, int]
-NO_FILE: _Identity = (0, 0, 0)
-
+from replica.feed.buffers import Buffers
 
 AGAIN = (
     "restore it and check it with `python -m data_prep.verify_shards`, then run the command again "
@@ -45,7 +41,8 @@ class _Mapped:
 class StoredImages:
     """The images of a part by row; threads may read at once.
 
-    Shards of raw pixels are mapped at their first use and read in place; JPEG shards are decoded.
+    Shards are mapped at their first use. Raw pixels are read in place; JPEG files are decoded into
+    memory that is used again.
 
     Args:
         part: that has the images.
@@ -59,8 +56,7 @@ class StoredImages:
         num_bytes = sum(3 * x.image_size**2 * x.num_images for x in part.shards)
         self._reads_ahead = num_bytes > _memory() / 2 if reads_ahead is None else reads_ahead
         self._first_rows = np.cumsum([0] + [shard.num_images for shard in part.shards])
-        self._is_raw = all(shard.storage == "raw" for shard in part.shards)
-        self._identities = [_identity(shard.path) for shard in part.shards]
+        self._buffers = Buffers()
         self._mapped: dict[int, _Mapped] = {}
 
     def take(self, rows: np.ndarray) -> tuple[list[torch.Tensor], np.ndarray]:
@@ -83,9 +79,10 @@ class StoredImages:
             for number, use in zip(distinct, first_uses, strict=True)
         ]
         places = rows - self._first_rows[numbers]
-        if not self._is_raw:
-            return self._decoded(mapped, which, places), np.arange(len(rows))
-        tensors = [images for images in mapped if isinstance(images, torch.Tensor)]
+        tensors = [x for x in mapped if isinstance(x, torch.Tensor)]
+        if not tensors:
+            jpegs = [x for x in mapped if isinstance(x, JpegImages)]
+            return [self._decoded([jpegs[i] for i in which], places)], np.arange(len(rows))
         if self._reads_ahead:
             num_bytes = tensors[0][0].numel()
             begins = np.array([tensor.data_ptr() for tensor in tensors])
@@ -110,23 +107,28 @@ class StoredImages:
                     f"it was read, or its disk fails: {AGAIN}"
                 )
 
-    def _decoded(
-        self, mapped: list[Any], which: np.ndarray, places: np.ndarray
-    ) -> list[torch.Tensor]:
+    def _decoded(self, shards: list[JpegImages], places: np.ndarray) -> torch.Tensor:
+        """An image of each of the shards: uint8 (N, H, W, 3)."""
+        if self._reads_ahead:
+            for shard, place in zip(shards, places, strict=True):
+                first, end = shard.offsets[place : place + 2]
+                _read_ahead(shard.data.ctypes.data + int(first), int(end - first))
+        size = shards[0].image_size
+        decoded = self._buffers.take((len(shards), size, size, 3), torch.uint8)
+        pixels = decoded.numpy()
         try:
-            return [
-                as_tensor(mapped[number][int(place)][None])
-                for number, place in zip(which, places, strict=True)
-            ]
+            for shard, place, image in zip(shards, places.tolist(), pixels, strict=True):
+                shard.decode_into(place, image)
         except UserError:
             self.check()  # which may be why
             raise
+        return decoded
 
     def _images(self, number: int, row: int) -> torch.Tensor | JpegImages:
         """The images of a shard; the row is one that is asked for, for a message."""
         shard, known = self._part.shards[number], self._mapped.get(number)
-        identity = _identity(shard.path)
-        if identity == NO_FILE or identity != self._identities[number]:
+        identity = identity_of(shard.path)
+        if identity == NO_FILE or identity != self._part.identities[number]:
             # What is behind the end of a file that was cut off cannot be read.
             raise UserError(
                 f"{shard.path}: image {row - int(self._first_rows[number])}: the file was changed, "
@@ -143,14 +145,6 @@ def _map(shard: Shard) -> _Mapped:
     if isinstance(images, JpegImages):
         return _Mapped(images, shard.path, MappedReads(images.data))
     return _Mapped(as_tensor(images), shard.path, MappedReads(images))
-
-
-def _identity(path: Path) -> _Identity:
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return NO_FILE
-    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def _memory() -> int:

@@ -124,7 +124,7 @@ def test_network(
     )
     check_precision(precision, kind=devices.kind)
     set_numerics(Numerics(precision=precision, deterministic=devices.kind == "cpu"))
-    say_what_computes(say)
+    say_what_computes(data, say)
     counts = count_errors(
         with_weights(checkpoint, which),
         data.part(part),

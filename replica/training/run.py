@@ -113,9 +113,8 @@ def _verify(data_dir: Path, torchrun: Torchrun | None, say: Say) -> None:
     first, step = (torchrun.local_rank, torchrun.local_processes) if torchrun else (0, 1)
     began = time.perf_counter()
     num_bytes = check_every_byte(open_data_set(data_dir), first=first, step=step)
-    seconds = time.perf_counter() - began
-    megabytes = f"verify: {num_bytes / 1e6:.1f} MB of shards"
-    say(f"{megabytes} are in every byte what their manifest says ({seconds:.1f} s)")
+    done = f"{num_bytes / 1e6:.1f} MB of shards are in every byte what their manifest says"
+    say(f"verify: {done} ({time.perf_counter() - began:.1f} s)")
 
 
 # --- A new run
@@ -158,7 +157,7 @@ def _new_run(options: TrainOptions, torchrun: Torchrun | None, say: Say) -> Run:
     if options.init is not None:
         init = _initialization(options.init, options, recipe, num_classes, data, say)
     devices = _devices(options, torchrun, say, towers=recipe.towers)
-    say_what_computes(say)
+    say_what_computes(data, say)
     return Run(
         recipe=recipe,
         num_classes=num_classes,
@@ -289,7 +288,7 @@ def _resumed_run(options: TrainOptions, torchrun: Torchrun | None, say: Say) -> 
     if path is None and init is not None and sha256_of_file(Path(init.checkpoint)) != init.sha256:
         raise UserError(f"{init.checkpoint}: is not the file that the run in {run_dir} began with")
     devices = _devices(options, torchrun, say, towers=recipe.towers, before=record.devices)
-    say_what_computes(say)
+    say_what_computes(data, say)
     return Run(
         recipe=recipe,
         num_classes=began.num_classes,
@@ -384,8 +383,8 @@ def _numerics(options: TrainOptions, began: Numerics, *, began_in: Path | None =
     return Numerics(**values)
 
 
-def say_what_computes(say: Say) -> None:
-    """Says so where the operators run in plain PyTorch, and how memory is kept.
+def say_what_computes(data: DataSet, say: Say) -> None:
+    """Says so where the operators run in plain PyTorch, what decodes JPEG shards, and the memory.
 
     Raises:
         UserError: REPLICA_EXT or REPLICA_MALLOC has an unknown value.
@@ -396,4 +395,6 @@ def say_what_computes(say: Say) -> None:
         raise UserError(str(error)) from None
     if not state.is_live:
         say(f"operators: plain PyTorch, several times slower than compiled ({state.reason})")
+    if data.decoder:
+        say(f"images: decoded by {data.decoder}")
     say(f"memory: {keep_large_blocks()}")
