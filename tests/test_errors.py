@@ -101,6 +101,7 @@ COMMANDS = {
     "replica.recipes": ("replica.recipes.__main__", []),
     "replica.figures": ("replica.figures", ["--help"]),
     "replica.demo": ("replica.demo", ["--help"]),
+    "replica.reproduce": ("replica.reproduce", ["--list"]),
     "benchmarks": ("benchmarks.__main__", []),
 }
 INTERRUPTED = {
@@ -110,6 +111,7 @@ INTERRUPTED = {
     "replica.train": "stopped at once; the last checkpoint is kept",
     "replica.control": "interrupted; the request may still act",
     "replica.demo": "interrupted; run it again, what is drawn and built is kept",
+    "replica.reproduce": "interrupted; the same command goes on",
 }
 
 

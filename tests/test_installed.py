@@ -25,6 +25,7 @@ SCRIPTS = {
     "replica-recipes": "replica.recipes",
     "replica-figures": "replica.figures",
     "replica-demo": "replica.demo",
+    "replica-reproduce": "replica.reproduce",
 }
 # Where their `main` is.
 ENTRIES = SCRIPTS | {"replica-recipes": "replica.recipes.__main__"}

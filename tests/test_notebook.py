@@ -144,7 +144,7 @@ def test_build_gives_a_recipes_network_with_its_first_weights():
     assert net.conv2.bias.eq(1).all()
     tanh = replica.with_changes(MINI, ["activation=tanh"])
     assert isinstance(replica.build(tanh).conv1_activation, torch.nn.Tanh)
-    with pytest.raises(UserError, match="papers: expected one of .*mini, .*paper"):
+    with pytest.raises(UserError, match=r"papers: expected one of .*mini, .*paper"):
         replica.build("papers")
 
 

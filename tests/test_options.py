@@ -33,6 +33,8 @@ OPTIONS = {
     "replica.figures curves": "--picture",
     "replica.figures augmentation": "--data --images --picture --run",
     "replica.demo": "--out",
+    "replica.reproduce": "--data --device --gpus --json --list --markdown --minutes --pictures "
+    "--records --scale --seeds --work",
     "benchmarks.__main__ local_response_norm": "--json --no-peers --rounds --save --shape "
     "--threads",
     "benchmarks.__main__ local_response_norm_gpu": "--json --rounds --save --shape",

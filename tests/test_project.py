@@ -296,7 +296,7 @@ COMMANDS = [
     ("data_prep/verify_shards.py", "--help"),
     *(("-m", f"replica.{name}", "--help") for name in ("train", "test", "info", "demo")),
     *(("-m", f"replica.{name}", "--help") for name in ("figures", "control", "recipes")),
-    *(("-m", f"replica.{name}", "--help") for name in ("predict", "neighbors")),
+    *(("-m", f"replica.{name}", "--help") for name in ("predict", "neighbors", "reproduce")),
     ("-m", "benchmarks", "--help"),
 ]
 

@@ -36,6 +36,7 @@ COMMANDS = {
     "replica.figures curves": ["nowhere"],
     "replica.figures augmentation": [],
     "replica.demo": [],
+    "replica.reproduce": ["size"],
     "cuda_ext.__main__": [],
 }
 HUGE = "9" * 30
@@ -177,6 +178,9 @@ CONTRADICTIONS = {
         ["--dry-run"],
         ["--set", "x=1"],
         ["--freeze", ","],
+    ],
+    "replica.reproduce": [
+        *(["nonsense"], ["--json", "--markdown"], ["--data", "nowhere"], ["--data", "in"]),
     ],
     "cuda_ext.__main__": [["--x"], ["nonsense"], ["--json=1"]],
 }

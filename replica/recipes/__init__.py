@@ -11,7 +11,7 @@ import sys
 # what it lacks.
 if sys.argv[0] != "-m":
     from replica.recipes.changes import ALIASES, with_changes
-    from replica.recipes.mini import MINI
+    from replica.recipes.mini import MINI, MINI64
     from replica.recipes.paper import PAPER, PAPER_CONV6
     from replica.recipes.recipe import Conv, EpochChange, FullyConnected, Recipe
     from replica.recipes.record import from_record, to_record
@@ -21,6 +21,7 @@ if sys.argv[0] != "-m":
 __all__ = [
     "ALIASES",
     "MINI",
+    "MINI64",
     "PAPER",
     "PAPER_CONV6",
     "RECIPES",

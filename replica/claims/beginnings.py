@@ -1,0 +1,89 @@
+"""Does the text train at all, and which difference from the source decides how soon?
+
+At small scale: `mini64` with the first weights that the paper's gains give it, which is how narrow
+a network of the text begins; then the source's values, one at a time and all together. What is
+looked at is when the training loss leaves ln(classes).
+"""
+
+from collections.abc import Mapping, Sequence
+
+from replica import paper
+from replica.claims.trials import Outcome, Trial
+from replica.recipes import find_recipe
+from replica.recipes.changes import with_gain_of_paper
+from replica.recipes.recipe import layer_names
+
+NAME = "beginnings"
+RECIPE = "mini64"
+TEXT, SOURCE = "text", "source"
+# So much below ln(classes), in nats, a mean over an epoch is no chance.
+LEFT = 0.05
+# Of conv3 to conv5, 0.03 in the source for 0.01 in the text; the biases' rate over the weights'.
+_WIDER, _BIAS_RATE = 3, 2
+_WIDER_LAYERS = ("conv3", "conv4", "conv5")
+_POOLED_FIRST = "normalization,pooling,activation"
+
+
+def arms() -> dict[str, tuple[str, ...]]:
+    """Changes of `mini64` by arm: the text, one difference each, and the source."""
+    recipe = find_recipe(RECIPE)
+    text = with_gain_of_paper(recipe, layer_names(recipe))
+    deviations = {x.name: x.weight_standard_deviation for x in text.layers}
+
+    def drawn(factors: Mapping[str, float]) -> tuple[str, ...]:
+        return tuple(
+            f"{name}.weight_standard_deviation={deviation * factors.get(name, 1):.6g}"
+            for name, deviation in deviations.items()
+        )
+
+    first = drawn({})
+    wider = drawn(dict.fromkeys(_WIDER_LAYERS, _WIDER))
+    differences = {
+        "alpha": (f"lrn_alpha={paper.LRN_ALPHA / paper.LRN_N:g}",),
+        "bias-rate": (f"bias_learning_rate={_BIAS_RATE * recipe.learning_rate:g}",),
+        "order": (f"conv1.order={_POOLED_FIRST}",),
+        "same-map": ("conv2.normalization=lrn,same-map",),
+        "color": ("color_scale=standard-deviations", "color_division=true"),
+    }
+    others = ("pool_ties=all", "shared_crops=32", "mean=center")
+    everything = tuple(change for changes in differences.values() for change in changes)
+    return {
+        TEXT: first,
+        "wider": wider,
+        **{name: (*first, *changes) for name, changes in differences.items()},
+        SOURCE: (*wider, *everything, *others),
+    }
+
+
+def plan(finished: Mapping[str, Outcome], *, seeds: Sequence[int]) -> list[Trial]:
+    """Seed by seed all arms."""
+    recipe = find_recipe(RECIPE)
+    return [
+        Trial(
+            experiment=NAME,
+            arm=arm,
+            recipe=recipe.name,
+            changes=changes,
+            seed=seed,
+            epochs=recipe.epochs,
+        )
+        for seed in seeds
+        for arm, changes in arms().items()
+    ]
+
+
+def left_after(outcome: Outcome) -> int | None:
+    """The first epoch whose mean training loss was below that of the first step, ln(classes)."""
+    chance = outcome.first_losses[0]
+    for epoch, loss in enumerate(outcome.train_losses, start=1):
+        if None not in (chance, loss) and loss <= chance - LEFT:  # type: ignore[operator]
+            return epoch
+    return None
+
+
+def by_arm(finished: Mapping[str, Outcome]) -> dict[str, list[Outcome]]:
+    """The finished runs of each arm, in the order of their seeds."""
+    runs: dict[str, list[Outcome]] = {arm: [] for arm in arms()}
+    for outcome in sorted(finished.values(), key=lambda x: x.trial.seed):
+        runs[outcome.trial.arm].append(outcome)
+    return runs
