@@ -14,7 +14,7 @@ from replica.training.evaluation import TOP_K, count_on_device
 EQUAL, SEARCH = "equal", "search"
 # The source of 2012 tries the weights 0, 0.05, ..., 1 of one member after the other.
 STEPS = 20
-ROWS_AT_ONCE = 4096
+ROWS_AT_ONCE = 1 << 12
 
 
 def read_weights(text: str, num_members: int) -> list[float]:
