@@ -99,6 +99,7 @@ ABLATIONS = (
         sentence="without local response normalization",
         changes=_no_normalization,
         paper=1.4,
+        limit="at these first weights it stays at chance without it",
     ),
     Ablation(
         name="no-overlap",
