@@ -1,7 +1,6 @@
 """The paper's 26 claims: sentence, section, what runs, what is expected, what it costs, who judges.
 
-Numbered as in the list that this project was given. Costs at full scale are the paper's own where
-it states them; on today's GPUs they are not measured.
+Costs at full scale are the paper's own where it states them; today's GPUs are not measured.
 """
 
 from dataclasses import dataclass
