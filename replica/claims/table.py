@@ -1,6 +1,6 @@
 """The paper's 26 claims: sentence, section, what runs, what is expected, what it costs, who judges.
 
-Costs at full scale are the paper's own where it states them; on today's GPUs not measured.
+Costs at full scale are the paper's own where it states them; today's GPUs are not measured.
 """
 
 from dataclasses import dataclass
