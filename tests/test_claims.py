@@ -509,3 +509,19 @@ def test_the_command_lists_judges_and_refuses(tmp_path, tiny_shards):
 def test_recipes_of_experiments_exist():
     assert {"figure1-relu", "figure1-tanh", "mini64"} <= set(RECIPES)
     assert find_recipe("mini64").crop_size == 56
+
+
+def test_the_effects_of_the_differences_are_those_of_the_records():
+    records = read_outcomes(RECORDS, "beginnings")
+    written = json.loads((RECORDS / "differences.json").read_text())
+    assert written == {"paper source-2012": beginnings.effects(records)}
+    errors = {
+        (arm, seed): json.loads((RECORDS / "beginnings" / f"{arm}-seed-{seed}.json").read_text())
+        for arm in ("text", "alpha", "wider")
+        for seed in (1, 2)
+    }
+    for arm, field in (("alpha", "lrn_alpha"), ("wider", "conv4.weight_standard_deviation")):
+        for seed in (1, 2):
+            less = errors["text", seed]["val_top1"][-1]
+            points = 100 * (errors[arm, seed]["val_top1"][-1] - less)
+            assert f"{points:+.1f}" in written["paper source-2012"][field]

@@ -22,6 +22,15 @@ LEFT = 0.05
 _WIDER, _BIAS_RATE = 3, 2
 _WIDER_LAYERS = ("conv3", "conv4", "conv5")
 _POOLED_FIRST = "normalization,pooling,activation"
+# The fields that an arm changes, as `replica.recipes diff paper source-2012` names them.
+_FIELDS = {
+    "alpha": ("lrn_alpha",),
+    "bias-rate": ("bias_learning_rate",),
+    "order": ("conv1.order",),
+    "same-map": ("conv2.normalization",),
+    "color": ("color_scale", "color_division"),
+    "wider": tuple(f"{layer}.weight_standard_deviation" for layer in _WIDER_LAYERS),
+}
 
 
 def arms() -> dict[str, tuple[str, ...]]:
@@ -87,3 +96,18 @@ def by_arm(finished: Mapping[str, Outcome]) -> dict[str, list[Outcome]]:
     for outcome in sorted(finished.values(), key=lambda x: x.trial.seed):
         runs[outcome.trial.arm].append(outcome)
     return runs
+
+
+def effects(finished: Mapping[str, Outcome]) -> dict[str, str]:
+    """What each field of the source alone did to the text's top-1 error, in words, by its name."""
+    runs = {arm: {x.trial.seed: x for x in of} for arm, of in by_arm(finished).items()}
+    found = {}
+    for arm, fields in _FIELDS.items():
+        seeds = sorted(runs[arm].keys() & runs[TEXT].keys())
+        points = [100 * (runs[arm][x].val_top1[-1] - runs[TEXT][x].val_top1[-1]) for x in seeds]
+        shown = " and ".join(f"{x:+.1f}" for x in points)
+        together = "; set together: " + ", ".join(f"`{x}`" for x in fields)
+        for field in fields if points else ():
+            sentence = f"{RECIPE}: {shown} points of top-1 error, a seed each"
+            found[field] = sentence + (together if len(fields) > 1 else "")
+    return found
