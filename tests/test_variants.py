@@ -1,7 +1,6 @@
 """Augmentations of other projects: what is drawn, and what torchvision's functions make of it."""
 
 import colorsys
-import importlib.util
 import sys
 
 import numpy as np
@@ -19,19 +18,6 @@ from replica.recipes import MINI, PAPER, from_record, to_record, with_changes
 
 SEED, VARIANT, SIZE = 5, 8, 224
 PLAIN = ["random_crops=false", "random_flips=false", "color_noise=0"]
-
-
-@pytest.fixture(scope="module")
-def torchvision():
-    if importlib.util.find_spec("torchvision") is None:
-        pytest.skip("torchvision is not installed")
-    try:
-        import torchvision
-    except RuntimeError:  # its build for CUDA has no operators beside PyTorch for the CPU
-        for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor x) -> Tensor")
-        import torchvision
-    return torchvision
 
 
 def images():
@@ -111,7 +97,7 @@ NAMES = ("brightness", "contrast", "saturation", "hue")
 def test_colors_are_jittered_as_drawn(torchvision, reaches):
     reaches = "0.2,0.3,0.4,0.1" if reaches == "all" else reaches
     made = varied([f"color_jitter={reaches}"], ROWS)
-    sizes = [float(x) for x in reaches.split(",")]
+    sizes, changes = [float(x) for x in reaches.split(",")], []
     for image, row, plain in zip(made, ROWS, images(), strict=True):
         factors, order = words(row, 1), words(row, 2)
         expected = plain.astype(float)
@@ -124,7 +110,8 @@ def test_colors_are_jittered_as_drawn(torchvision, reaches):
         difference = np.abs(image.astype(float) - expected)[step]
         assert difference.max() <= 4
         assert difference.mean() < 0.8
-        assert np.abs(expected - plain).mean() > 2
+        changes.append(np.abs(expected - plain).mean())
+    assert max(changes) > 2  # of one of them, whatever is drawn
 
 
 def test_resized_crops_have_a_share_of_the_area_and_are_in_the_middle(torchvision):
