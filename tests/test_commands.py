@@ -336,11 +336,11 @@ def test_a_rank_that_ends_while_its_status_is_asked_for_is_not_lost():
 
 def test_unknown_recipes_and_fields_are_refused(shards_dir, tmp_path):
     base = ("-m", "replica.train", "--data", str(shards_dir), "--out", str(tmp_path / "run"))
-    assert_user_error(run_here(*base, "--recipe", "alexnet"), "--recipe alexnet", "mini, paper")
+    assert_user_error(run_here(*base, "--recipe", "alexnet"), "--recipe alexnet", "mini64, paper")
     # Also before data that is not there.
     for more in ((), ("--resume",)):
         result = run_here("-m", "replica.train", "--recipe", "alex", *more, cwd=tmp_path)
-        assert_user_error(result, "--recipe alex: expected one of ", "mini, paper, paper-conv6")
+        assert_user_error(result, "--recipe alex: expected one of ", "mini64, paper, paper-conv6")
     assert_user_error(run_here(*base, "--set", "depth=9"), "no field depth", "learning_rate")
     assert_user_error(
         run_here(*base, "--lr", "fast"), "expected a number for learning_rate, got 'fast'"

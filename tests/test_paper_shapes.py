@@ -138,7 +138,7 @@ def test_info_says_what_the_network_is_shown():
     assert line == (
         "images: image_order=block, block_images=1024, random_crops=True, random_flips=True, "
         "shared_crops=32, color_noise=0.1, color_scale=eigenvalues, color_division=False, "
-        "mean=center"
+        "mean=center, pixel_mean=none, pixel_divisor=none, channels=rgb"
     )
     images = json.loads(run_here("-m", "replica.info", "--json").stdout)["images"]
     assert images["image_order"] == "cycle"
@@ -147,7 +147,7 @@ def test_info_says_what_the_network_is_shown():
 
 
 def test_info_refuses_an_unknown_recipe():
-    assert_user_error(run_here("-m", "replica.info", "--recipe", "papr"), "papr", "mini, paper")
+    assert_user_error(run_here("-m", "replica.info", "--recipe", "papr"), "papr", "mini64, paper")
     assert_user_error(run_here("-m", "replica.info", "--set", "lrm_n=3"), "lrm_n", "lrn_n")
 
 
