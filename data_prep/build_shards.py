@@ -157,7 +157,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         choices=FITS,
         default=FITS[0],
         help="crop: shorter side to SIZE, central square (default, the paper's); pad: longer side "
-        'to SIZE, the rest black (the 2012 source\'s "full")',
+        'to SIZE, the rest black (the 2012 source\'s "full"); squash: both sides to SIZE',
     )
     what.add_argument(
         "--resampling", choices=FILTERS, default=RESAMPLING, help="default: %(default)s"

@@ -24,8 +24,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
 # The paper does not name the filter. DEVIATION D1: bilinear, antialiased as Pillow does it.
 RESAMPLING = "bilinear"
 FILTERS = ("bilinear", "bicubic", "lanczos", "hamming", "box", "nearest")
-# `crop` is the paper's; in the source's notes `pad` is called full.
-FITS = ("crop", "pad")
+# `crop` is the paper's; in the source's notes `pad` is called full; others squash.
+FITS = ("crop", "pad", "squash")
 DECODERS = ("pillow", "fast")
 EXIF_ORIENTATIONS = ("ignore", "apply")
 ORIENTATION_TAG = 0x0112
@@ -57,8 +57,9 @@ class PictureFormat:
     """How a file becomes an image.
 
     The fit `crop` rescales the shorter side and keeps the central square (paper 2); `pad` rescales
-    the longer side and fills the rest with black, the source's "full" variant. The pixels of the
-    decoder `fast` differ a little. The orientation that EXIF asks for is ignored or applied.
+    the longer side and fills the rest with black, the source's "full" variant; `squash` rescales
+    each side for itself, as other projects do. The pixels of the decoder `fast` differ a little.
+    The orientation that EXIF asks for is ignored or applied.
     """
 
     image_size: int = 256
@@ -224,6 +225,8 @@ def _new_size(size: tuple[int, int], picture_format: PictureFormat) -> tuple[int
     """Width and height after rescaling, before the square is cut; BadPictureError if too large."""
     width, height = size
     side = picture_format.image_size
+    if picture_format.fit == "squash":
+        return side, side
     if picture_format.fit == "pad":
         longer = max(width, height)
         return max(1, round(width * side / longer)), max(1, round(height * side / longer))
@@ -252,6 +255,8 @@ def _fitted(rgb: Image.Image, picture_format: PictureFormat) -> np.ndarray:
     if picture_format.fit == "pad":
         # DEVIATION D13: the source's notes do not say with what they fill; here it is black.
         return _padded(np.asarray(resized(rgb, (new_width, new_height))), side)
+    if picture_format.fit == "squash":
+        return np.asarray(resized(rgb, (new_width, new_height)))
     # Pillow rescales the width, rounds, then rescales the height. Cutting the columns in between
     # gives the same bytes as cutting all at the end, and rescales fewer of them.
     left, top = _offset(new_width, side), _offset(new_height, side)

@@ -84,6 +84,15 @@ def test_padding_keeps_the_whole_picture_and_fills_with_black(width, height):
     assert inside[top : top + rows, left : left + columns].all()
 
 
+@pytest.mark.parametrize("size", [(150, 99), (20, 310), (64, 64), (1, 300)])
+def test_squashing_keeps_the_whole_picture_and_not_its_shape(size):
+    generator = np.random.default_rng(5)
+    picture = Image.fromarray(generator.integers(0, 256, (*size[::-1], 3), np.uint8))
+    image = decode_picture(encoded(picture), PictureFormat(64, fit="squash")).image
+    whole = picture.resize((64, 64), Image.Resampling.BILINEAR)
+    assert np.array_equal(image, np.asarray(whole))
+
+
 def test_the_filter_is_the_one_that_was_asked_for():
     data = encoded(gradient(700, 500), "JPEG", quality=95)
     with Image.open(io.BytesIO(data)) as picture:
