@@ -11,11 +11,12 @@ import stat
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TextIO
-
-import numpy as np
+from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 from data_prep.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 READ_BYTES = 1 << 20  # at once
 
@@ -101,7 +102,7 @@ def sha256_of_file(path: Path, *, but_last: int = 0) -> str:
     return digest.hexdigest()
 
 
-def mapped_bytes(path: Path, shape: tuple[int, ...], *, offset: int) -> np.ndarray:
+def mapped_bytes(path: Path, shape: tuple[int, ...], *, offset: int) -> "np.ndarray":
     """Bytes of a file as an array, uint8 of a shape, only to be read: mapped, not copied.
 
     No descriptor stays open, as Python's own maps keep one each: ImageNet has more shards than a
@@ -110,6 +111,8 @@ def mapped_bytes(path: Path, shape: tuple[int, ...], *, offset: int) -> np.ndarr
     Raises:
         OSError: the file cannot be opened or mapped.
     """
+    import numpy as np  # which a command that says what is missing may not have
+
     begin = offset - offset % mmap.ALLOCATIONGRANULARITY
     num_bytes = math.prod(shape)
     length = offset - begin + num_bytes

@@ -12,7 +12,7 @@ from replica.feed import views as views_module
 from replica.feed.augment import view_places
 from replica.feed.images import CPU, BatchImages
 from replica.feed.views import view_batches
-from replica.results.evaluation import _places
+from replica.results.members import places_of
 
 CROP_SIZE = 224
 NAMES = {"center": {}, "ten": {"ten": True}, "grid:2": {"grid": 2}}
@@ -84,10 +84,10 @@ def test_memory_for_views_is_used_again(data):
 
 
 def test_a_grid_finer_than_the_pixels_is_refused_with_the_finest():
-    assert len(_places("grid:5", 100, 96).flips) == 50
+    assert len(places_of("grid:5", 100, 96).flips) == 50
     message = (
         "--views grid:6: expected at most grid:5, as crops of 96 pixels have so many places per "
         "side in images of 100"
     )
     with pytest.raises(UserError, match=message):
-        _places("grid:6", 100, 96)
+        places_of("grid:6", 100, 96)

@@ -30,7 +30,7 @@ TORCHVISION = {
     **{f"features.{i}": f"conv{n}" for n, i in enumerate((0, 3, 6, 8, 10), start=1)},
     **{f"classifier.{i}": f"fc{n}" for n, i in enumerate((1, 4, 6), start=6)},
 }
-# What the pickle of a state dict of torchvision's begins with, in both formats of torch.save.
+# What a state dict of torchvision's begins with, in both formats of torch.save.
 _FIRST_NAME, _MOST_PICKLE_BYTES = b"features.0.weight", 1 << 20
 _OWN_FORMAT = b"replica-checkpoint"
 _ZIP, _OLD_FORMAT = b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -87,8 +87,8 @@ def read_other_weights(path: Path) -> OtherWeights | None:
             ]
             if not pickles or archive.getinfo(pickles[0]).file_size > _MOST_PICKLE_BYTES:
                 return None
-            pickle = archive.read(pickles[0])
-            if _FIRST_NAME not in pickle or _OWN_FORMAT in pickle:
+            content = archive.read(pickles[0])
+            if _FIRST_NAME not in content or _OWN_FORMAT in content:
                 return None
             damaged = archive.testzip()
     except UserError:
