@@ -46,6 +46,11 @@ def print_line(line: object) -> None:
     print(printable(str(line)))
 
 
+def print_aside(line: str) -> None:
+    """Prints such a line to standard error: what is no result of the command."""
+    print(printable(line), file=sys.stderr)
+
+
 def _escaped(letter: str) -> str:
     if "\udc80" <= letter <= "\udcff":  # how Python holds a byte of a name that is no UTF-8
         return f"\\x{ord(letter) - 0xDC00:02x}"

@@ -21,8 +21,8 @@ from data_prep.errors import (
     OneLineParser,
     UserError,
     command_for,
+    print_aside,
     print_line,
-    printable,
     run_command,
 )
 from data_prep.shards import DataSet
@@ -110,11 +110,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def say(line: str) -> None:
-    """What is no result goes to standard error."""
-    print(printable(line), file=sys.stderr)
-
-
 def named_queries(
     paths: list[str], network: TrainedNetwork, *, layer: str
 ) -> tuple[list[Query], torch.Tensor, int]:
@@ -124,7 +119,7 @@ def named_queries(
     named = NamedPictures(paths)
     for found, image in read_ahead(with_a_picture(named), len(network.mean_image)):
         if image is None:
-            say(f"{found.path}: {found.problem}")
+            print_aside(f"{found.path}: {found.problem}")
             num_failed += 1
             continue
         if len(queries) == MOST_QUERIES:
@@ -132,7 +127,9 @@ def named_queries(
         queries.append(Query(str(found.path), None, image))
         features.append(torch.from_numpy(network.features(image, layer=layer)))
     if named.passed_over:
-        say(f"{named.passed_over} files of folders passed over: their names are no pictures'")
+        print_aside(
+            f"{named.passed_over} files of folders passed over: their names are no pictures'"
+        )
     if not queries:
         raise UserError("expected a picture that can be read, got none")
     return queries, torch.stack(features), num_failed
@@ -180,7 +177,7 @@ def draw(data: DataSet, queries: list[Query], found: Neighbors, picture: Path) -
         for rows in found.rows[:MOST_ROWS]
     ]
     save(neighbors_figure(first, neighbors), picture)
-    say(f"wrote {picture} ({len(first)} of {len(queries)} queries)")
+    print_aside(f"wrote {picture} ({len(first)} of {len(queries)} queries)")
 
 
 def search(arguments: argparse.Namespace) -> int:
@@ -190,11 +187,11 @@ def search(arguments: argparse.Namespace) -> int:
         check_picture(arguments.picture)
     checkpoint = arguments.checkpoint or newest_run(purpose="search with")
     if not arguments.checkpoint:
-        say(f"checkpoint: the best of {checkpoint} (no --checkpoint given: the newest run)")
+        print_aside(f"checkpoint: the best of {checkpoint} (no --checkpoint given: the newest run)")
     network = load(checkpoint)
     layer = hidden_layer(network)
     at = checkpoint / "best.pt" if checkpoint.is_dir() else checkpoint
-    data = choose_data(arguments.data, at, say)
+    data = choose_data(arguments.data, at, print_aside)
     num_failed = 0
     if arguments.paths:
         queries, features, num_failed = named_queries(arguments.paths, network, layer=layer)
@@ -217,7 +214,7 @@ def search(arguments: argparse.Namespace) -> int:
         one["class"] == row["class"] for row in rows if row["class"] for one in row["neighbors"]
     ]
     if same:
-        say(f"{sum(same)} of {len(same)} neighbors have the class of their query")
+        print_aside(f"{sum(same)} of {len(same)} neighbors have the class of their query")
     if arguments.picture:
         draw(data, queries, found, arguments.picture)
     return EXIT_FAILURE if num_failed else 0

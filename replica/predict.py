@@ -22,8 +22,8 @@ from data_prep.errors import (
     OneLineParser,
     UserError,
     command_for,
+    print_aside,
     print_line,
-    printable,
     run_command,
 )
 from replica.results.pictures import Found, NamedPictures, read_ahead, with_a_picture
@@ -100,7 +100,7 @@ def names_of(network: "TrainedNetwork", checkpoint: Path) -> list[str]:
     num_classes = network.module.num_classes
     names, wnids = network.class_names, network.wnids
     if not names:
-        say(f"{checkpoint}: has no class names: classes are shown by their numbers, from 0")
+        print_aside(f"{checkpoint}: has no class names: classes are shown by their numbers, from 0")
         return [f"class {label}" for label in range(num_classes)]
     for kind, known in (("names", names), ("identifiers", wnids)):
         if len(known) != num_classes:
@@ -116,11 +116,6 @@ def names_of(network: "TrainedNetwork", checkpoint: Path) -> list[str]:
     ]
 
 
-def say(line: str) -> None:
-    """What is no answer goes to standard error."""
-    print(printable(line), file=sys.stderr)
-
-
 def bar(probability: float, *, is_plain: bool) -> str:
     """A bar of `BAR_CELLS` cells; in whole ones where the terminal has no parts of them."""
     if is_plain:
@@ -132,7 +127,7 @@ def bar(probability: float, *, is_plain: bool) -> str:
 def show(answer: Answer) -> None:
     """Prints an answer as text."""
     if answer.error is not None:
-        say(f"{answer.file}: {answer.error}")
+        print_aside(f"{answer.file}: {answer.error}")
         return
     print_line(answer.file)
     try:
@@ -187,7 +182,7 @@ def predict(arguments: argparse.Namespace) -> int:
         check_picture(arguments.picture)
     checkpoint = arguments.checkpoint or newest_run(purpose="predict with")
     if not arguments.checkpoint:
-        say(f"checkpoint: the best of {checkpoint} (no --checkpoint given: the newest run)")
+        print_aside(f"checkpoint: the best of {checkpoint} (no --checkpoint given: the newest run)")
     network = load(checkpoint)
     names = names_of(network, checkpoint)
     num_pictures = num_failed = 0
@@ -207,12 +202,14 @@ def predict(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print("\n]")
     if named.passed_over:
-        say(f"{named.passed_over} files of folders passed over: their names are no pictures'")
+        print_aside(
+            f"{named.passed_over} files of folders passed over: their names are no pictures'"
+        )
     if num_failed:
-        say(f"{num_failed} of {num_pictures} pictures failed")
+        print_aside(f"{num_failed} of {num_pictures} pictures failed")
     if drawn:
         save(prediction_figure(drawn), arguments.picture)
-        say(f"wrote {arguments.picture} ({len(drawn)} of {num_pictures} pictures)")
+        print_aside(f"wrote {arguments.picture} ({len(drawn)} of {num_pictures} pictures)")
     return EXIT_FAILURE if num_failed else 0
 
 

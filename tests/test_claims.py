@@ -148,7 +148,7 @@ def outcome_of(trial, *, error=0.5, training=0.4, epochs=3, reached_at=None, **o
         "first_losses": [2.3] * 10,
         "train_losses": [1.0] * epochs,
         "train_errors": [0.9] * (epochs - 1) + [training],
-        "val_losses": [1.0] * epochs,
+        "val_losses": [5.0] * epochs,
         "val_top1": [0.95] * (epochs - 1) + [error],
         "val_top5": [0.5] * epochs,
         "seconds": 1.0,
@@ -174,6 +174,25 @@ def made_up(errors, **others):
             trial = Trial(experiment="ablations", arm=arm, recipe="mini64", seed=seed, epochs=3)
             runs[trial.name] = outcome_of(trial, error=error, **others)
     return Evidence(outcomes={"ablations": runs})
+
+
+def test_a_network_at_chance_is_no_comparison():
+    """48 classes: chance is 47 of 48 wrong at a loss of ln(48); one run of three is not all."""
+    evidence = made_up({BASE: (0.5, 0.5, 0.5), "no-normalization": (47 / 48,) * 3})
+    runs = dict(evidence.of("ablations"))
+    verdicts = []
+    for number in (3, 2):
+        for seed in range(1, number + 1):
+            name = f"no-normalization-seed-{seed}"
+            at_chance = {"val_losses": [5.0, 4.0, math.log(48)]}
+            runs[name] = dataclasses.replace(runs[name], **at_chance)
+        *_, finding = verdicts_of("normalization", Evidence(outcomes={"ablations": runs})).findings
+        verdicts.append(finding.verdict)
+        runs["no-normalization-seed-3"] = outcome_of(
+            runs["no-normalization-seed-3"].trial, error=0.9
+        )
+    assert verdicts == [NOT_RUN, REPRODUCED]
+    assert finding.difference.mean > 40
 
 
 @pytest.mark.parametrize(
@@ -412,6 +431,8 @@ def test_the_arms_of_the_beginning_flip_one_difference_each():
         assert wider[layer.name] == pytest.approx(
             factor * layer.weight_standard_deviation, rel=1e-4
         )
+    assert trials["text-with-dropout"] == dataclasses.replace(text, dropout_keep=0.5)
+    assert text.dropout_keep == 1
     assert trials["alpha"] == dataclasses.replace(text, lrn_alpha=2e-5)
     assert trials["bias-rate"] == dataclasses.replace(text, bias_learning_rate=0.006)
     assert trials["order"].convs[0].order == ("normalization", "pooling", "activation")
@@ -440,9 +461,12 @@ def beginnings_of(losses):
     ],
 )
 def test_the_text_trains_where_every_seed_leaves_chance(losses, shown, verdict):
-    one = verdicts_of("text-trains", beginnings_of({"text": losses, "source": [[3, 2, 1]]}))
+    others = {"text-with-dropout": [[3, 2, 1]], "source": [[3, 2, 1]]}
+    one = verdicts_of("text-trains", beginnings_of({"text": losses, **others}))
     assert one.findings[0].got.startswith(f"{shown}; held-out error 50.0%, 50.0%")
     assert one.verdict == verdict
+    stuck = beginnings_of({**others, "text": [[3, 2, 1]], "text-with-dropout": [[3.9, 3.9, 3.9]]})
+    assert verdicts_of("text-trains", stuck).verdict == CONTRADICTED
     assert one not in [judged(claim, Evidence()) for claim in CLAIMS]
 
 

@@ -5,6 +5,7 @@ Both arms of a pair share their seed, and so first weights (of equal layers), cr
 colors; the pairs are what is compared.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ RECIPES = {"small": "mini64", "full": "paper"}
 NAMES = {"small": "ablations", "full": "ablations-full"}
 # Of the first look at how fast training starts (paper 5: "the early stages of learning").
 EARLY_EPOCH = 1
+# Up to so many times as often right as by chance is chance.
+CHANCE_MARGIN = 1.2
 
 
 def held_out_error(outcome: Outcome) -> float:
@@ -98,21 +101,20 @@ ABLATIONS = (
         name="no-normalization",
         sentence="without local response normalization",
         changes=_no_normalization,
-        paper=1.4,
-        limit="at these first weights it stays at chance without it",
+        paper=paper.POINTS_OF_NORMALIZATION,
     ),
     Ablation(
         name="no-overlap",
         sentence="with pooling that does not overlap, z = 2",
         changes=_fixed("pool_window=2"),
-        paper=0.4,
+        paper=paper.POINTS_OF_OVERLAP,
         limit="an effect of 0.4 points is less than it can detect",
     ),
     Ablation(
         name="no-color-noise",
         sentence="without color noise",
         changes=_fixed("color_noise=0"),
-        paper=1.0,
+        paper=paper.POINTS_OF_COLOR_NOISE,
         limit=_LONG,
     ),
     Ablation(
@@ -148,7 +150,7 @@ ABLATIONS = (
         name="half",
         sentence="with one tower and half the kernels",
         changes=_half,
-        paper=1.7,
+        paper=paper.POINTS_OF_TWO_TOWERS,
     ),
     Ablation(
         name="no-conv3",
@@ -159,7 +161,7 @@ ABLATIONS = (
         name="no-conv4",
         sentence="without conv4",
         changes=_fixed("without=conv4"),
-        paper=2.0,
+        paper=paper.POINTS_OF_A_MIDDLE_LAYER,
     ),
     Ablation(
         name="zero-biases",
@@ -197,6 +199,24 @@ def plan(
 def seeds_of(finished: Mapping[str, Outcome], arm: str) -> dict[int, Outcome]:
     """The finished runs of an arm by their seeds."""
     return {x.trial.seed: x for x in finished.values() if x.trial.arm == arm}
+
+
+def is_at_chance(outcome: Outcome) -> bool:
+    """Whether a trained network knows nothing of the held-out images.
+
+    It is then right as often as exp(-mean loss) says, which one that tells them apart exceeds.
+    """
+    loss = outcome.val_losses[-1] if outcome.val_losses else None
+    return loss is None or 1 - held_out_error(outcome) <= CHANCE_MARGIN * math.exp(-loss)
+
+
+def arm_at_chance(ablation: Ablation, finished: Mapping[str, Outcome]) -> str | None:
+    """The arm of a comparison of which every run is at chance, if there is one."""
+    for arm in (ablation.name, BASE):
+        runs = seeds_of(finished, arm).values()
+        if runs and all(map(is_at_chance, runs)):
+            return arm
+    return None
 
 
 def difference_of(

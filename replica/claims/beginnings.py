@@ -1,8 +1,9 @@
 """Does the text train at all, and which difference from the source decides how soon?
 
-At small scale: `mini64` with the first weights that the paper's gains give it, which is how narrow
-a network of the text begins; then the source's values, one at a time and all together. What is
-looked at is when the training loss leaves ln(classes).
+At small scale: `mini64`, which has no dropout, with the first weights that the paper's gains give
+it, which is how narrow a network of the text begins; the same with the text's dropout; then the
+source's values, one at a time and all together. What is looked at is when the training loss leaves
+ln(classes).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from replica.recipes.recipe import layer_names
 
 NAME = "beginnings"
 RECIPE = "mini64"
-TEXT, SOURCE = "text", "source"
+TEXT, DROPOUT, SOURCE = "text", "text-with-dropout", "source"
 # So much below ln(classes), in nats, a mean over an epoch is no chance.
 LEFT = 0.05
 # Of conv3 to conv5, 0.03 in the source for 0.01 in the text; the biases' rate over the weights'.
@@ -34,7 +35,7 @@ _FIELDS = {
 
 
 def arms() -> dict[str, tuple[str, ...]]:
-    """Changes of `mini64` by arm: the text, one difference each, and the source."""
+    """Changes of `mini64` by arm: the text, with its dropout, one difference each, the source."""
     recipe = find_recipe(RECIPE)
     text = with_gain_of_paper(recipe, layer_names(recipe))
     deviations = {x.name: x.weight_standard_deviation for x in text.layers}
@@ -58,6 +59,7 @@ def arms() -> dict[str, tuple[str, ...]]:
     everything = tuple(change for changes in differences.values() for change in changes)
     return {
         TEXT: first,
+        DROPOUT: (*first, f"dropout_keep={paper.DROPOUT_KEEP}"),
         "wider": wider,
         **{name: (*first, *changes) for name, changes in differences.items()},
         SOURCE: (*wider, *everything, *others),
@@ -85,7 +87,7 @@ def left_after(outcome: Outcome) -> int | None:
     """The first epoch whose mean training loss was below that of the first step, ln(classes)."""
     chance = outcome.first_losses[0]
     for epoch, loss in enumerate(outcome.train_losses, start=1):
-        if None not in (chance, loss) and loss <= chance - LEFT:  # type: ignore[operator]
+        if chance is not None and loss is not None and loss <= chance - LEFT:
             return epoch
     return None
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.files import whole_file
+from replica import paper
 from replica.claims import figure1
-from replica.claims.figure1 import TRAINING_ERROR, Figure1
+from replica.claims.figure1 import Figure1
 from replica.claims.table import Judged
 from replica.claims.trials import Outcome
 
@@ -52,7 +53,7 @@ def draw_figure_1(found: Figure1, path: Path) -> None:
             rate = found.rates[activation]
             label = f"{SHOWN[activation]}, rate {rate:g}, {len(runs)} seeds" if not number else None
             axes.plot(epochs, errors, STYLES[activation], color="black", linewidth=0.9, label=label)
-    axes.axhline(TRAINING_ERROR, color="gray", linewidth=0.6)
+    axes.axhline(paper.FIGURE_1_TRAINING_ERROR, color="gray", linewidth=0.6)
     axes.set(xlabel="Epochs", ylabel="Training error rate", ylim=(0, 0.9), xlim=(0, None))
     axes.legend(frameon=False)
     _save(figure, path)

@@ -50,9 +50,8 @@ MINI64_UNITS = (256, 256)
 def _with_gain_of_one(recipe: Recipe) -> Recipe:
     """The recipe with deviations of sqrt(2 / fan-in) in all layers but the first and the last.
 
-    With the gains of `paper`, which shrink a signal, and with dropout of 0.5 this network was at
-    ln(classes) after two epochs of 24,700 images. Without dropout those gains train it, too
-    (REPRODUCE.md, "Does the text train?").
+    The gains of `paper` shrink a signal; what they do in this network, with dropout and without,
+    is in REPRODUCE.md, "Does the text train?".
     """
     fan_in = {row.name: row.fan_in for row in geometry(recipe)}
     between = layer_names(recipe)[1:-1]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from data_prep.errors import UserError
-from replica.training.evaluation import TOP_K, count_on_device
+from replica.training.evaluation import count_on_device
 
 EQUAL, SEARCH = "equal", "search"
 # The source of 2012 tries the weights 0, 0.05, ..., 1 of one member after the other.
@@ -77,7 +77,6 @@ def search_weights(members: Sequence[torch.Tensor], labels_N: torch.Tensor) -> l
 
 def _top5(members: Sequence[torch.Tensor], places: list[int], labels_N: torch.Tensor) -> float:
     """How many images have their label among the five most probable classes."""
-    assert TOP_K == 5
     correct = 0.0
     for begin in range(0, len(labels_N), ROWS_AT_ONCE):
         here = slice(begin, begin + ROWS_AT_ONCE)
