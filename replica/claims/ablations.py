@@ -5,7 +5,6 @@ Both arms of a pair share their seed, and so first weights (of equal layers), cr
 colors; the pairs are what is compared.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -202,12 +201,8 @@ def seeds_of(finished: Mapping[str, Outcome], arm: str) -> dict[int, Outcome]:
 
 
 def is_at_chance(outcome: Outcome) -> bool:
-    """Whether a trained network knows nothing of the held-out images.
-
-    It is then right as often as exp(-mean loss) says, which one that tells them apart exceeds.
-    """
-    loss = outcome.val_losses[-1] if outcome.val_losses else None
-    return loss is None or 1 - held_out_error(outcome) <= CHANCE_MARGIN * math.exp(-loss)
+    """Whether a trained network is right no more often than one that guesses."""
+    return 1 - held_out_error(outcome) <= CHANCE_MARGIN / outcome.num_classes
 
 
 def arm_at_chance(ablation: Ablation, finished: Mapping[str, Outcome]) -> str | None:

@@ -6,6 +6,7 @@ source's values, one at a time and all together. What is looked at is when the t
 ln(classes).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 from replica import paper
@@ -84,10 +85,9 @@ def plan(finished: Mapping[str, Outcome], *, seeds: Sequence[int]) -> list[Trial
 
 
 def left_after(outcome: Outcome) -> int | None:
-    """The first epoch whose mean training loss was below that of the first step, ln(classes)."""
-    chance = outcome.first_losses[0]
+    """The first epoch whose mean training loss was below ln(classes)."""
     for epoch, loss in enumerate(outcome.train_losses, start=1):
-        if chance is not None and loss is not None and loss <= chance - LEFT:
+        if loss is not None and loss <= math.log(outcome.num_classes) - LEFT:
             return epoch
     return None
 

@@ -101,6 +101,7 @@ class Outcome:
     code: str
     command: Sequence[str]
     manifest_sha256: str
+    num_classes: int
     train_images: int
     held_out_images: int
     git_revision: str | None
@@ -353,6 +354,7 @@ def _outcome(
         code=code,
         command=command,
         manifest_sha256=data.manifest_sha256,
+        num_classes=len(data.wnids),
         train_images=len(data.train),
         held_out_images=len(data.part(data.held_out)),
         **{name: record[name] for name in ("git_revision", "hardware", "versions", "operators")},
