@@ -20,6 +20,37 @@ def rgb_kernels(weights: torch.Tensor, recipe: Recipe) -> torch.Tensor:
     return weights.flip(1) if recipe.channels == "bgr" else weights
 
 
+def color_energy(weights: torch.Tensor | np.ndarray) -> np.ndarray:
+    """Which share of each kernel's energy is color (paper 6.1: color-agnostic, color-specific).
+
+    The mean over red, green and blue of each place is the kernel's gray part, what is left its
+    color: sum((w - mean_RGB(w)) ** 2) / sum(w ** 2). A gray kernel has 0, one whose three colors
+    cancel at each place 1, and independent random weights 2/3 on average, as two of three
+    directions are color. A kernel of zeros has 0.
+
+    Args:
+        weights: float (kernels, 3, side, side), red, green and blue in any order.
+
+    Returns:
+        float64 (kernels,), from 0 to 1.
+
+    Raises:
+        ValueError: the kernels do not read three colors, or a weight is not finite.
+    """
+    w = torch.as_tensor(weights).detach().cpu().double().numpy()
+    if w.ndim != 4 or w.shape[1] != 3:
+        raise ValueError(f"color_energy: expected weights (kernels, 3, side, side), got {w.shape}")
+    if not np.isfinite(w).all():
+        raise ValueError("color_energy: expected finite weights")
+    # Scaled, as squares of the smallest weights would be zero.
+    largest = np.abs(w).max(axis=(1, 2, 3), keepdims=True, initial=0)
+    w = w / np.where(largest > 0, largest, 1)
+    color = w - w.mean(axis=1, keepdims=True)
+    energy = (w**2).sum(axis=(1, 2, 3))
+    share: np.ndarray = (color**2).sum(axis=(1, 2, 3)) / np.where(energy > 0, energy, 1)
+    return share
+
+
 def kernel_picture(weights: torch.Tensor, *, towers: int, title: str) -> Image.Image:
     """Draws the kernels of conv1, as Figure 3 does: tower 0 above, tower 1 below.
 
