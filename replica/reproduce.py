@@ -16,7 +16,7 @@ from data_prep.arguments import MOST_PROCESSES, nonempty_name, nonempty_path, nu
 from data_prep.errors import OneLineParser, UserError, command_for, print_line, run_command
 from data_prep.progress import write_line
 from data_prep.shards import DataSet, open_data_set
-from replica.claims import ablations, beginnings, figure1
+from replica.claims import ablations, beginnings, cifar10_normalization, figure1, towers
 from replica.claims.findings import Evidence
 from replica.claims.pictures import draw_beginnings, draw_effects, draw_figure_1
 from replica.claims.queue import Places, Plan, planned_images, read_outcomes, run_queue
@@ -29,8 +29,12 @@ RECORDS = Path("benchmarks") / "results" / "claims"
 WORK = Path("runs") / "claims"
 NUM_SEEDS, MOST_SEEDS = 3, 100
 # What the data of an experiment must be: pixels a side, classes (None: any).
-SIZES = {"figure1": (32, 10), "ablations": (64, None), "ablations-full": (256, None)}
-SIZES["beginnings"] = SIZES["ablations"]
+SIZES = {
+    figure1.NAME: (32, 10),
+    **dict.fromkeys(cifar10_normalization.NAMES.values(), (32, 10)),
+    **dict.fromkeys((ablations.NAMES["small"], beginnings.NAME, towers.NAME), (64, None)),
+    ablations.NAMES["full"]: (256, None),
+}
 FORMS = ("text", "markdown", "json")
 
 
@@ -104,13 +108,15 @@ def experiments_of(claims: list[Claim], scale: str, num_seeds: int) -> dict[str,
     """The experiments that claims need, with their plans."""
     seeds = range(1, num_seeds + 1)
     plans: dict[str, Plan] = {}
-    for claim in claims:
-        if claim.experiment == "figure1":
-            plans[figure1.NAME] = partial(figure1.plan, seeds=seeds)
-        if claim.experiment == "beginnings":
-            plans[beginnings.NAME] = partial(beginnings.plan, seeds=seeds)
+    wanted = {claim.experiment for claim in claims}
+    for module in (figure1, beginnings, towers):
+        if module.NAME in wanted:
+            plans[module.NAME] = partial(module.plan, seeds=seeds)
+    if cifar10_normalization.NAMES["small"] in wanted:
+        plan = partial(cifar10_normalization.plan, scale=scale, seeds=seeds)
+        plans[cifar10_normalization.NAMES[scale]] = plan
     arms = [arm for claim in claims if claim.experiment == "ablations" for arm in claim.arms]
-    if any(claim.experiment == "ablations" for claim in claims):
+    if "ablations" in wanted:
         plan = partial(ablations.plan, scale=scale, seeds=seeds, names=arms)
         plans[ablations.NAMES[scale]] = plan
     return plans

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 from replica import paper
-from replica.claims import ablations, beginnings, figure1
+from replica.claims import ablations, beginnings, cifar10_normalization, figure1, towers
 from replica.claims.findings import (
     CONTRADICTED,
     NOT_RUN,
@@ -15,7 +15,7 @@ from replica.claims.findings import (
     equal,
     not_run,
 )
-from replica.claims.statistics import Difference
+from replica.claims.statistics import Difference, paired_difference
 from replica.recipes import PAPER
 from replica.recipes.geometry import geometry
 
@@ -253,6 +253,69 @@ def ten_views(evidence: Evidence) -> list[Finding]:
                 difference=difference,
                 paper=stated,
                 scale=evidence.scale,
+            )
+        )
+    return found
+
+
+def normalization_on_cifar10(evidence: Evidence) -> list[Finding]:
+    """What normalization and the wider layer of the released net do on CIFAR-10 (3.3)."""
+    name = cifar10_normalization.NAMES[evidence.scale]
+    outcomes = evidence.of(name)
+    found = []
+    for one in cifar10_normalization.COMPARISONS:
+        expected = "no figure" if one.paper is None else f"{one.paper:+g} points"
+        worse, better = (ablations.seeds_of(outcomes, arm) for arm in (one.worse, one.better))
+        seeds = sorted(worse.keys() & better.keys())
+        if not seeds:
+            why = f"no record of {name}: needs --data with CIFAR-10 at --size 32"
+            found.append(not_run(one.what, expected, why, is_aside=one.is_aside))
+            continue
+        errors = [
+            [100 * ablations.held_out_error(runs[seed]) for seed in seeds]
+            for runs in (worse, better)
+        ]
+        difference = paired_difference(*errors)
+        means = " against ".join(f"{sum(x) / len(x):.1f} %" for x in errors)
+        found.append(
+            Finding(
+                what=one.what,
+                expected=expected,
+                got=f"{_points(difference)}; {means}",
+                # The paper says nothing of an aside, so nothing contradicts it.
+                verdict=WITHIN_NOISE if one.is_aside else _verdict(difference),
+                is_aside=one.is_aside,
+                difference=difference,
+                paper=one.paper,
+                scale=evidence.scale,
+            )
+        )
+    return found
+
+
+def colors_of_towers(evidence: Evidence) -> list[Finding]:
+    """Whether the towers divide the kernels with color from those without (6.1, Figure 3)."""
+    found = []
+    for arm in towers.arms():
+        is_aside = arm != towers.TOGETHER
+        what, expected = f"runs whose towers divide color, {arm}", "every run"
+        expected = "no figure" if is_aside else expected
+        runs = towers.colors_of(evidence.of(towers.NAME), arm)
+        if not runs:
+            why = f"no record of {towers.NAME}: needs --data"
+            found.append(not_run(what, expected, why, is_aside=is_aside))
+            continue
+        divided = sum(run.is_divided for run in runs)
+        shown = ", ".join(f"{a:.2f} and {b:.2f}" for a, b in (run.means for run in runs))
+        verdict = REPRODUCED if divided == len(runs) else WITHIN_NOISE
+        found.append(
+            Finding(
+                what=what,
+                expected=expected,
+                got=f"{divided} of {len(runs)}; share of color by tower: {shown}",
+                verdict=CONTRADICTED if not divided and not is_aside else verdict,
+                is_aside=is_aside,
+                scale="small",
             )
         )
     return found

@@ -1,7 +1,4 @@
-"""The paper's 26 claims: sentence, section, what runs, what is expected, what it costs, who judges.
-
-Costs at full scale are the paper's own where it states them; today's GPUs are not measured.
-"""
+"""The paper's 26 claims. Costs are the paper's where it states them; GPUs are not measured."""
 
 from dataclasses import dataclass
 
@@ -33,7 +30,7 @@ class Claim:
         runs: what this project runs for it.
         cost: at full scale.
         judge: what is found of the evidence.
-        experiment: what is trained for it, `figure1`, `ablations` or `beginnings`, or nothing.
+        experiment: the name of what is trained for it, or nothing.
         arms: of `ablations`, those that it needs beside the base.
     """
 
@@ -187,9 +184,10 @@ CLAIMS: tuple[Claim, ...] = (
         name="normalization-cifar",
         section="3.3",
         sentence="CIFAR-10: 13 % test error without normalization, 11 % with it",
-        runs="cifar10-13pct and cifar10-11pct, 520 epochs each",
+        runs="cifar10-13pct and cifar10-11pct, each with it and without; small: 10 of 520 epochs",
         cost="some 16 hours a pair on one core",
-        judge=needs("test errors", "13 % and 11 %", "needs hours; recipes are there"),
+        judge=judges.normalization_on_cifar10,
+        experiment="cifar10-normalization",
     ),
     Claim(
         number=12,
@@ -340,9 +338,10 @@ CLAIMS: tuple[Claim, ...] = (
         section="6.1, Figure 3",
         sentence="the kernels of one tower are mostly without color, those of the other mostly "
         "with it, in every run",
-        runs="replica.figures shows conv1",
+        runs="mini64 with 48 kernels in conv1, with towers that communicate and that do not",
         cost=ONE_RUN,
-        judge=needs("share of color by tower", "apart in every run", "not judged by a number yet"),
+        judge=judges.colors_of_towers,
+        experiment="towers",
     ),
     Claim(
         number=25,

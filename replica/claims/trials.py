@@ -19,8 +19,9 @@ from data_prep.errors import UserError
 from data_prep.files import read_plain_file, write_whole
 from data_prep.manifest_json import strict_json
 from data_prep.shards import DataSet
+from replica.network.kernels import color_energy, rgb_kernels
 from replica.recipes import Recipe, find_recipe, with_changes
-from replica.training.checkpoint import checkpoints_of
+from replica.training.checkpoint import checkpoints_of, load_checkpoint
 from replica.training.run_directory import METRICS_FILE, MetricsLine, metrics_line
 from replica.training.run_record import RUN_FILE, read_fields, read_run_json
 
@@ -41,6 +42,7 @@ class Trial:
         epochs: how long it goes on at most.
         until: the training error, 0..1, mean over the steps of an epoch, at which it may end.
         ten_crop: whether the trained network is also tested on ten crops.
+        colors: whether the color of its first kernels is kept.
     """
 
     experiment: str
@@ -51,6 +53,7 @@ class Trial:
     epochs: int
     until: float | None = None
     ten_crop: bool = False
+    colors: bool = False
 
     @property
     def name(self) -> str:
@@ -80,6 +83,8 @@ class Outcome:
         train_losses, train_errors: means over the steps of each whole epoch.
         val_losses, val_top1, val_top5: after each epoch, on the held-out part, central crop.
         ten_crop: top-1 and top-5 error of the last weights on ten crops, where they were asked for.
+        color_energy: of each kernel of the first layer, a list for each tower, where it was asked
+            for.
         seconds, cpu_seconds: of the steps, and of all processes with their start and their end.
         code: `queue.code_digest` of the revision.
     """
@@ -96,6 +101,7 @@ class Outcome:
     val_top1: Sequence[float]
     val_top5: Sequence[float]
     ten_crop: Sequence[float] | None = None
+    color_energy: Sequence[Sequence[float]] | None = None
     seconds: float
     cpu_seconds: float
     code: str
@@ -251,9 +257,14 @@ def run_trial(
         return None
     if status == 0 or reached_at is not None or has_diverged:
         kind = "diverged" if has_diverged else "finished" if reached_at is None else "reached"
-        ten = _ten_crop(run_dir, devices) if trial.ten_crop and not has_diverged else None
-        command = ["python", "-m", "replica.train", *trial.options()]
-        return _outcome(trial, kind, reached_at, curve, run_dir, data, code, command, ten)
+        outcome = _outcome(trial, kind, reached_at, curve, run_dir, data, code)
+        if has_diverged:
+            return outcome
+        return dataclasses.replace(
+            outcome,
+            ten_crop=_ten_crop(run_dir, devices) if trial.ten_crop else None,
+            color_energy=_color_energy(run_dir) if trial.colors else None,
+        )
     said = _log(run_dir).read_text().strip().splitlines()[-1:]
     line = f"{shlex.join(command)}: ended with {status}: {' '.join(said)}"
     if status == 2:
@@ -318,6 +329,16 @@ def _ten_crop(run_dir: Path, devices: Sequence[str]) -> list[float]:
     return [tested["top1_error"], tested["top5_error"]]
 
 
+def _color_energy(run_dir: Path) -> list[list[float]]:
+    """The color of each kernel of the first layer, tower by tower, in a run's last weights."""
+    checkpoint = load_checkpoint(checkpoints_of(run_dir)[-1])
+    recipe = checkpoint.recipe
+    weights = rgb_kernels(checkpoint.model[f"{recipe.convs[0].name}.weight"], recipe)
+    energies = color_energy(weights).tolist()
+    length = len(energies) // recipe.towers
+    return [energies[first : first + length] for first in range(0, len(energies), length)]
+
+
 def _outcome(
     trial: Trial,
     kind: str,
@@ -326,8 +347,6 @@ def _outcome(
     run_dir: Path,
     data: DataSet,
     code: str,
-    command: list[str],
-    ten_crop: list[float] | None,
 ) -> Outcome:
     record, epochs = read_run_json(run_dir), curve.epochs()
     if record["data"]["manifest_sha256"] != data.manifest_sha256:
@@ -348,11 +367,10 @@ def _outcome(
         val_losses=[_finite(line.loss) for line in validations],
         val_top1=[line.top1_error for line in validations],
         val_top5=[line.top5_error for line in validations],
-        ten_crop=ten_crop,
         seconds=round(sum(curve.size(x.step) / x.images_per_second for x in curve.steps), 1),
         cpu_seconds=float(_cpu_file(run_dir).read_text()),
         code=code,
-        command=command,
+        command=["python", "-m", "replica.train", *trial.options()],
         manifest_sha256=data.manifest_sha256,
         num_classes=len(data.wnids),
         train_images=len(data.train),
