@@ -6,8 +6,9 @@ import math
 
 import pytest
 from conftest import PROJECT_DIR, assert_user_error, run_here
+from scipy import stats
 
-from replica.claims import ablations, beginnings, figure1
+from replica.claims import ablations, beginnings, cifar10_normalization, figure1, towers
 from replica.claims.ablations import ABLATIONS, BASE
 from replica.claims.findings import (
     CONTRADICTED,
@@ -72,7 +73,7 @@ def test_the_table_has_the_26_claims_and_each_says_what_it_needs():
     assert len({claim.name for claim in CLAIMS}) == 26
     for claim in CLAIMS:
         assert min(map(len, (claim.sentence, claim.runs, claim.cost, claim.section))) > 0
-        assert claim.experiment in ("", "figure1", "ablations")
+        assert claim.experiment in ("", "figure1", "ablations", "towers", "cifar10-normalization")
         assert set(claim.arms) <= {ablation.name for ablation in ABLATIONS}
     used = {arm for claim in CLAIMS for arm in claim.arms}
     assert used == {ablation.name for ablation in ABLATIONS}
@@ -464,6 +465,118 @@ def test_the_text_trains_where_every_seed_leaves_chance(losses, shown, verdict):
     assert one not in [judged(claim, Evidence()) for claim in CLAIMS]
 
 
+# --- Normalization on CIFAR-10, the color of towers
+
+
+def test_the_cifar10_arms_take_normalization_and_width_apart():
+    """facts-2012.md 1: the released 11 % net has two normalizations, 64 in local3, 0.01 in fc10."""
+    plans = {
+        scale: {t.arm: t for t in cifar10_normalization.plan({}, scale=scale, seeds=[3])}
+        for scale in ("small", "full")
+    }
+    full = {arm: trial.trained() for arm, trial in plans["full"].items()}
+    assert full["narrow"] == find_recipe("cifar10-13pct")
+    assert full["wide-normalized"] == find_recipe("cifar10-11pct")
+    for arm, recipe in full.items():
+        normalized = ("lrn",) if arm.endswith("normalized") else ()
+        assert [conv.normalization for conv in recipe.convs] == [normalized, normalized, (), ()]
+        width, decay = (64, 0.01) if arm.startswith("wide") else (32, 0.004)
+        assert recipe.convs[2].num_kernels == width
+        assert recipe.fully_connected[0].weight_decay == decay
+        if normalized:
+            assert recipe.convs[1].order == ("activation", "normalization", "pooling")
+        small = plans["small"][arm].trained()
+        assert (small.convs, small.fully_connected) == (recipe.convs, recipe.fully_connected)
+        assert (small.epochs, small.drop_epochs, small.learning_rate) == (10, (10,), 0.004)
+        (change,) = small.changes
+        assert (change.epoch, change.value) == (10, pytest.approx(0.0008))
+    assert {t.experiment for t in plans["small"].values()} == {"cifar10-normalization"}
+
+
+def test_normalization_on_cifar10_is_judged_at_both_widths():
+    errors = {
+        "narrow": (0.50, 0.51, 0.52),
+        "narrow-normalized": (0.48, 0.489, 0.501),
+        "wide": (0.49, 0.50, 0.51),
+        "wide-normalized": (0.50, 0.51, 0.521),
+    }
+    runs = {}
+    for arm, of_seeds in errors.items():
+        for seed, error in enumerate(of_seeds, start=1):
+            trial = Trial(experiment="cifar10-normalization", arm=arm, recipe="cifar10-13pct",
+                          seed=seed, epochs=3)  # fmt: skip
+            runs[trial.name] = outcome_of(trial, error=error, num_classes=10)
+    one = verdicts_of("normalization-cifar", Evidence(outcomes={"cifar10-normalization": runs}))
+    assert [x.difference.mean for x in one.findings] == pytest.approx([2, -1.0333333, 1])
+    assert [x.verdict for x in one.findings] == [REPRODUCED, CONTRADICTED, WITHIN_NOISE]
+    assert [x.paper for x in one.findings] == [2, 2, None]
+    assert one.findings[0].got.endswith("51.0 % against 49.0 %")
+    assert one.shown == "contradicted at small scale"
+    full = Evidence(outcomes={"cifar10-normalization": runs}, scale="full")
+    assert verdicts_of("normalization-cifar", full).verdict == NOT_RUN
+
+
+def test_towers_that_do_not_communicate_read_their_own_kernels_and_no_more_changes():
+    trials = {t.arm: t for t in towers.plan({}, seeds=[1])}
+    together, apart = (trials[arm].trained() for arm in ("together", "apart"))
+    assert together.convs[0].num_kernels == apart.convs[0].num_kernels == 48
+    assert [x.reads_both_towers for x in apart.layers[1:]] == [False] * 6 + [True]
+    assert [x.reads_both_towers for x in together.layers[1:]] == [
+        *(False, True, False, False),
+        *(True, True, True),
+    ]
+    again = dataclasses.replace(
+        apart,
+        convs=tuple(
+            dataclasses.replace(x, reads_both_towers=y.reads_both_towers)
+            for x, y in zip(apart.convs, together.convs, strict=True)
+        ),
+        fully_connected=together.fully_connected,
+    )
+    assert again == together
+    # 16 kernels a map of conv2 before, 48 now: sums of as many squares as before.
+    before = find_recipe("mini64").convs[1].weight_standard_deviation
+    assert 48 * together.convs[1].weight_standard_deviation ** 2 == pytest.approx(
+        16 * before**2, rel=1e-4
+    )
+    assert all(t.colors for t in trials.values())
+
+
+def divided(*towers_of_runs, arm="together"):
+    runs = {}
+    for seed, colors in enumerate(towers_of_runs, start=1):
+        trial = Trial(experiment="towers", arm=arm, recipe="mini64", seed=seed, epochs=3)
+        runs[trial.name] = outcome_of(trial, color_energy=colors)
+    return runs
+
+
+GRAY, COLORED = [0.1, 0.2, 0.15, 0.12, 0.18], [0.7, 0.9, 0.8, 0.6, 0.85]
+# Sums of ranks 21 and 34 of 1 to 10: p is 0.222 (tables of the exact test).
+NEITHER = [[1, 2, 4, 6, 8], [3, 5, 7, 9, 10]]
+
+
+@pytest.mark.parametrize(
+    ("runs", "verdict"),
+    [
+        ([[GRAY, COLORED], [COLORED, GRAY]], REPRODUCED),
+        ([[GRAY, COLORED], NEITHER], WITHIN_NOISE),
+        ([NEITHER, NEITHER], CONTRADICTED),
+    ],
+    ids=["every run", "one of two", "none"],
+)
+def test_towers_divide_color_where_their_ranks_are_apart(runs, verdict):
+    evidence = Evidence(outcomes={"towers": divided(*runs) | divided(NEITHER, arm="apart")})
+    one = verdicts_of("colors-of-towers", evidence)
+    assert one.verdict == verdict
+    number = sum(run is not NEITHER for run in runs)
+    assert one.findings[0].got.startswith(f"{number} of 2; share of color by tower: ")
+    assert one.findings[1].is_aside
+    assert one.findings[1].got.startswith("0 of 1")
+    found = towers.colors_of(divided(NEITHER), "together")[0]
+    assert found.p == pytest.approx(56 / 252)
+    assert found.means == pytest.approx((4.2, 6.8))
+
+
 # --- What is printed and drawn
 
 
@@ -500,7 +613,7 @@ def test_text_says_what_was_not_run_and_why():
 
 def test_the_table_of_the_document_is_made_of_the_records():
     """`python -m replica.reproduce --markdown` prints it."""
-    names = ("figure1", "ablations", "ablations-full")
+    names = ("figure1", "ablations", "ablations-full", "towers", "cifar10-normalization")
     outcomes = {name: read_outcomes(RECORDS, name) for name in names}
     table = as_markdown([judged(c, Evidence(outcomes=outcomes)) for c in CLAIMS])
     text = (PROJECT_DIR / "REPRODUCE.md").read_text()
@@ -534,12 +647,18 @@ def test_the_effects_of_the_differences_are_those_of_the_records():
     written = json.loads((RECORDS / "differences.json").read_text())
     assert written == {"paper source-2012": beginnings.effects(records)}
     errors = {
-        (arm, seed): json.loads((RECORDS / "beginnings" / f"{arm}-seed-{seed}.json").read_text())
+        arm: [
+            json.loads(path.read_text())["val_top1"][-1]
+            for path in sorted((RECORDS / "beginnings").glob(f"{arm}-seed-?.json"))
+        ]
         for arm in ("text", "alpha", "wider")
-        for seed in (1, 2)
     }
     for arm, field in (("alpha", "lrn_alpha"), ("wider", "conv4.weight_standard_deviation")):
-        for seed in (1, 2):
-            less = errors["text", seed]["val_top1"][-1]
-            points = 100 * (errors[arm, seed]["val_top1"][-1] - less)
-            assert f"{points:+.1f}" in written["paper source-2012"][field]
+        points = [100 * (x - y) for x, y in zip(errors[arm], errors["text"], strict=True)]
+        mean = sum(points) / len(points)
+        found = stats.ttest_rel(errors[arm], errors["text"]).confidence_interval()
+        low, high = 100 * found.low, 100 * found.high
+        assert written["paper source-2012"][field].startswith(
+            f"mini64: {mean:+.1f} points of top-1 error ({low:+.1f} to {high:+.1f}), "
+            f"n = {len(points)}"
+        )

@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from conftest import run_here
 
 from data_prep.errors import UserError
@@ -39,19 +40,20 @@ def data(tmp_path_factory):
     )
 
 
-def trial_of(arm, *, seed=1, rate=0.001, **others):
+def trial_of(arm, *, seed=1, rate=0.001, towers=1, **others):
     return Trial(
         experiment="colors",
         arm=arm,
         recipe="figure1-relu",
-        changes=(f"learning_rate={rate:g}", "batch_size=64"),
+        changes=(f"learning_rate={rate:g}", "batch_size=64", f"towers={towers}"),
         seed=seed,
         epochs=EPOCHS,
         **others,
     )
 
 
-TRIALS = [trial_of("slow"), trial_of("ended", rate=0.002, until=1.0)]
+SLOW = trial_of("slow", towers=2, colors=True)
+TRIALS = [SLOW, trial_of("ended", rate=0.002, until=1.0)]
 
 
 def plan_of(trials):
@@ -89,6 +91,19 @@ def test_a_finished_trial_leaves_a_small_record_of_what_it_was(finished, data):
         mean = sum(s * e for s, e in zip(sizes, errors, strict=True)) / 200
         assert slow.train_errors[epoch] == pytest.approx(mean)
     assert slow.first_losses == [x["loss"] for x in steps[:10]]
+
+
+def test_the_colors_of_the_first_kernels_are_kept_tower_by_tower(finished):
+    """The share of a kernel's squares that is not in its mean over red, green and blue."""
+    slow = read_outcomes(finished.records, "colors")["slow-seed-1"]
+    run_dir = finished.work / "colors" / "slow-seed-1"
+    (path,) = run_dir.glob(f"checkpoint-*{4 * EPOCHS}.pt")
+    weights = torch.load(path, weights_only=True)["model"]["conv1.weight"].double().numpy()
+    gray = weights.mean(axis=1, keepdims=True)
+    shares = ((weights - gray) ** 2).sum((1, 2, 3)) / (weights**2).sum((1, 2, 3))
+    assert [len(x) for x in slow.color_energy] == [16, 16]
+    assert np.concatenate(slow.color_energy) == pytest.approx(shares)
+    assert read_outcomes(finished.records, "colors")["ended-seed-1"].color_energy is None
 
 
 def test_a_trial_ends_at_its_target(finished):
@@ -166,7 +181,7 @@ def test_other_data_other_settings_and_damage_are_refused(finished, data, tmp_pa
     with pytest.raises(UserError, match=r"slow-seed-1.json: is of other data"):
         start(places=places)
     places = copied(finished, tmp_path / "settings")
-    changed(places, trial=trial_of("slow", rate=0.5))
+    changed(places, trial=trial_of("slow", towers=2, colors=True, rate=0.5))
     with pytest.raises(UserError, match="is of a trial with other settings"):
         start(places=places)
     for text in ("{", "[]", '{"version": 2}', '{"version": 1}'):

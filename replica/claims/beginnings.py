@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from replica import paper
+from replica.claims.ablations import held_out_error
+from replica.claims.statistics import paired_difference
 from replica.claims.trials import Outcome, Trial
 from replica.recipes import find_recipe
 from replica.recipes.changes import with_gain_of_paper
@@ -103,13 +105,18 @@ def by_arm(finished: Mapping[str, Outcome]) -> dict[str, list[Outcome]]:
 def effects(finished: Mapping[str, Outcome]) -> dict[str, str]:
     """What each field of the source alone did to the text's top-1 error, in words, by its name."""
     runs = {arm: {x.trial.seed: x for x in of} for arm, of in by_arm(finished).items()}
-    found = {}
+    found: dict[str, str] = {}
     for arm, fields in _FIELDS.items():
         seeds = sorted(runs[arm].keys() & runs[TEXT].keys())
-        points = [100 * (runs[arm][x].val_top1[-1] - runs[TEXT][x].val_top1[-1]) for x in seeds]
-        shown = " and ".join(f"{x:+.1f}" for x in points)
-        together = "; set together: " + ", ".join(f"`{x}`" for x in fields)
-        for field in fields if points else ():
-            sentence = f"{RECIPE}: {shown} points of top-1 error, a seed each"
-            found[field] = sentence + (together if len(fields) > 1 else "")
+        if not seeds:
+            continue
+        errors = ([100 * held_out_error(runs[x][seed]) for seed in seeds] for x in (arm, TEXT))
+        effect = paired_difference(*errors)
+        sentence = f"{RECIPE}: {effect.mean:+.1f} points of top-1 error"
+        if effect.n > 1:
+            sentence += f" ({effect.low:+.1f} to {effect.high:+.1f})"
+        sentence += f", n = {effect.n}"
+        if len(fields) > 1:
+            sentence += "; set together: " + ", ".join(f"`{x}`" for x in fields)
+        found |= dict.fromkeys(fields, sentence)
     return found
