@@ -63,7 +63,7 @@ class Colors:
     """The color of a run's first kernels.
 
     Attributes:
-        means: of each tower's kernels, 0 (grey) to 1.
+        means: of each tower's kernels, 0 (gray) to 1.
         p: how often kernels that are dealt to towers at random differ as much, by their ranks.
     """
 
