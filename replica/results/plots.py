@@ -119,10 +119,16 @@ def save(figure: Any, path: Path) -> None:
 
 
 def run_figure(run_dir: Path) -> Any:
-    """The figure of one run: losses of training and validation, errors of validation."""
+    """The figure of one run, with its name above."""
     history = read_history(run_dir)
-    figure, (losses, errors) = _figure([history], 2)
+    figure = history_figure(history)
     figure.suptitle(shown(f"{run_dir}: {history.title}"))
+    return figure
+
+
+def history_figure(history: History) -> Any:
+    """Losses of training and validation over steps, and errors of validation."""
+    figure, (losses, errors) = _figure([history], 2)
     steps = [line.step for line in history.steps]
     raw = [line.loss for line in history.steps]
     losses.plot(steps, raw, color="#c6dbef", linewidth=0.7, label="training batch")
