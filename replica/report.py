@@ -21,6 +21,7 @@ from data_prep.errors import (
 from data_prep.files import write_whole
 from replica.results.report import missing_parts, report
 from replica.results.report_contents import gather
+from replica.training.run_record import read_run_record
 
 REPORT_FILE = "report.html"
 MOST_IMAGES = 10_000_000
@@ -58,7 +59,7 @@ def output_of(arguments: argparse.Namespace) -> Path:
     """Where the report goes.
 
     Raises:
-        UserError: it can not be written there.
+        UserError: it cannot be written there.
     """
     path: Path = arguments.output or arguments.runs[0] / REPORT_FILE
     if path.suffix.lower() not in (".html", ".htm") or not path.parent.is_dir() or path.is_dir():
@@ -71,8 +72,7 @@ def output_of(arguments: argparse.Namespace) -> Path:
 def write(arguments: argparse.Namespace) -> None:
     """Writes the report, and says what it lacks."""
     for run_dir in arguments.runs:
-        if not run_dir.is_dir():
-            raise UserError(f"{run_dir}: expected the directory of a run, found none")
+        read_run_record(run_dir)  # before anything is tested
     path = output_of(arguments)
     runs = []
     for run_dir in arguments.runs:

@@ -177,17 +177,11 @@ def neighbors(contents: Contents) -> Html:
     if isinstance(nearest, Missing):
         return not_shown(nearest.why)
     short = short_names(nearest.class_names)
-    tiles = []
+    rows = []
     for query, found in nearest.rows:
         image = jpeg(query.image, side=NEIGHBOR_SIDE, alt=f"held out: {query.caption}")
-        tiles.append(
-            tag(
-                "figure",
-                image,
-                tag("figcaption", tag("b", _shown_name(query.caption, short))),
-                class_="query",
-            )
-        )
+        caption = tag("figcaption", tag("b", _shown_name(query.caption, short)))
+        tiles = [tag("figure", image, caption, class_="query")]
         for one in found:
             image = jpeg(one.image, side=NEIGHBOR_SIDE, alt=f"training: {one.label}")
             name = _shown_name(one.label, short)
@@ -196,6 +190,7 @@ def neighbors(contents: Contents) -> Html:
                 "figcaption", tag("b", name) if one.is_same else name, tag("div", distance)
             )
             tiles.append(tag("figure", image, caption, class_="same" if one.is_same else None))
+        rows.append(tag("div", *tiles, class_="neighbors"))
     among = f"{nearest.num_searched:,}"
     if nearest.num_searched < nearest.num_train:
         among += f" of {nearest.num_train:,}"
@@ -204,5 +199,4 @@ def neighbors(contents: Contents) -> Html:
         f"images, by the Euclidean distance of the activations of {nearest.layer}, which stands "
         "below each. Those of the same class have a frame and a bold name."
     )
-    grid = tag("div", tag("div", *tiles, class_="neighbors"), class_="wide")
-    return markup(tag("p", said, class_="note"), grid)
+    return markup(tag("p", said, class_="note"), tag("div", *rows, class_="wide"))

@@ -1,9 +1,10 @@
 """The sections of a report that tell what the records of a run say, and what was expected."""
 
 import math
+import re
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from statistics import median
 
@@ -72,7 +73,7 @@ def what_was_run(contents: Contents) -> Html:
     num = devices.num_processes
     cut = "one tower in each" if devices.split == 2 else "the whole network in each"
     where = f"{num} processes on {devices.kind}, {cut}" if num > 1 else f"1, on {devices.kind}"
-    named = ", ".join(hardware.get("gpus") or ()) or hardware["cpu"]
+    named = ", ".join(hardware.get("gpus") or ()) or hardware.get("cpu", "not known")
     rows += [
         ("Data", tag("code", data.directory)),
         ("Images", f"{counts} of {record.num_classes:,} classes"),
@@ -80,7 +81,7 @@ def what_was_run(contents: Contents) -> Html:
         ("First weights", _first_weights(contents)),
         ("Seed", str(record.seed)),
         ("Command", tag("code", typed(record.command))),
-        ("Hardware", f"{named}, {hardware['cores']} cores"),
+        ("Hardware", f"{named}, {hardware.get('cores', '?')} cores"),
         ("Processes", where),
         (
             "Numerics",
@@ -193,7 +194,9 @@ def error_rates(contents: Contents) -> Html:
         rows.append(_of_test(tested))
         benchmark = tested.result.benchmark
         parts += _notes_of_test(tested)
-    if not isinstance(contents.history, Missing):
+    if isinstance(contents.history, Missing):
+        parts.append(not_shown(f"No validations: {contents.history.why}"))
+    else:
         rows += _of_validations(contents)
     classes = contents.record.num_classes
     chance = (1 - 1 / classes, max(0.0, 1 - 5 / classes))
@@ -311,7 +314,11 @@ def departures(contents: Contents) -> Html:
         rows = differences(PAPER, recipe)
     except UserError as error:
         return not_shown(str(error))
-    data = contents.record.data
+    data, last = contents.record.data, f"{recipe.layers[-1].name}.num_units"
+    if recipe.num_classes is None:  # the data has decided
+        own = str(contents.record.num_classes)
+        rows = [replace(x, values=(x.values[0], own)) if x.field == last else x for x in rows]
+        rows = [x for x in rows if x.values[0] != x.values[1]]
     said = [
         f"The data: {contents.record.num_classes:,} classes and {data.train_images:,} training "
         f"images; the paper: {paper.NUM_CLASSES:,} and about {paper.CLAIMED_TRAIN_IMAGES:,}.",
@@ -331,16 +338,26 @@ def _difference_table(rows: list[Difference]) -> Html:
     head += ["where it stands"] * has_evidence + ["measured effect"] * has_effects
     cells: list[list[object]] = [
         [
-            tag("code", x.field),
-            x.values[0],
+            tag("code", *(markup(word, Html("<wbr>")) for word in re.split("(?<=[._])", x.field))),
+            _rounded(x.values[0]),
             tag("span", x.evidence[0], class_="sub"),
-            x.values[1],
+            _rounded(x.values[1]),
             *[tag("span", x.evidence[1], class_="sub")] * has_evidence,
             *[x.effect] * has_effects,
         ]
         for x in rows
     ]
     return table(list(head), cells)
+
+
+def _rounded(value: str) -> Html:
+    """A value with six digits where it has more; all of them appear when one points at it."""
+    try:
+        short = f"{float(value):.6g}"
+    except ValueError:
+        short = value
+    is_long = len(value) > len(short)
+    return tag("span", short if is_long else value, title=value if is_long else None)
 
 
 def repeat(contents: Contents) -> Html:

@@ -18,7 +18,7 @@ STYLE = (
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%;scroll-behavior:smooth}
 body{margin:0;background:var(--paper);color:var(--ink);
-font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;
+font:1rem/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;
 overflow-wrap:break-word}
 header,main,footer{max-width:66rem;margin:0 auto;padding:0 1.5rem}
 header{padding-top:3rem}
@@ -58,11 +58,11 @@ tbody th{font-weight:500}
 tr.own th,tr.own td{font-weight:650}
 .bar{display:block;width:100%;min-width:5rem;height:6px;margin-top:.25rem}
 .bar .track{fill:var(--line)}.bar .value{fill:var(--soft)}tr.own .bar .value{fill:var(--bar)}
-.sub{font-weight:400}
+.sub{font-weight:400}.bar+.sub{margin-top:.3rem}
 .missing{border-left:4px solid var(--warn);background:var(--ground);padding:.7rem 1rem;
 max-width:none;border-radius:0 6px 6px 0;overflow-wrap:anywhere}
 .missing b{color:var(--warn)}
-figure{margin:0}
+figure{margin:0}.wide+figure{margin-top:1.4rem}
 .plot{display:block;width:100%;min-width:40rem;height:auto;color:var(--ink);fill:currentColor}
 .plot [stroke="#000000"]{stroke:currentColor}.plot [fill="#000000"]{fill:currentColor}
 .plot [fill="#ffffff"]{fill:var(--paper)}.plot [stroke="#ffffff"]{stroke:var(--paper)}
@@ -74,8 +74,8 @@ width:max-content;max-width:100%}
 figcaption{line-height:1.35;margin-top:.4rem;overflow-wrap:anywhere;unicode-bidi:isolate}
 figcaption b{color:var(--ink)}figcaption div{unicode-bidi:isolate}
 .file{font-size:.75rem;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
-.neighbors{display:grid;grid-template-columns:repeat(7,minmax(4.5rem,1fr));gap:.9rem .7rem;
-min-width:38rem}
+.neighbors{display:grid;grid-template-columns:repeat(7,minmax(4.5rem,1fr));gap:.7rem;
+min-width:38rem;padding:.4rem}
 .neighbors img{width:100%;aspect-ratio:1;object-fit:cover;border-radius:6px}
 .neighbors figcaption{font-size:.76rem}
 .neighbors .query{padding-right:.8rem;border-right:2px solid var(--ink)}
@@ -98,14 +98,14 @@ footer{border-top:1px solid var(--line);margin-top:3rem;padding-top:1rem;padding
     + """
 @media print{
 @page{margin:14mm}
-body{font-size:9.5pt}header,main,footer{max-width:none;padding:0}header{padding-top:0}
+html{font-size:12px}header,main,footer{max-width:none;padding:0}header{padding-top:0}
 nav{display:none}section{margin:1.4rem 0}article{break-before:page;border:0;margin:0;padding:0}
 h2,h3{break-after:avoid}
-figure,tr,.figures,.missing,.neighbors figure{break-inside:avoid}
+figure,tr,.figures,.missing,.neighbors{break-inside:avoid}
 .wide{overflow:visible}.plot,.neighbors{min-width:0}
 .tiles{grid-template-columns:repeat(6,1fr)}
 .pairs{grid-template-columns:1fr 1fr}
-table{font-size:8pt}.matrix{font-size:6.5pt}.matrix td{min-width:0;height:auto;padding:.1rem}
+.matrix{font-size:.7rem}.matrix td{min-width:0;height:auto;padding:.1rem}
 .matrix td,.bar *,.figures div,.neighbors .same img{print-color-adjust:exact;
 -webkit-print-color-adjust:exact}
 a{color:inherit}}
