@@ -141,12 +141,17 @@ class Report:
         return " ".join("".join(self.section(name).itertext()).split())
 
 
+def tree_of(text):
+    """Markup of one element, as a tree."""
+    reader = _Reader()
+    reader.feed(text)
+    reader.close()
+    return reader.builder.close()
+
+
 def read(path: Path) -> Report:
     text = path.read_text(encoding="utf-8")
-    reader = _Reader()
-    reader.feed(text.partition("\n")[2].strip())
-    reader.close()
-    return Report(text, reader.builder.close())
+    return Report(text, tree_of(text.partition("\n")[2].strip()))
 
 
 def rows_of(element):

@@ -21,10 +21,10 @@ from runs import CROP_SIZE
 
 from data_prep.errors import printable
 from data_prep.shards import open_data_set
-from replica.results import report_contents
+from replica.results import report_contents, report_pictures
 from replica.results.report_contents import gather
 from replica.results.report_html import bar, dark_rules, percent, tag
-from replica.results.report_pictures import short_names
+from replica.results.report_pictures import confusions, short_names
 from replica.results.report_records import error_rates
 
 NUM_VAL = reports.NUM_VAL * len(CLASSES)
@@ -118,6 +118,19 @@ def test_confusions_are_the_oracles(report, oracle):
     times = [int(row[2]) for row in tables[1][1:]]
     off_diagonal = counts[~np.eye(6, dtype=bool)]
     assert times == sorted(off_diagonal[off_diagonal > 0], reverse=True)[:12]
+
+
+def test_of_many_classes_the_most_confused_are_shown_and_no_image_is_lost(contents, monkeypatch):
+    monkeypatch.setattr(report_pictures, "MOST_CLASSES", 3)
+    matrix = next(reports.tree_of(f"<div>{confusions(contents)}</div>").iter("table"))
+    head, *rows = rows_of(matrix)
+    assert head[-1] == "any other"
+    assert 2 <= len(rows) <= 3
+    assert [sum(int(x or 0) for x in row[1:]) for row in rows] == [reports.NUM_VAL] * len(rows)
+    counts = contents.tested.details.confusions.numpy()
+    most = (counts * ~np.eye(6, dtype=bool)).max()
+    shown = [x.get("title", "") for x in matrix.iter("td")]
+    assert any(f": {most} of {reports.NUM_VAL}" in title for title in shown)
 
 
 def images_in(element):

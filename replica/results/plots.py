@@ -228,8 +228,8 @@ def _draw_legend(figure: Any) -> None:
         for line, label in zip(*axes.get_legend_handles_labels(), strict=True):
             named.setdefault(label, line)
     named = {label: named[label] for label in sorted(named, key=MARKS.__contains__)}
-    # As many columns as fit: an inch holds about a dozen letters, and a line's mark takes a half.
-    inches = 0.6 + max(map(len, named)) / 12
+    # As many columns as fit: an inch holds about 13 letters, and a line's mark takes a half.
+    inches = 0.6 + max(map(len, named)) / 13
     columns = max(1, min(4, int(figure.get_figwidth() / inches)))
     legend = figure.legend(named.values(), named, loc="outside lower center", ncols=columns)
     for handle, label in zip(legend.legend_handles, named, strict=True):

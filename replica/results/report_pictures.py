@@ -90,17 +90,19 @@ def confusions(contents: Contents) -> Html:
     ]
     classes = sorted(details.rows("classes"), key=lambda x: -x["top1_error"])
     lists = [tag("div", tag("h3", "Most frequent"), table(["class", "taken for", "times"], most))]
-    half = min(MOST_ROWS // 2, len(classes) // 2)
+    title, half = "All classes, the hardest first", MOST_ROWS // 2
+    if len(classes) > MOST_ROWS:
+        title = f"The {half} hardest and the {half} easiest classes"
+        classes = [*classes[:half], *classes[-half:]]
     rows: list[list[object]] = [
         [
             _shown_name(x["class"], short),
             f"{x['images']:,}",
             markup(percent(x["top1_error"]), bar(x["top1_error"])),
         ]
-        for x in [*classes[:half], *classes[len(classes) - half :]]
+        for x in classes
     ]
     head: list[object] = ["class", "images", "top-1 error"]
-    title = f"The {half} hardest and the {half} easiest classes"
     lists.append(tag("div", tag("h3", title), table(head, rows)))
     return markup(_matrix(details, pairs, short), tag("div", *lists, class_="pairs"))
 
@@ -142,10 +144,10 @@ def _matrix(details: Details, pairs: list[dict[str, Any]], short: dict[str, str]
             cells.append(tag("td", rest or "", class_="rest"))
         body.append(tag("tr", *cells))
     whole = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body), class_="matrix")
-    some = f"The {len(labels)} of {len(details.wnids):,} classes that are confused most often: "
+    of = f" of the {len(labels)} of {len(details.wnids):,} classes that are confused most often"
     said = (
-        f"{some if has_rest else ''}images by their class and by the network's first guess. Blue "
-        "is right, orange is wrong; the deeper, the larger the share of the class's images."
+        f"The images{of if has_rest else ''}, by their class and by the network's first guess. "
+        "Blue is right, orange is wrong; the deeper, the larger the share of the class's images."
     )
     return tag("figure", tag("div", whole, class_="wide"), tag("figcaption", said))
 
