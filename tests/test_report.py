@@ -194,9 +194,16 @@ def test_neighbors_stand_beside_their_query(report, shards):
     assert "nearest of 18 training images" in report.words("neighbors")
 
 
-def test_kernels_and_records_are_shown(report):
+def test_kernels_and_records_are_shown(report, weights):
     ((_, kernels),) = images_in(report.section("kernels"))
     assert kernels.std() > 20
+    kernels = weights["conv1.weight"]
+    gray = kernels.mean(axis=1, keepdims=True)
+    color = ((kernels - gray) ** 2).sum((1, 2, 3)) / (kernels**2).sum((1, 2, 3))
+    shares = [
+        f"{100 * half.mean():.1f} % in tower {i}" for i, half in enumerate((color[:8], color[8:]))
+    ]
+    assert ", ".join(shares) in report.words("kernels")
     said = report.words("run")
     for words in (
         "mini: the demo: far below",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from data_prep.errors import printable
-from replica.network.kernels import kernel_picture, rgb_kernels
+from replica.network.kernels import color_energy, kernel_picture, rgb_kernels
 from replica.results.details import Details
 from replica.results.report_contents import Contents, Missing
 from replica.results.report_html import (
@@ -71,7 +71,11 @@ def kernels(contents: Contents) -> Html:
     image = picture(
         buffer.getvalue(), "png", alt=what, width=drawn.width, height=drawn.height, class_="kernels"
     )
-    said = f"{what}, all on one scale: the smallest weight is black, the largest white."
+    said = f"{what}, all on one scale: the smallest weight is black, the largest white. "
+    shares = color_energy(weights).reshape(recipe.towers, -1).mean(axis=1)
+    of = [f"{percent(x)} in tower {tower}" for tower, x in enumerate(shares)]
+    said += f"Share of color in the energy of a kernel, the mean: {', '.join(of)}; "
+    said += f"{percent(2 / 3)} is what random kernels have."
     return tag("figure", image, tag("figcaption", said))
 
 
