@@ -20,8 +20,7 @@ from data_prep.errors import (
 )
 from data_prep.files import write_whole
 from replica.results.report import missing_parts, report
-from replica.results.report_contents import gather
-from replica.training.run_record import read_run_record
+from replica.results.report_contents import gather, read_record
 
 REPORT_FILE = "report.html"
 MOST_IMAGES = 10_000_000
@@ -72,7 +71,7 @@ def output_of(arguments: argparse.Namespace) -> Path:
 def write(arguments: argparse.Namespace) -> None:
     """Writes the report, and says what it lacks."""
     for run_dir in arguments.runs:
-        read_run_record(run_dir)  # before anything is tested
+        read_record(run_dir)  # before anything is tested
     path = output_of(arguments)
     runs = []
     for run_dir in arguments.runs:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import json
 import math
 import re
 import shlex
@@ -447,6 +448,24 @@ def test_wrong_input_is_one_line_and_writes_nothing(run_dir, tmp_path):
     ):
         assert_user_error(make(*words), said)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("begun", 1e300),
+        ("recipe", []),
+        ("num_classes", 0),
+        ("num_classes", "ten"),
+        ("command", "x"),
+        ("versions", []),
+        ("hardware", "x"),
+    ],
+)
+def test_a_damaged_record_is_one_line(field, value, run_dir, tmp_path):
+    record = json.loads((run_dir / "run.json").read_text()) | {field: value}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert_user_error(make(tmp_path), f"{tmp_path / 'run.json'}: damaged: {field}: restore the")
 
 
 def test_long_lines_of_a_figure_are_pixels(monkeypatch):

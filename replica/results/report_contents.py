@@ -39,12 +39,13 @@ from replica.training.checkpoint import (
 )
 from replica.training.control_log import Request, read_log
 from replica.training.options import Say
-from replica.training.run_record import RunRecord, read_run_json, read_run_record
+from replica.training.run_record import RUN_FILE, RunRecord, read_run_json, read_run_record
 
 # Multiply-adds for the images that are tested, and as many for those that are searched, so that a
 # report takes no minutes: one core makes 12e9 in a second with `mini64` and 27e9 with `paper` (AMD
 # EPYC with AVX-512). A GPU is given a hundred times as many (not measured).
 MOST_MACS = {"cpu": 150_000_000_000, "cuda": 15_000_000_000_000}
+LAST_SECOND = 4e9  # of a date that may be right: in the year 2096
 NUM_MISTAKES, NUM_QUERIES, NUM_NEIGHBORS = 12, 6, 6
 
 _Part = TypeVar("_Part")
@@ -155,7 +156,7 @@ def gather(
         UserError: there is no run, or its record is damaged.
     """
     keep_large_blocks()  # before the first tensor is read
-    record, begun = read_run_record(run_dir), float(read_run_json(run_dir)["begun"])
+    record, begun = read_record(run_dir)
     checkpoint = _attempt(lambda: _checkpoint_of(run_dir))
     data = _attempt(lambda: choose_data(data_dir, run_dir / BEST, say))
     tested: Tested | Missing
@@ -184,6 +185,29 @@ def gather(
         tested,
         nearest,
     )
+
+
+def read_record(run_dir: Path) -> tuple[RunRecord, float]:
+    """The record of a run, and when it was begun, in seconds since 1970.
+
+    Raises:
+        UserError: there is no run, or what a report shows of its record is damaged.
+    """
+    record, begun = read_run_record(run_dir), float(read_run_json(run_dir)["begun"])
+    data, versions, hardware = record.data, record.machine["versions"], record.machine["hardware"]
+    counts = (data.train_images, data.val_images, data.test_images)
+    problems = {
+        "begun": not 0 <= begun < LAST_SECOND,
+        "recipe": not isinstance(record.recipe_record, dict),
+        "num_classes": type(record.num_classes) is not int or record.num_classes < 1,
+        "command": not isinstance(record.command, list),
+        "data": not isinstance(data.directory, str) or any(type(x) is not int for x in counts),
+        "versions": not isinstance(versions, dict),
+        "hardware": not isinstance(hardware, dict),
+    }
+    if wrong := [name for name, is_wrong in problems.items() if is_wrong]:
+        raise UserError(f"{run_dir / RUN_FILE}: damaged: {', '.join(wrong)}: restore the file")
+    return record, begun
 
 
 def _attempt(get: Callable[[], _Part]) -> _Part | Missing:
