@@ -319,6 +319,7 @@ def test_a_tag_escapes_texts_and_values_but_no_markup():
     assert tag("a", inner, " x", href="\"'<", class_="c", title=None) == (
         '<a href="&quot;&#x27;&lt;" class="c"><b>&lt;&amp;&gt;</b> x</a>'
     )
+    assert tag("p", title=inner) == '<p title="&lt;b&gt;&amp;lt;&amp;amp;&amp;gt;&lt;/b&gt;"></p>'
     assert tag("img", alt="\x1b\n") == r'<img alt="\x1b\n">'
 
 

@@ -26,7 +26,6 @@ JPEG_QUALITY = 88
 # Lines of more points are drawn as pixels: a browser has trouble with a path of a million points.
 MOST_POINTS = 20_000
 _RASTER_DPI = 200
-_COLOR = re.compile(r"#[0-9a-f]{6}")
 
 
 class Html(str):
@@ -37,11 +36,11 @@ class Html(str):
 
 def markup(*parts: object) -> Html:
     """Parts one after the other: what is no `Html` is shown as it is, with escapes."""
-    return Html(
-        "".join(
-            part if isinstance(part, Html) else html.escape(printable(str(part))) for part in parts
-        )
-    )
+    return Html("".join(x if isinstance(x, Html) else _escaped(x) for x in parts))
+
+
+def _escaped(text: object) -> str:
+    return html.escape(printable(str(text)))
 
 
 def tag(name: str, /, *parts: object, **attributes: object) -> Html:
@@ -53,7 +52,7 @@ def tag(name: str, /, *parts: object, **attributes: object) -> Html:
         attributes: values of any text; None leaves one out; of `class_` the underscore is left out.
     """
     given = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{markup(value)}"'
+        f' {key.rstrip("_").replace("_", "-")}="{_escaped(value)}"'
         for key, value in attributes.items()
         if value is not None
     )
