@@ -145,6 +145,7 @@ def test(arguments: argparse.Namespace) -> None:
         weights=arguments.weights,
         weights_of=arguments.weights_of,
         keeps=saved is not None,
+        most_images=None,
         say=say,
     )
     print(shown(result, details, arguments))

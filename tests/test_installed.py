@@ -24,6 +24,7 @@ SCRIPTS = {
     "replica-info": "replica.info",
     "replica-recipes": "replica.recipes",
     "replica-figures": "replica.figures",
+    "replica-report": "replica.report",
     "replica-demo": "replica.demo",
     "replica-reproduce": "replica.reproduce",
 }

@@ -157,6 +157,8 @@ def test_a_run_and_what_follows_it_escape_names(place):
         ("replica.figures", "--run", str(out)),
         ("replica.figures", "curves", str(out), "--picture", str(place / "curves.png")),
         ("replica.figures", "--run", str(place / EVIL)),
+        ("replica.report", str(out)),
+        ("replica.report", str(out), "--output", str(place / EVIL)),
         ("replica.control", str(out), "--lr", "0.1"),
         ("replica.info", "--recipe", EVIL),
         ("replica.recipes", "diff", "paper", EVIL),

@@ -32,6 +32,7 @@ OPTIONS = {
     "replica.figures": "--out --run",
     "replica.figures curves": "--picture",
     "replica.figures augmentation": "--data --images --picture --run",
+    "replica.report": "--data --device --images --output",
     "replica.demo": "--out",
     "replica.reproduce": "--data --device --gpus --json --list --markdown --minutes --pictures "
     "--records --scale --seeds --work",

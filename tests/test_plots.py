@@ -135,6 +135,15 @@ def test_epochs_stand_above_where_all_runs_have_the_same(tmp_path):
     assert not any(axes.child_axes for axes in curves_figure([run_dir, other]).axes)
 
 
+def test_a_legend_of_long_names_stays_inside_the_figure(tmp_path):
+    pytest.importorskip("matplotlib")
+    runs = [make_run(tmp_path / f"a run with a long name, number {i}") for i in range(3)]
+    figure = curves_figure(runs)
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+
+
 # Twenty kernels of 11 x 11 a tower: rows of 16 and of 4.
 TILE = 11 * PIXELS_PER_WEIGHT
 ROWS_OF_TEXT = {

@@ -35,6 +35,7 @@ COMMANDS = {
     "replica.figures": [],
     "replica.figures curves": ["nowhere"],
     "replica.figures augmentation": [],
+    "replica.report": ["nowhere"],
     "replica.demo": [],
     "replica.reproduce": ["size"],
     "cuda_ext.__main__": [],
@@ -171,6 +172,7 @@ CONTRADICTIONS = {
     "replica.figures": [["--run", "nowhere"], ["nonsense"], []],
     "replica.figures curves": [["--picture", "x.xyz"], ["--picture", "nowhere/x.png"]],
     "replica.figures augmentation": [["--run", "nowhere"], ["--data", "nowhere"], ["nonsense"], []],
+    "replica.report": [["in"], ["--output", "x.pdf"], ["--output", "nowhere/x.html"], ["--x"], []],
     "replica.demo": [
         ["--x"],
         ["nonsense"],

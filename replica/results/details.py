@@ -5,6 +5,7 @@ N images, K classes, B bins.
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,14 @@ class Details:
         bins: float64 (B, 3), by the highest probability: images, the sum of that probability, and
             images whose most probable class is right.
         kept: the probabilities and labels of the batches, where they are kept.
+        images: rows of the part that is tested, in the order in which they are added.
     """
 
     wnids: list[str]
     class_names: list[str]
     keeps: bool = False
     kept: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    images: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         num_classes = len(self.wnids)

@@ -21,6 +21,7 @@ from replica.results.members import (
     places_of,
     rows_of,
 )
+from replica.results.nearest_images import evenly
 from replica.results.test_result import ILSVRC_CLASSES, TestResult, confidence_interval
 from replica.training import evaluation
 from replica.training.allocator import keep_large_blocks
@@ -50,6 +51,7 @@ def test_network(
     weights: str | None,
     weights_of: str,
     keeps: bool,
+    most_images: int | None,
     say: Say,
 ) -> tuple[TestResult, Details]:
     """Tests a checkpoint, or several as one, on a part of a data set.
@@ -64,6 +66,7 @@ def test_network(
         weights: of `WEIGHTS`; None for the averaged ones where the checkpoint has them.
         weights_of: what each checkpoint counts: `equal`, `search` or numbers between commas.
         keeps: whether the details keep all probabilities.
+        most_images: where there are more, so many of them are tested, evenly over all.
         say: called with a line for each default that is taken.
 
     Raises:
@@ -88,6 +91,8 @@ def test_network(
     rows = rows_of(data.part(part), labels)
     if not rows:
         raise UserError(f"{data.directory}: expected {part} images of classes in common, got none")
+    if most_images is not None:
+        rows = [rows[place] for place in evenly(len(rows), most_images)]
     devices = choose_devices(
         gpus=None,
         num_gpus_present=torch.cuda.device_count() if torch.cuda.is_available() else 0,
@@ -106,6 +111,7 @@ def test_network(
     if weights_of == SEARCH:
         shares = _searched(networks, data, part, labels, views=views, say=say)
     counts, details = Counts(), _details(first.checkpoint, labels, keeps=keeps)
+    details.images = rows
     with progress_bar(len(rows), " images") as progress:
         for several, labels_N in batches_of(networks, data.part(part), rows, labels, views=views):
             mean_NK = weighted_mean(several, shares)

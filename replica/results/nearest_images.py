@@ -76,9 +76,15 @@ def features_of(
 
 
 def nearest_images(
-    network: TrainedNetwork, queries: torch.Tensor, part: Part, *, layer: str, k: int
+    network: TrainedNetwork,
+    queries: torch.Tensor,
+    part: Part,
+    *,
+    layer: str,
+    k: int,
+    among: Sequence[int] | None = None,
 ) -> Neighbors:
-    """Searches all images of a part; no features are kept but those of the queries.
+    """Searches images of a part; no features are kept but those of the queries.
 
     Args:
         network: that made the queries' features.
@@ -86,21 +92,24 @@ def nearest_images(
         part: such as the training images.
         layer: whose features they are.
         k: how many neighbors.
+        among: the rows of the part that are searched, in rising order; None for all.
 
     Raises:
         UserError: the images have another side than the network's, or features are not finite.
     """
+    rows = range(len(part)) if among is None else among
     try:
         search = NeighborSearch(queries, k=k)
-        with progress_bar(len(part), " images") as progress:
-            for features in features_of(network, part, range(len(part)), layer=layer):
+        with progress_bar(len(rows), " images") as progress:
+            for features in features_of(network, part, rows, layer=layer):
                 search.add(features)
                 progress.update(len(features))
     except ValueError as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"features of {layer}: {error}: use another checkpoint") from None
-    return search.result()
+    found = search.result()
+    return Neighbors(np.asarray(rows)[found.rows], found.distances)
 
 
 @dataclass(frozen=True)

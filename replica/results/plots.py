@@ -119,10 +119,16 @@ def save(figure: Any, path: Path) -> None:
 
 
 def run_figure(run_dir: Path) -> Any:
-    """The figure of one run: losses of training and validation, errors of validation."""
+    """The figure of one run, with its name above."""
     history = read_history(run_dir)
-    figure, (losses, errors) = _figure([history], 2)
+    figure = history_figure(history)
     figure.suptitle(shown(f"{run_dir}: {history.title}"))
+    return figure
+
+
+def history_figure(history: History) -> Any:
+    """Losses of training and validation over steps, and errors of validation."""
+    figure, (losses, errors) = _figure([history], 2)
     steps = [line.step for line in history.steps]
     raw = [line.loss for line in history.steps]
     losses.plot(steps, raw, color="#c6dbef", linewidth=0.7, label="training batch")
@@ -222,7 +228,10 @@ def _draw_legend(figure: Any) -> None:
         for line, label in zip(*axes.get_legend_handles_labels(), strict=True):
             named.setdefault(label, line)
     named = {label: named[label] for label in sorted(named, key=MARKS.__contains__)}
-    legend = figure.legend(named.values(), named, loc="outside lower center", ncols=4)
+    # As many columns as fit: an inch holds about 13 letters, and a line's mark takes a half.
+    inches = 0.6 + max(map(len, named)) / 13
+    columns = max(1, min(4, int(figure.get_figwidth() / inches)))
+    legend = figure.legend(named.values(), named, loc="outside lower center", ncols=columns)
     for handle, label in zip(legend.legend_handles, named, strict=True):
         if label in MARKS:
             handle.set_color(MARK_COLOR)  # that of no run
