@@ -12,7 +12,8 @@ from pathlib import Path
 from data_prep.arguments import nonempty_path, whole_number
 from data_prep.errors import OneLineParser, command_for, print_line, run_command
 from replica.results.augmentation import augmentation_figure
-from replica.results.plots import check_picture, draw_curves, draw_run, save
+from replica.results.plots import draw_curves, draw_run
+from replica.results.style import check_picture, save
 from replica.training.run_directory import newest_run
 
 MOST_IMAGES = 16  # a page
