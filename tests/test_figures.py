@@ -14,9 +14,12 @@ from test_kernels import share_by_loops
 from data_prep.shards import open_data_set
 from replica import figures
 
-pytest.importorskip("matplotlib")
+RED, GREEN = "#D55E00", "#009E73"  # that color-blind people tell apart
 
-BLUE, RED, GREEN = "#0072B2", "#D55E00", "#009E73"  # of Okabe and Ito
+
+@pytest.fixture(autouse=True)
+def needs_matplotlib():
+    pytest.importorskip("matplotlib")
 
 
 @pytest.fixture(scope="module")

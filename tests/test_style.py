@@ -5,15 +5,19 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.importorskip("matplotlib")
-import matplotlib
-
 from replica.results.class_figures import classes_figure, confusion_figure
 from replica.results.details import Details
 from replica.results.style import new_figure, save, set_title, shortened, styled
 
 
+@pytest.fixture(autouse=True)
+def needs_matplotlib():
+    pytest.importorskip("matplotlib")
+
+
 def test_the_users_settings_change_nothing_and_stay(tmp_path):
+    import matplotlib
+
     @styled
     def draw():
         figure = new_figure(2, 1)
