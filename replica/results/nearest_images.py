@@ -22,7 +22,7 @@ from replica.results.prediction import TrainedNetwork
 from replica.results.style import SMALL_POINTS, new_figure, shortened, styled
 
 PANEL_INCHES = 0.95
-LETTERS = 18  # of a name
+LETTERS = 16  # of a name
 
 
 def hidden_layer(network: TrainedNetwork) -> str:

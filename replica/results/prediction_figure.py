@@ -104,7 +104,8 @@ def grid_figure(predicted: list[Predicted]) -> Any:
     """
     columns = min(PER_GRID_ROW, len(predicted))
     rows = math.ceil(len(predicted) / columns)
-    figure = new_figure(PAGE_WIDTH / PER_GRID_ROW * columns, 1.45 * rows)
+    width = PAGE_WIDTH / PER_GRID_ROW * max(columns, 3)  # the title has so many words
+    figure = new_figure(width, 1.45 * rows)
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
