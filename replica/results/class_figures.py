@@ -22,7 +22,7 @@ from replica.results.style import (
 
 MOST_BARS = 60  # on a page; of more classes, the easiest and the hardest half as many
 LETTERS = 34  # of a name
-MOST_NAMED = 60  # classes with names beside the matrix
+MOST_NAMED = 50  # classes with names beside the matrix
 MOST_NUMBERED = 15  # classes whose counts stand in the cells
 
 
@@ -87,9 +87,8 @@ def confusion_figure(details: Details, *, title: str) -> Any:
     if num_classes <= MOST_NAMED:
         letters = LETTERS if num_classes <= MOST_NUMBERED else LETTERS // 2
         names = [shortened(name, letters) for name in details.class_names]
-        size = 7 if num_classes <= MOST_NUMBERED * 2 else 5
-        axes.set_xticks(range(num_classes), names, rotation=90, fontsize=size)
-        axes.set_yticks(range(num_classes), names, fontsize=size)
+        axes.set_xticks(range(num_classes), names, rotation=90, fontsize=SMALL_POINTS)
+        axes.set_yticks(range(num_classes), names, fontsize=SMALL_POINTS)
     if num_classes <= MOST_NUMBERED:
         for row, column in np.ndindex(counts.shape):
             is_dark = shares[row, column] > 60
