@@ -229,6 +229,7 @@ def figure_of_test(path: Path, arguments: argparse.Namespace) -> Any:
         weights=None,
         weights_of=EQUAL,
         keeps=False,
+        most_images=None,
         say=print_line,
     )
     title = (
