@@ -19,7 +19,7 @@ COMMANDS = {
     "replica.neighbors": "the training images nearest to some images, by fc7's features",
     "replica.info": "the layer table of a recipe beside the paper's own figures",
     "replica.recipes": "the recipes: what each tests, costs, and differs in from another",
-    "replica.figures": "pictures of runs: loss curves, conv1's kernels, augmentation",
+    "replica.figures": "the paper's figures and others, of runs and networks",
     "replica.report": "one HTML file that tells of a run, or of several side by side",
     "replica.demo": "the whole path on the embedded data set",
     "replica.reproduce": "the paper's claims: runs what is missing, and judges them",

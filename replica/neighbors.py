@@ -37,8 +37,8 @@ from replica.results.nearest_images import (
 )
 from replica.results.neighbors import Neighbors
 from replica.results.pictures import NamedPictures, read_ahead, with_a_picture
-from replica.results.plots import check_picture, save
 from replica.results.prediction import TrainedNetwork, load
+from replica.results.style import check_picture, save
 from replica.training.allocator import keep_large_blocks
 from replica.training.run_directory import newest_run
 

@@ -176,8 +176,8 @@ def predict(arguments: argparse.Namespace) -> int:
     from replica.training.run_directory import newest_run
 
     if arguments.picture:
-        from replica.results.plots import check_picture, save
         from replica.results.prediction_figure import MOST_PICTURES, Predicted, prediction_figure
+        from replica.results.style import check_picture, save
 
         check_picture(arguments.picture)
     checkpoint = arguments.checkpoint or newest_run(purpose="predict with")

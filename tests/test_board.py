@@ -168,9 +168,9 @@ def test_curves_of_several_runs_are_drawn_into_one_picture(shown, tmp_path):
     result = run_here("-m", "replica.figures", "curves", *runs, "--picture", str(picture))
     assert result.returncode == 0, result.stderr
     image = Image.open(picture).convert("RGB")
-    # One color a run, of matplotlib's own.
+    # One color a run, of the one style.
     colors = {color for _, color in image.getcolors(maxcolors=1 << 24)}
-    assert {(31, 119, 180), (255, 127, 14)} <= colors
+    assert {(0, 114, 178), (213, 94, 0)} <= colors
     assert_user_error(
         run_here("-m", "replica.figures", "curves", str(tmp_path)), "run.json of a run"
     )

@@ -165,7 +165,7 @@ def test_the_demo_shows_commands_that_exist_and_needs_no_matplotlib(tmp_path, mo
         return subprocess.CompletedProcess(command, 0, json.dumps(result))
 
     def no_pictures(*_):
-        raise demo.UserError("the curves need matplotlib: `pip install 'replica-alexnet[figures]'`")
+        raise demo.UserError("figures need matplotlib: `pip install 'replica-alexnet[figures]'`")
 
     monkeypatch.setattr(demo.subprocess, "run", answer)
     monkeypatch.setattr(demo, "draw_run", no_pictures)
@@ -176,5 +176,5 @@ def test_the_demo_shows_commands_that_exist_and_needs_no_matplotlib(tmp_path, mo
     modules = ["data_prep.build_shards", "replica.train", "replica.test"]
     assert commands == [["python", "-m", module] for module in modules]
     assert shown == [["-m", module] for module in modules]
-    assert "no pictures: the curves need matplotlib" in "\n".join(lines)
+    assert "no pictures: figures need matplotlib" in "\n".join(lines)
     assert f"wrote {tmp_path / 'result.json'} in 0 s" in lines

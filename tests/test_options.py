@@ -32,6 +32,13 @@ OPTIONS = {
     "replica.figures": "--out --run",
     "replica.figures curves": "--picture",
     "replica.figures augmentation": "--data --images --picture --run",
+    "replica.figures kernels": "--checkpoint --gray --json --picture",
+    "replica.figures architecture": "--checkpoint --picture --recipe --set",
+    "replica.figures activations": "--checkpoint --picture",
+    "replica.figures predictions": "--checkpoint --data --images --picture",
+    "replica.figures grid": "--checkpoint --data --images --picture",
+    "replica.figures classes": "--checkpoint --data --picture",
+    "replica.figures confusion": "--checkpoint --data --picture",
     "replica.report": "--data --device --images --output",
     "replica.demo": "--out",
     "replica.reproduce": "--data --device --gpus --json --list --markdown --minutes --pictures "

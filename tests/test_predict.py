@@ -7,7 +7,6 @@ import shutil
 import sys
 import weakref
 from pathlib import Path
-from textwrap import shorten
 
 import numpy as np
 import oracles
@@ -245,15 +244,15 @@ def test_the_figure_has_bars_of_the_probabilities_and_the_right_class_in_its_col
     checkpoint, held_out, tmp_path, monkeypatch
 ):
     pytest.importorskip("matplotlib")
-    from replica.results import plots, prediction_figure
+    from replica.results import prediction_figure, style
 
-    figures, save = [], plots.save
+    figures, save = [], style.save
 
     def keep(figure, path):
         figures.append(figure)
         save(figure, path)
 
-    monkeypatch.setattr(plots, "save", keep)
+    monkeypatch.setattr(style, "save", keep)
     paths = held_out[1]
     picture = tmp_path / "figure.svg"
     words = [*map(str, paths[:9]), "--json", "--top", "10", "--picture", str(picture)]
@@ -270,7 +269,9 @@ def test_the_figure_has_bars_of_the_probabilities_and_the_right_class_in_its_col
         widths = [patch.get_width() for patch in axes.patches]
         np.testing.assert_array_equal(widths, [p for _, p in row["top"]])
         label = network[Path(row["file"]).parent.name]
-        assert axes.get_title() == shorten(label, prediction_figure.LETTERS, placeholder="...")
+        letters = prediction_figure.LETTERS
+        is_cut = len(label) > letters
+        assert axes.get_title() == (label[: letters - 1].rstrip() + "…" if is_cut else label)
         colors = [patch.get_facecolor() for patch in axes.patches]
         from matplotlib.colors import to_rgba
 

@@ -51,23 +51,29 @@ def color_energy(weights: torch.Tensor | np.ndarray) -> np.ndarray:
     return share
 
 
-def kernel_picture(weights: torch.Tensor, *, towers: int, title: str) -> Image.Image:
-    """Draws the kernels of conv1, as Figure 3 does: tower 0 above, tower 1 below.
+def scaled_kernels(weights: torch.Tensor) -> np.ndarray:
+    """Weights as pixels, uint8 of the same shape: the smallest of all is black, the largest white.
 
-    As in the source, all kernels share one scale: the smallest weight of the layer is black, the
-    largest is white.
-
-    Args:
-        weights: float (kernels, 3, side, side), red first.
-        towers: kernels of each begin a row of their own, below the tower's name.
-        title: stands above; what is not ASCII becomes an escape, as the letters have no more.
+    As in the source, all kernels share one scale.
     """
     values = weights.detach().double().numpy()
     low, high = values.min(), values.max()
-    scaled = (255 * (values - low) / max(high - low, 1e-12)).round().astype(np.uint8)
-    tile_size = values.shape[-1] * PIXELS_PER_WEIGHT
+    scaled: np.ndarray = (255 * (values - low) / max(high - low, 1e-12)).round().astype(np.uint8)
+    return scaled
+
+
+def kernel_picture(weights: torch.Tensor, *, towers: int, title: str) -> Image.Image:
+    """Draws the kernels of conv1, as Figure 3 does: tower 0 above, tower 1 below.
+
+    Args:
+        weights: float (kernels, 3, side, side), red first; `scaled_kernels` gives their colors.
+        towers: kernels of each begin a row of their own, below the tower's name.
+        title: stands above; what is not ASCII becomes an escape, as the letters have no more.
+    """
+    scaled = scaled_kernels(weights)
+    tile_size = scaled.shape[-1] * PIXELS_PER_WEIGHT
     cell = tile_size + GAP
-    per_tower = len(values) // towers
+    per_tower = len(scaled) // towers
     columns = min(KERNELS_PER_ROW, per_tower)
     tower_height = LINE_HEIGHT + math.ceil(per_tower / columns) * cell
     font = ImageFont.load_default(LETTER_SIZE)

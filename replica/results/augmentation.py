@@ -5,7 +5,6 @@ N images, C channels, H rows, W columns, S rows and columns of a crop.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,20 @@ from replica.feed.feed import TrainFeed
 from replica.feed.images import BatchImages, mean_image_of
 from replica.feed.stored import StoredImages
 from replica.recipes import Recipe, from_record
-from replica.results.plots import new_figure, shown
+from replica.results.style import (
+    BLUE,
+    GREEN,
+    PAGE_WIDTH,
+    VERMILION,
+    new_figure,
+    set_title,
+    shortened,
+    styled,
+)
 from replica.training.run_record import read_run_record
 
-# Of each epoch, colors that color-blind people tell apart (Okabe and Ito), and lines that are
-# different in gray, too.
-EPOCHS = {1: ("#0072B2", "-"), 2: ("#D55E00", "--"), 3: ("#009E73", ":")}
+# Of each epoch, color and line.
+EPOCHS = {1: (BLUE, "-"), 2: (VERMILION, "--"), 3: (GREEN, ":")}
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ def augmented(
     return Augmented(images, crops, shifts)
 
 
+@styled
 def augmentation_figure(run_dir: Path, data_dir: Path | None, *, num_images: int) -> Any:
     """The first images of a run: as they are stored with their crops, and what the epochs make.
 
@@ -95,8 +103,8 @@ def augmentation_figure(run_dir: Path, data_dir: Path | None, *, num_images: int
     of_epochs = {
         epoch: augmented(data, recipe, rows, seed=record.seed, epoch=epoch) for epoch in EPOCHS
     }
-    figure = new_figure(2.3 * (1 + len(EPOCHS)), 0.7 + 2.65 * len(rows))
-    figure.suptitle(shown(f"{run_dir}: {recipe.name}, seed {record.seed}"), fontsize=11)
+    figure = new_figure(PAGE_WIDTH, 0.25 + 2.1 * len(rows))
+    set_title(figure, f"{run_dir}: {recipe.name}, seed {record.seed}")
     # Else crops are of other images than the stored ones.
     is_placed = not (recipe.vertical_flips or recipe.resized_crops)
     panels = figure.subplots(len(rows), 1 + len(EPOCHS), squeeze=False)
@@ -105,20 +113,20 @@ def augmentation_figure(run_dir: Path, data_dir: Path | None, *, num_images: int
     for i, row in enumerate(rows):
         stored, *others = panels[i]
         stored.imshow(data.train.image(int(row)))
-        name = shorten(shown(data.class_names[data.train.labels[row]]), 36, placeholder="...")
-        stored.set_xlabel(f"{name}\ntraining image {row}", fontsize=8)
+        name = shortened(data.class_names[data.train.labels[row]], 30)
+        stored.set_xlabel(f"{name}\ntraining image {row}", fontsize=7)
         for axes, (epoch, made) in zip(others, of_epochs.items(), strict=True):
             if is_placed:
                 _draw_crop(stored, made.crops, i, recipe.crop_size, epoch)
             axes.imshow((made.images[i] / 255).clip(0, 1))
-            axes.set_xlabel(_described(made, i, is_placed=is_placed), fontsize=8)
+            axes.set_xlabel(_described(made, i, is_placed=is_placed), fontsize=7)
             color, style = EPOCHS[epoch]
             for spine in axes.spines.values():
                 spine.set(color=color, linestyle=style, linewidth=2.5)
     side = data.image_size
-    panels[0, 0].set_title(f"stored, {side} x {side}", fontsize=9)
+    panels[0, 0].set_title(f"stored, {side} x {side}")
     for axes, epoch in zip(panels[0, 1:], EPOCHS, strict=True):
-        axes.set_title(f"epoch {epoch}", fontsize=9, color=EPOCHS[epoch][0])
+        axes.set_title(f"epoch {epoch}", color=EPOCHS[epoch][0])
     return figure
 
 

@@ -6,7 +6,6 @@ N images, C channels, H rows, W columns, D units.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,11 @@ from replica import paper
 from replica.feed.augment import view_places
 from replica.feed.views import view_batches
 from replica.results.neighbors import Neighbors, NeighborSearch
-from replica.results.plots import new_figure, shown
 from replica.results.prediction import TrainedNetwork
+from replica.results.style import SMALL_POINTS, new_figure, shortened, styled
 
-PANEL_INCHES = 1.15
-LETTERS = 18  # of a name
+PANEL_INCHES = 0.95
+LETTERS = 16  # of a name
 
 
 def hidden_layer(network: TrainedNetwork) -> str:
@@ -40,6 +39,16 @@ def hidden_layer(network: TrainedNetwork) -> str:
     return layers[-1]
 
 
+def check_side(network: TrainedNetwork, part: Part) -> None:
+    """Refuses images of another side than the network's, with a UserError."""
+    side = len(network.mean_image)
+    if part.shards[0].image_size != side:
+        raise UserError(
+            f"{part.shards[0].path.parent}: has images of {part.shards[0].image_size} pixels, but "
+            f"the network was trained on {side}: give such data with --data"
+        )
+
+
 def features_of(
     network: TrainedNetwork, part: Part, rows: Sequence[int], *, layer: str
 ) -> Iterator[torch.Tensor]:
@@ -54,12 +63,8 @@ def features_of(
     Raises:
         UserError: the images have another side.
     """
+    check_side(network, part)
     side = len(network.mean_image)
-    if part.shards[0].image_size != side:
-        raise UserError(
-            f"{part.shards[0].path.parent}: has images of {part.shards[0].image_size} pixels, but "
-            f"the network was trained on {side}: give such data with --data"
-        )
     crop_size = network.recipe.crop_size
     batches = view_batches(
         part,
@@ -120,6 +125,7 @@ class Shown:
     caption: str
 
 
+@styled
 def neighbors_figure(queries: list[Shown], neighbors: list[list[Shown]]) -> Any:
     """The figure, in the style of the paper's Figure 4, right: a row for each query.
 
@@ -142,8 +148,8 @@ def neighbors_figure(queries: list[Shown], neighbors: list[list[Shown]]) -> Any:
         ):
             axes.imshow(one.image)
             weight = "bold" if one.caption == query.caption else "normal"
-            caption = shown(shorten(one.caption, LETTERS, placeholder="..."))
-            axes.set_title(caption, fontsize=6, weight=weight, pad=2)
+            caption = shortened(one.caption, LETTERS)
+            axes.set_title(caption, fontsize=SMALL_POINTS, weight=weight, pad=2)
     return figure
 
 

@@ -9,9 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.errors import UserError, printable
+from data_prep.errors import printable
 from data_prep.files import whole_file
 from replica.network.kernels import kernel_picture, rgb_kernels
+from replica.results.style import (
+    BLUE,
+    COLORS,
+    DARK_GRAY,
+    LINE_STYLES,
+    PAGE_WIDTH,
+    PALE_BLUE,
+    VERMILION,
+    check_picture,
+    new_figure,
+    save,
+    set_title,
+    shown,
+    styled,
+)
 from replica.training.checkpoint import last_whole_checkpoint
 from replica.training.control_log import read_log
 from replica.training.run_directory import MetricsLine, read_metrics
@@ -24,7 +39,8 @@ MARKS = {
     "change by hand": {"linestyle": "--"},
     "resumed": {"linestyle": "none", "marker": "^"},
 }
-MARK_COLOR = "#555555"
+MARK_COLOR = DARK_GRAY
+PER_ROW = 2  # panels
 
 
 @dataclass(frozen=True)
@@ -101,47 +117,32 @@ def draw_run(run_dir: Path, out_dir: Path) -> list[Path]:
     return [curve, kernels]
 
 
-def check_picture(picture: Path) -> None:
-    """Refuses a file that no figure can be written to, with a UserError."""
-    if not picture.parent.is_dir():
-        raise UserError(f"--picture {picture}: expected a file in a directory that exists")
-    formats = sorted(new_figure().canvas.get_supported_filetypes())
-    if picture.suffix[1:].lower() not in formats:
-        raise UserError(
-            f"--picture {picture}: expected a file that ends in one of .{', .'.join(formats)}"
-        )
-
-
-def save(figure: Any, path: Path) -> None:
-    """Writes a figure in the format that the name says, whole or not at all."""
-    with whole_file(path) as file:
-        figure.savefig(file, format=path.suffix[1:].lower(), dpi=110)
-
-
+@styled
 def run_figure(run_dir: Path) -> Any:
     """The figure of one run, with its name above."""
     history = read_history(run_dir)
     figure = history_figure(history)
-    figure.suptitle(shown(f"{run_dir}: {history.title}"))
+    set_title(figure, f"{run_dir}: {history.title}")
     return figure
 
 
+@styled
 def history_figure(history: History) -> Any:
     """Losses of training and validation over steps, and errors of validation."""
     figure, (losses, errors) = _figure([history], 2)
     steps = [line.step for line in history.steps]
     raw = [line.loss for line in history.steps]
-    losses.plot(steps, raw, color="#c6dbef", linewidth=0.7, label="training batch")
+    losses.plot(steps, raw, color=PALE_BLUE, linewidth=0.5, label="training batch")
     label = f"training, mean of {history.window} steps"
-    losses.plot(*history.smooth_losses(), color="C0", label=label)
+    losses.plot(*history.smooth_losses(), color=BLUE, label=label)
     at = [line.step for line in history.validations]
     values = [line.loss for line in history.validations]
-    losses.plot(at, values, color="C3", marker=".", label="validation")
+    losses.plot(at, values, color=VERMILION, marker=".", label="validation")
     losses.set(ylabel="loss (nats)")
     for name, label, style in (("top1_error", "top-1", "-"), ("top5_error", "top-5", "--")):
         values = [100 * getattr(line, name) for line in history.validations]
         label = f"validation {label}"
-        errors.plot(at, values, style, color="C3", marker=".", label=label)
+        errors.plot(at, values, style, color=VERMILION, marker=".", label=label)
     errors.set(ylabel="error, center crop (%)", ylim=(0, 100))
     _draw_marks(history, (losses, errors), color=MARK_COLOR)
     _draw_legend(figure)
@@ -158,6 +159,7 @@ def draw_curves(run_dirs: list[Path], picture: Path) -> None:
     save(curves_figure(run_dirs), picture)
 
 
+@styled
 def curves_figure(run_dirs: list[Path]) -> Any:
     """The figure of several runs: smoothed training loss, validation loss, top-1 error."""
     names = [run_dir.name for run_dir in run_dirs]
@@ -167,44 +169,27 @@ def curves_figure(run_dirs: list[Path]) -> Any:
     for axes, title in zip(panels, titles, strict=True):
         axes.set(ylabel=title)
     for number, (run_dir, history) in enumerate(zip(run_dirs, histories, strict=True)):
-        color = f"C{number}"
+        color = COLORS[number % len(COLORS)]
+        style = LINE_STYLES[number % len(LINE_STYLES)]
         name = run_dir.name if names.count(run_dir.name) == 1 else str(run_dir)
         label = shown(f"{name} ({history.title}; training: mean of {history.window} steps)")
-        panels[0].plot(*history.smooth_losses(), color=color, label=label)
+        panels[0].plot(*history.smooth_losses(), style, color=color, label=label)
         at = [line.step for line in history.validations]
         values = [line.loss for line in history.validations]
-        panels[1].plot(at, values, color=color, marker=".")
+        panels[1].plot(at, values, style, color=color, marker=".")
         values = [100 * line.top1_error for line in history.validations]
-        panels[2].plot(at, values, color=color, marker=".")
+        panels[2].plot(at, values, style, color=color, marker=".")
         _draw_marks(history, panels, color=color)
     _draw_legend(figure)
     return figure
 
 
-def shown(text: str) -> str:
-    """A text as matplotlib draws it: without formulas and controls."""
-    return printable(text).replace("$", r"\$")
-
-
-def new_figure(width: float = 1, height: float = 1) -> Any:
-    """An empty figure of a size in inches.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError(
-            "the curves need matplotlib: `pip install 'replica-alexnet[figures]'`"
-        ) from None
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def _figure(histories: list[History], num_panels: int) -> Any:
     """A figure and its panels over steps, and over epochs where all have some of one length."""
-    figure = new_figure(5.5 * num_panels, 4.5)
-    panels = figure.subplots(1, num_panels)
+    rows = math.ceil(num_panels / PER_ROW)
+    figure = new_figure(PAGE_WIDTH, 0.6 + 2.4 * rows)
+    grid = figure.add_gridspec(rows, PER_ROW)
+    panels = [figure.add_subplot(grid[divmod(i, PER_ROW)]) for i in range(num_panels)]
     length = histories[0].steps_per_epoch
     scales = (lambda step: step / length, lambda epoch: epoch * length)
     has_epochs = all(h.steps_per_epoch == length < len(h.steps) for h in histories)

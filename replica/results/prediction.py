@@ -165,6 +165,18 @@ def _square(picture: Picture, side: int) -> np.ndarray:
         raise UserError(f"{picture}: expected a JPEG or PNG file: {error.strerror}") from None
 
 
+def checkpoint_file(path: Path) -> Path:
+    """The file that a path means: of a run's directory the best one, before it the newest.
+
+    Raises:
+        UserError: the directory has none.
+    """
+    if not path.is_dir():
+        return path
+    best = path / BEST
+    return best if best.exists() else last_whole_checkpoint(path)[0]
+
+
 def load(
     path: str | Path,
     *,
@@ -187,10 +199,7 @@ def load(
     Raises:
         UserError: there is no checkpoint, it is damaged, or it has no such weights.
     """
-    path = Path(path)
-    if path.is_dir():
-        best = path / BEST
-        path = best if best.exists() else last_whole_checkpoint(path)[0]
+    path = checkpoint_file(Path(path))
     opened = open_weights(path, mapped=True)
     checkpoint = opened.checkpoint
     checkpoint = with_weights(checkpoint, weights_in(checkpoint, weights, path=path))
