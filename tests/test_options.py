@@ -26,6 +26,7 @@ OPTIONS = {
     "--save-probabilities --table --ten-crop --views --weights --weights-of",
     "replica.predict": "--checkpoint --json --picture --top",
     "replica.neighbors": "--checkpoint --data --json --neighbors --picture --queries",
+    "replica.export": "--card --format --output --weights",
     "replica.info": "--json --operators --recipe --set",
     "replica.recipes.__main__": "--json",
     "replica.recipes.__main__ diff": "--json --markdown",

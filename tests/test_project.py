@@ -297,6 +297,7 @@ COMMANDS = [
     *(("-m", f"replica.{name}", "--help") for name in ("train", "test", "info", "demo")),
     *(("-m", f"replica.{name}", "--help") for name in ("figures", "control", "recipes")),
     *(("-m", f"replica.{name}", "--help") for name in ("predict", "neighbors", "reproduce")),
+    ("-m", "replica.export", "--help"),
     ("-m", "benchmarks", "--help"),
 ]
 

@@ -187,11 +187,12 @@ def load(
 
     Args:
         path: a checkpoint of `replica.train`, such as `runs/first/best.pt`, or the directory of a
-            run, whose best (or, before the first validation, newest) one is meant; or weights of
-            other systems: torchvision's `alexnet` (a state dict), Caffe's `bvlc_alexnet` and
-            `bvlc_reference_caffenet` (`.caffemodel`), or arrays of the latter (`.npz`). These
-            neither name their classes nor hold a mean image: classes are `class 0` and so on, and
-            the mean is the system's color.
+            run, whose best (or, before the first validation, newest) one is meant; or what
+            `replica.export` wrote as `.safetensors`; or weights of other systems: torchvision's
+            `alexnet` (a state dict), Caffe's `bvlc_alexnet` and `bvlc_reference_caffenet`
+            (`.caffemodel`), or arrays of the latter (`.npz`). Those of others neither name their
+            classes nor hold a mean image: classes are `class 0` and so on, and the mean is the
+            system's color.
         device: of PyTorch; by default the first GPU where there is one, else the CPU.
         weights: `averaged` (of a run with `--ema`) or `last`; by default the averaged ones where
             the checkpoint has them.
