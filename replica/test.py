@@ -6,14 +6,18 @@ if __name__ == "__main__":  # before the imports that it is about
     require_environment(__name__, "torch")
 
 import argparse
+import contextlib
 import json
 import re
 import sys
 from dataclasses import asdict
 
-from data_prep.arguments import nonempty_name, nonempty_path
+from data_prep.arguments import MOST_PROCESSES, nonempty_name, nonempty_path, whole_number
 from data_prep.errors import OneLineParser, UserError, command_for, printable, run_command
 from data_prep.manifest import PARTS
+from replica.distributed.launch import run_processes
+from replica.distributed.mesh import Mesh, Rank
+from replica.distributed.worker import StopRequest
 from replica.results.details import (
     MOST_SHOWN,
     TABLES,
@@ -23,13 +27,17 @@ from replica.results.details import (
     as_text,
 )
 from replica.results.ensemble import EQUAL
-from replica.results.evaluation import test_network
+from replica.results.evaluation import NothingCountedError, devices_of_test, test_network
+from replica.results.members import Share
 from replica.results.test_result import TestResult
 from replica.training.checkpoint import WEIGHTS
 from replica.training.numerics import PRECISIONS
+from replica.training.options import Say, say_nothing
 
 # A batch holds all views of an image: 2 * 8 * 8 are the paper's 128.
 MOST_PER_SIDE = 8
+# A rank without a sign of life for so long has hung.
+TIMEOUT_SECONDS = 600.0
 
 
 def named_views(text: str) -> str:
@@ -107,6 +115,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="write probabilities, labels and wnids to an .npz file",
     )
+    add(
+        "--gpus",
+        type=whole_number(1, MOST_PROCESSES),
+        metavar="N",
+        help="devices that share the images; CPU processes where there is no GPU (default: 1)",
+    )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     add(
         "--weights",
@@ -121,20 +135,43 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def test(arguments: argparse.Namespace) -> None:
-    """Tests and prints."""
-    is_text = not (arguments.json or arguments.csv or arguments.markdown)
-
-    def say(line: str) -> None:
-        # Else standard output holds the result alone.
-        print(printable(line), file=sys.stdout if is_text else sys.stderr)
-
+def test(arguments: argparse.Namespace) -> int:
+    """Tests, prints, and returns the exit status."""
     saved = arguments.save_probabilities
     if saved and (saved.suffix != ".npz" or not saved.parent.is_dir()):
         raise UserError(
             f"--save-probabilities {saved}: expected a file that ends in .npz, in a directory that "
             "exists"
         )
+    devices = devices_of_test(arguments.gpus, arguments.device, say=teller(arguments))
+    if devices.num_processes == 1:
+        test_share(arguments, None)
+        return 0
+    sys.stdout.flush()
+    return run_processes(run_rank, arguments, devices, timeout=TIMEOUT_SECONDS)
+
+
+def run_rank(rank: Rank, arguments: argparse.Namespace, stop: StopRequest) -> None:
+    """One of several ranks that test together."""
+    with contextlib.suppress(NothingCountedError):
+        test_share(arguments, Share(rank, Mesh(rank), stop))
+
+
+def teller(arguments: argparse.Namespace) -> Say:
+    """Says lines beside the result."""
+    is_text = not (arguments.json or arguments.csv or arguments.markdown)
+
+    def say(line: str) -> None:
+        # Else standard output holds the result alone.
+        print(printable(line), file=sys.stdout if is_text else sys.stderr)
+
+    return say
+
+
+def test_share(arguments: argparse.Namespace, share: Share | None) -> None:
+    """Tests what is a rank's, or all; rank 0 prints."""
+    saved = arguments.save_probabilities
+    say = teller(arguments) if share is None or share.rank.index == 0 else say_nothing
     result, details = test_network(
         arguments.checkpoint,
         arguments.data,
@@ -147,6 +184,7 @@ def test(arguments: argparse.Namespace) -> None:
         keeps=saved is not None,
         most_images=None,
         say=say,
+        share=share,
     )
     print(shown(result, details, arguments))
     if saved:
