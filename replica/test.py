@@ -13,7 +13,14 @@ import sys
 from dataclasses import asdict
 
 from data_prep.arguments import MOST_PROCESSES, nonempty_name, nonempty_path, whole_number
-from data_prep.errors import OneLineParser, UserError, command_for, printable, run_command
+from data_prep.errors import (
+    EXIT_FAILURE,
+    OneLineParser,
+    UserError,
+    command_for,
+    printable,
+    run_command,
+)
 from data_prep.manifest import PARTS
 from replica.distributed.launch import run_processes
 from replica.distributed.mesh import Mesh, Rank
@@ -116,6 +123,25 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="write probabilities, labels and wnids to an .npz file",
     )
     add(
+        "--submission",
+        type=nonempty_path,
+        metavar="FILE",
+        help="of pictures without labels, write ILSVRC's submission: five class ids a line",
+    )
+    add(
+        "--pictures",
+        type=nonempty_path,
+        metavar="DIR",
+        help="for --submission: the pictures, with their numbers at the end of their names",
+    )
+    add(
+        "--devkit",
+        type=nonempty_path,
+        metavar="DIR",
+        help="for --submission: the directory that has ILSVRC's development kit, whose meta.mat "
+        "numbers the classes",
+    )
+    add(
         "--gpus",
         type=whole_number(1, MOST_PROCESSES),
         metavar="N",
@@ -132,11 +158,31 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.csv and len(set(arguments.table)) > 1:
         parser.error("--csv prints one table: give --table once")
+    check_submission(parser, arguments)
     return arguments
+
+
+def check_submission(parser: OneLineParser, arguments: argparse.Namespace) -> None:
+    """Refuses what does not belong together with --submission, or lacks it."""
+    beside = {"--pictures": arguments.pictures, "--devkit": arguments.devkit}
+    if not arguments.submission:
+        if given := [name for name, value in beside.items() if value]:
+            parser.error(f"{given[0]} is for --submission: give that, too")
+        return
+    if lacking := [name for name, value in beside.items() if not value]:
+        parser.error(f"--submission needs {' and '.join(lacking)}")
+    others = ("data", "part", "table", "save_probabilities", "json", "csv", "markdown", "gpus")
+    given = [f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name)]
+    if arguments.precision != parser.get_default("precision"):
+        given.append("--precision")
+    if given:
+        parser.error(f"--submission has no error rates: leave out {', '.join(given)}")
 
 
 def test(arguments: argparse.Namespace) -> int:
     """Tests, prints, and returns the exit status."""
+    if arguments.submission:
+        return write_submission(arguments)
     saved = arguments.save_probabilities
     if saved and (saved.suffix != ".npz" or not saved.parent.is_dir()):
         raise UserError(
@@ -149,6 +195,29 @@ def test(arguments: argparse.Namespace) -> int:
         return 0
     sys.stdout.flush()
     return run_processes(run_rank, arguments, devices, timeout=TIMEOUT_SECONDS)
+
+
+def write_submission(arguments: argparse.Namespace) -> int:
+    """Writes the submission and returns the exit status."""
+    # SciPy's reader of the development kit takes half a second to import.
+    from replica.results.submission import submit
+
+    if not arguments.submission.parent.is_dir() or arguments.submission.is_dir():
+        raise UserError(
+            f"--submission {arguments.submission}: expected a file in a directory that exists"
+        )
+    num_failed = submit(
+        arguments.checkpoint,
+        arguments.pictures,
+        arguments.devkit,
+        arguments.submission,
+        views=arguments.views or "center",
+        device=arguments.device,
+        weights=arguments.weights,
+        weights_of=arguments.weights_of,
+        say=teller(arguments),
+    )
+    return EXIT_FAILURE if num_failed else 0
 
 
 def run_rank(rank: Rank, arguments: argparse.Namespace, stop: StopRequest) -> None:

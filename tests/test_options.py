@@ -22,8 +22,9 @@ OPTIONS = {
     "--verify --weight-decay",
     "replica.control": "--bias-lr --checkpoint --color-noise --freeze --lr --rate --reason --stop "
     "--wait",
-    "replica.test": "--checkpoint --csv --data --device --gpus --json --markdown --part "
-    "--precision --save-probabilities --table --ten-crop --views --weights --weights-of",
+    "replica.test": "--checkpoint --csv --data --device --devkit --gpus --json --markdown --part "
+    "--pictures --precision --save-probabilities --submission --table --ten-crop --views "
+    "--weights --weights-of",
     "replica.predict": "--checkpoint --json --picture --top",
     "replica.neighbors": "--checkpoint --data --json --neighbors --picture --queries",
     "replica.export": "--card --format --output --weights",

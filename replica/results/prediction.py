@@ -6,6 +6,7 @@ V views, C channels, H rows, W columns, K classes.
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from data_prep.errors import UserError, printable
 from data_prep.pictures import BadPictureError, PictureFormat, decode_picture, fit_picture
-from replica.feed.augment import center_crop, less_central_mean, ten_crops
+from replica.feed.augment import center_crop, cut_views, less_central_mean
 from replica.network.alexnet import AlexNet
 from replica.network.initialization import initialize_
 from replica.recipes import Recipe
@@ -66,11 +67,19 @@ class TrainedNetwork:
         order = np.argsort(-probabilities, kind="stable")[:top]
         return [(self.class_names[label], float(probabilities[label])) for label in order]
 
-    def probabilities(self, picture: Picture) -> np.ndarray:
-        """Of all classes, averaged over ten crops: float32 (K,); `predict` says of what."""
+    def probabilities(self, picture: Picture, *, views: str = "ten") -> np.ndarray:
+        """Of all classes, averaged over views: float32 (K,); `predict` says of what.
+
+        Args:
+            picture: as for `predict`.
+            views: `center`, `ten` or `grid:K`, as for `replica.test --views`.
+
+        Raises:
+            UserError: as for `predict`.
+        """
         self._check_is_trained(self.recipe.layers[-1].name)
-        views = self._prepared(picture, ten_crops)
-        crops = torch.from_numpy(views).permute(0, 3, 1, 2)
+        cut = self._prepared(picture, partial(cut_views, views=views))
+        crops = torch.from_numpy(cut).permute(0, 3, 1, 2)
         result: np.ndarray = mean_probabilities(crops, self._logits, num_images=1)[0].numpy()
         return result
 
