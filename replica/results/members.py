@@ -207,9 +207,10 @@ class Network:
             yield mean_NK, labels_N
 
     def _predict(self, crops: torch.Tensor) -> torch.Tensor:
+        dtype = parameter_dtype(self._precision)
         with compute_precision(self._precision, kind=self._device.type):
-            logits: torch.Tensor = self._model(crops.to(self._device, self.dtype))
-        return logits.to(self.dtype)
+            logits: torch.Tensor = self._model(crops.to(self._device, dtype))
+        return logits.to(dtype)
 
 
 def places_of(views: str, image_size: int, crop_size: int) -> Crops:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from data_prep.errors import UserError, printable
 from data_prep.pictures import BadPictureError, PictureFormat, decode_picture, fit_picture
-from replica.feed.augment import center_crop, cut_views, less_central_mean
+from replica.feed.augment import center_crop, cut_views, less_central_mean, ten_crops
 from replica.network.alexnet import AlexNet
 from replica.network.initialization import initialize_
 from replica.recipes import Recipe
@@ -67,19 +67,19 @@ class TrainedNetwork:
         order = np.argsort(-probabilities, kind="stable")[:top]
         return [(self.class_names[label], float(probabilities[label])) for label in order]
 
-    def probabilities(self, picture: Picture, *, views: str = "ten") -> np.ndarray:
-        """Of all classes, averaged over views: float32 (K,); `predict` says of what.
-
-        Args:
-            picture: as for `predict`.
-            views: `center`, `ten` or `grid:K`, as for `replica.test --views`.
-
-        Raises:
-            UserError: as for `predict`.
-        """
+    def probabilities(self, picture: Picture) -> np.ndarray:
+        """Of all classes, averaged over ten crops: float32 (K,); `predict` says of what."""
         self._check_is_trained(self.recipe.layers[-1].name)
-        cut = self._prepared(picture, partial(cut_views, views=views))
-        crops = torch.from_numpy(cut).permute(0, 3, 1, 2)
+        views = self._prepared(picture, ten_crops)
+        return self._averaged(views)
+
+    def probabilities_of_views(self, picture: Picture, *, views: str) -> np.ndarray:
+        """The same, averaged over `center`, `ten` or `grid:K`, as `replica.test --views`."""
+        self._check_is_trained(self.recipe.layers[-1].name)
+        return self._averaged(self._prepared(picture, partial(cut_views, views=views)))
+
+    def _averaged(self, views: np.ndarray) -> np.ndarray:
+        crops = torch.from_numpy(views).permute(0, 3, 1, 2)
         result: np.ndarray = mean_probabilities(crops, self._logits, num_images=1)[0].numpy()
         return result
 

@@ -95,7 +95,7 @@ def submit(
             else:
                 total = np.zeros(len(ids))
                 for network, own_ids, share in zip(networks, ids_of, shares, strict=True):
-                    total[own_ids - 1] += share * network.probabilities(image, views=views)
+                    total[own_ids - 1] += share * network.probabilities_of_views(image, views=views)
                 if not np.isfinite(total).all():
                     raise UserError("the network's output is no number: use another checkpoint")
                 guesses = np.argsort(-total, kind="stable")[:NUM_GUESSES] + 1
