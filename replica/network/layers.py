@@ -7,7 +7,6 @@ rest works on the channels that this process holds. N images, C channels, H rows
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from replica.recipes.geometry import LayerGeometry
 BATCH_EPSILON, BATCH_MOMENTUM = 1e-5, 0.1
 # What drops outputs of each layer with dropout, by the layer's name.
 Masks = dict[str, DropoutMask]
-_has_plain_operators = ContextVar("_has_plain_operators", default=False)
+_has_plain_operators = False  # set by `plain_operators`; PyTorch's compiler reads it
 
 
 @contextmanager
@@ -34,16 +33,17 @@ def plain_operators() -> Iterator[None]:
 
     So a graph that is made of it needs nothing of this project where it runs.
     """
-    token = _has_plain_operators.set(True)
+    global _has_plain_operators
+    before, _has_plain_operators = _has_plain_operators, True
     try:
         yield
     finally:
-        _has_plain_operators.reset(token)
+        _has_plain_operators = before
 
 
 def _is_plain() -> bool:
     # PyTorch's exporter to ONNX does not know the operators either.
-    return _has_plain_operators.get() or torch.onnx.is_in_onnx_export()
+    return _has_plain_operators or torch.onnx.is_in_onnx_export()
 
 
 class _Products(nn.Module):
