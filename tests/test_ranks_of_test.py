@@ -2,6 +2,8 @@
 
 import json
 import threading
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +11,11 @@ import torch
 from conftest import assert_user_error, run, run_here
 from runs import large_weights, mini_shapes_and_deviations, write_checkpoint
 
+from data_prep.errors import UserError
 from data_prep.shards import open_data_set
 from replica.distributed.devices import Devices
 from replica.distributed.mesh import Rank
+from replica.results.evaluation import check_all_have
 from replica.results.members import CommonLabels, Member, Network, Share, batches_of
 from replica.training.checkpoint import load_checkpoint
 
@@ -81,6 +85,18 @@ def test_ranks_that_agree_to_stop_give_nothing(checkpoints, tiny_shards):
     assert share.is_stopped
 
 
+def test_ranks_with_other_checkpoints_are_refused(checkpoints):
+    """A run that saves while the ranks look for its last checkpoint."""
+    mesh = RecordedMesh()
+    member = Member(checkpoints[0], load_checkpoint(checkpoints[0]), "last")
+    later = replace(member, checkpoint=replace(member.checkpoint, step=9))
+    for others, is_refused in (([member, member], False), ([member, later], True)):
+        mesh.gather = lambda _, of=others: [[[str(x.path), x.checkpoint.step]] for x in of]
+        for own in others:
+            with pytest.raises(UserError, match="found other") if is_refused else nullcontext():
+                check_all_have([own], share_of(0, 2, mesh))
+
+
 def test_two_processes_print_and_save_what_one_does(checkpoints, tiny_shards, tmp_path):
     results = []
     for gpus, start in ((1, run_here), (2, run)):
@@ -104,6 +120,7 @@ def test_two_processes_print_and_save_what_one_does(checkpoints, tiny_shards, tm
         assert np.array_equal(array, others[name]), name
 
 
+@pytest.mark.slow
 def test_what_all_ranks_refuse_is_one_line(tiny_shards, tmp_path):
     command = ("-m", "replica.test", "--data", str(tiny_shards), "--gpus", "2", "--device", "cpu")
     result = run(*command, "--checkpoint", str(tmp_path / "none.pt"))

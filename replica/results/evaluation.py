@@ -85,6 +85,8 @@ def test_network(
     if weights_of != SEARCH:
         shares = read_weights(weights_of, max(1, len(checkpoint_paths)))
     members = [_member(*x, weights, say) for x in _choose_checkpoints(checkpoint_paths, say)]
+    if share:
+        check_all_have(members, share)
     first = members[0]
     data = choose_data(data_dir, first.path, say)
     labels = common_labels(members, data, say)
@@ -159,6 +161,21 @@ def devices_of_test(gpus: int | None, device: str, *, say: Say = say_nothing) ->
         towers=1,
         say=say_nothing if gpus is None else say,
     )
+
+
+def check_all_have(members: list[Member], share: Share) -> None:
+    """Refuses ranks that found other checkpoints, as beside a run that saves one.
+
+    Raises:
+        UserError: they did, in each of them.
+    """
+    own = [[str(member.path), member.checkpoint.step] for member in members]
+    for other in share.mesh.gather(own):
+        if other != own:
+            raise UserError(
+                "--gpus: the processes found other checkpoints, as a run saved one meanwhile: name "
+                "one that stays with --checkpoint"
+            )
 
 
 def _is_silent(share: Share | None) -> bool:
