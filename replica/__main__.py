@@ -17,6 +17,7 @@ COMMANDS = {
     "replica.test": "top-1 and top-5 error, ten-crop or central crop",
     "replica.predict": "the most probable classes of any pictures",
     "replica.neighbors": "the training images nearest to some images, by fc7's features",
+    "replica.export": "a network as safetensors, ONNX, or a program of PyTorch",
     "replica.info": "the layer table of a recipe beside the paper's own figures",
     "replica.recipes": "the recipes: what each tests, costs, and differs in from another",
     "replica.figures": "the paper's figures and others, of runs and networks",

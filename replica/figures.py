@@ -231,6 +231,7 @@ def figure_of_test(path: Path, arguments: argparse.Namespace) -> Any:
         keeps=False,
         most_images=None,
         say=print_line,
+        share=None,
     )
     title = (
         f"{path}: recipe {result.recipe}, {result.num_images} {result.part} images, center crop, "

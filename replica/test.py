@@ -6,14 +6,25 @@ if __name__ == "__main__":  # before the imports that it is about
     require_environment(__name__, "torch")
 
 import argparse
+import contextlib
 import json
 import re
 import sys
 from dataclasses import asdict
 
-from data_prep.arguments import nonempty_name, nonempty_path
-from data_prep.errors import OneLineParser, UserError, command_for, printable, run_command
+from data_prep.arguments import MOST_PROCESSES, nonempty_name, nonempty_path, whole_number
+from data_prep.errors import (
+    EXIT_FAILURE,
+    OneLineParser,
+    UserError,
+    command_for,
+    printable,
+    run_command,
+)
 from data_prep.manifest import PARTS
+from replica.distributed.launch import run_processes
+from replica.distributed.mesh import Mesh, Rank
+from replica.distributed.worker import StopRequest
 from replica.results.details import (
     MOST_SHOWN,
     TABLES,
@@ -23,13 +34,17 @@ from replica.results.details import (
     as_text,
 )
 from replica.results.ensemble import EQUAL
-from replica.results.evaluation import test_network
+from replica.results.evaluation import NothingCountedError, devices_of_test, test_network
+from replica.results.members import Share
 from replica.results.test_result import TestResult
 from replica.training.checkpoint import WEIGHTS
 from replica.training.numerics import PRECISIONS
+from replica.training.options import Say, say_nothing
 
 # A batch holds all views of an image: 2 * 8 * 8 are the paper's 128.
 MOST_PER_SIDE = 8
+# A rank without a sign of life for so long has hung.
+TIMEOUT_SECONDS = 600.0
 
 
 def named_views(text: str) -> str:
@@ -107,6 +122,31 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="write probabilities, labels and wnids to an .npz file",
     )
+    add(
+        "--submission",
+        type=nonempty_path,
+        metavar="FILE",
+        help="of pictures without labels, write ILSVRC's submission: five class ids a line",
+    )
+    add(
+        "--pictures",
+        type=nonempty_path,
+        metavar="DIR",
+        help="for --submission: the pictures, with their numbers at the end of their names",
+    )
+    add(
+        "--devkit",
+        type=nonempty_path,
+        metavar="DIR",
+        help="for --submission: the directory that has ILSVRC's development kit, whose meta.mat "
+        "numbers the classes",
+    )
+    add(
+        "--gpus",
+        type=whole_number(1, MOST_PROCESSES),
+        metavar="N",
+        help="devices that share the images; CPU processes where there is no GPU (default: 1)",
+    )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     add(
         "--weights",
@@ -118,23 +158,89 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.csv and len(set(arguments.table)) > 1:
         parser.error("--csv prints one table: give --table once")
+    check_submission(parser, arguments)
     return arguments
 
 
-def test(arguments: argparse.Namespace) -> None:
-    """Tests and prints."""
-    is_text = not (arguments.json or arguments.csv or arguments.markdown)
+def check_submission(parser: OneLineParser, arguments: argparse.Namespace) -> None:
+    """Refuses what does not belong together with --submission, or lacks it."""
+    beside = {"--pictures": arguments.pictures, "--devkit": arguments.devkit}
+    if not arguments.submission:
+        if given := [name for name, value in beside.items() if value]:
+            parser.error(f"{given[0]} is for --submission: give that, too")
+        return
+    if lacking := [name for name, value in beside.items() if not value]:
+        parser.error(f"--submission needs {' and '.join(lacking)}")
+    others = ("data", "part", "table", "save_probabilities", "json", "csv", "markdown", "gpus")
+    given = [f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name)]
+    if arguments.precision != parser.get_default("precision"):
+        given.append("--precision")
+    if given:
+        parser.error(f"--submission has no error rates: leave out {', '.join(given)}")
 
-    def say(line: str) -> None:
-        # Else standard output holds the result alone.
-        print(printable(line), file=sys.stdout if is_text else sys.stderr)
 
+def test(arguments: argparse.Namespace) -> int:
+    """Tests, prints, and returns the exit status."""
+    if arguments.submission:
+        return write_submission(arguments)
     saved = arguments.save_probabilities
     if saved and (saved.suffix != ".npz" or not saved.parent.is_dir()):
         raise UserError(
             f"--save-probabilities {saved}: expected a file that ends in .npz, in a directory that "
             "exists"
         )
+    devices = devices_of_test(arguments.gpus, arguments.device, say=teller(arguments))
+    if devices.num_processes == 1:
+        test_share(arguments, None)
+        return 0
+    sys.stdout.flush()
+    return run_processes(run_rank, arguments, devices, timeout=TIMEOUT_SECONDS)
+
+
+def write_submission(arguments: argparse.Namespace) -> int:
+    """Writes the submission and returns the exit status."""
+    # SciPy's reader of the development kit takes half a second to import.
+    from replica.results.submission import submit
+
+    if not arguments.submission.parent.is_dir() or arguments.submission.is_dir():
+        raise UserError(
+            f"--submission {arguments.submission}: expected a file in a directory that exists"
+        )
+    num_failed = submit(
+        arguments.checkpoint,
+        arguments.pictures,
+        arguments.devkit,
+        arguments.submission,
+        views=arguments.views or "center",
+        device=arguments.device,
+        weights=arguments.weights,
+        weights_of=arguments.weights_of,
+        say=teller(arguments),
+    )
+    return EXIT_FAILURE if num_failed else 0
+
+
+def run_rank(rank: Rank, arguments: argparse.Namespace, stop: StopRequest) -> None:
+    """One of several ranks that test together."""
+    with contextlib.suppress(NothingCountedError):
+        test_share(arguments, Share(rank, Mesh(rank), stop))
+
+
+def teller(arguments: argparse.Namespace) -> Say:
+    """Says lines beside the result."""
+    is_text = not (arguments.json or arguments.csv or arguments.markdown)
+
+    def say(line: str) -> None:
+        # Else standard output holds the result alone.
+        print(printable(line), file=sys.stdout if is_text else sys.stderr)
+
+    return say
+
+
+def test_share(arguments: argparse.Namespace, share: Share | None) -> None:
+    """Tests what is a rank's, or all; rank 0 prints."""
+    saved = arguments.save_probabilities
+    say = teller(arguments) if share is None or share.rank.index == 0 else say_nothing
     result, details = test_network(
         arguments.checkpoint,
         arguments.data,
@@ -147,6 +253,7 @@ def test(arguments: argparse.Namespace) -> None:
         keeps=saved is not None,
         most_images=None,
         say=say,
+        share=share,
     )
     print(shown(result, details, arguments))
     if saved:

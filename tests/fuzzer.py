@@ -268,6 +268,38 @@ def weights_target(directory: Path, name: str) -> Target:
     return written(path, buffer.getvalue(), read)
 
 
+def safetensors_target(directory: Path) -> Target:
+    """A small network that was exported."""
+    import torch
+
+    from replica.network.alexnet import whole_shapes
+    from replica.recipes import RECIPES, with_changes
+    from replica.training.checkpoint import Checkpoint
+    from replica.training.safetensors_file import read_safetensors, to_safetensors
+
+    recipe = with_changes(RECIPES["cifar10-19pct"], [f"conv{i}.num_kernels=2" for i in (1, 2, 3)])
+    shapes = whole_shapes(recipe, num_classes=2)
+    checkpoint = Checkpoint(
+        model={name: torch.ones(shape) for name, shape in shapes.items()},
+        velocities={},
+        step=1,
+        epoch=1,
+        val_errors=[0.5],
+        best_step=None,
+        recipe=recipe,
+        num_classes=2,
+        seed=1,
+        wnids=["a", "b"],
+        class_names=["a", "b"],
+        mean_image=torch.zeros(32, 32, 3),
+        eigenvalues=torch.zeros(3),
+        eigenvectors=torch.zeros(3, 3),
+    )
+    path = directory / "x.safetensors"
+    whole = to_safetensors(checkpoint, system=None, card="x")
+    return written(path, whole, lambda: read_safetensors(path))
+
+
 FILES = [("a/one.JPEG", picture((1, 2, 3))), ("b", b"x" * 700), ("a/c/d", b"")]
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "raw-shard": shard_target,
@@ -298,6 +330,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "arrays": lambda directory: weights_target(directory, "x.npz"),
     "state-dict": lambda directory: weights_target(directory, "x.pth"),
     "older-state-dict": lambda directory: weights_target(directory, "x.pt"),
+    "safetensors": safetensors_target,
     "devkit": devkit_target,
 }
 

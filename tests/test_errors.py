@@ -96,6 +96,7 @@ COMMANDS = {
     "replica.test": ("replica.test", ["--help"]),
     "replica.predict": ("replica.predict", ["--help"]),
     "replica.neighbors": ("replica.neighbors", ["--help"]),
+    "replica.export": ("replica.export", ["--help"]),
     "replica.control": ("replica.control", ["--help"]),
     "replica.info": ("replica.info", ["--json"]),
     "replica.recipes": ("replica.recipes.__main__", []),

@@ -21,6 +21,7 @@ SCRIPTS = {
     "replica-test": "replica.test",
     "replica-predict": "replica.predict",
     "replica-neighbors": "replica.neighbors",
+    "replica-export": "replica.export",
     "replica-info": "replica.info",
     "replica-recipes": "replica.recipes",
     "replica-figures": "replica.figures",

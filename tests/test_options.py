@@ -22,10 +22,12 @@ OPTIONS = {
     "--verify --weight-decay",
     "replica.control": "--bias-lr --checkpoint --color-noise --freeze --lr --rate --reason --stop "
     "--wait",
-    "replica.test": "--checkpoint --csv --data --device --json --markdown --part --precision "
-    "--save-probabilities --table --ten-crop --views --weights --weights-of",
+    "replica.test": "--checkpoint --csv --data --device --devkit --gpus --json --markdown --part "
+    "--pictures --precision --save-probabilities --submission --table --ten-crop --views "
+    "--weights --weights-of",
     "replica.predict": "--checkpoint --json --picture --top",
     "replica.neighbors": "--checkpoint --data --json --neighbors --picture --queries",
+    "replica.export": "--card --format --output --weights",
     "replica.info": "--json --operators --recipe --set",
     "replica.recipes.__main__": "--json",
     "replica.recipes.__main__ diff": "--json --markdown",

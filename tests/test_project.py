@@ -23,6 +23,8 @@ OF_DATA_PREP = (
     *("data_prep.errors", "data_prep.files", "data_prep.manifest", "data_prep.shards"),
     *("data_prep.parent", "data_prep.pictures", "data_prep.progress", "data_prep.arguments"),
     *("data_prep.signals", "data_prep.streams", "data_prep.workers"),
+    # A submission needs the ids of ILSVRC's development kit, which shards do not have.
+    *("data_prep.sources.devkit", "data_prep.sources.trees"),
     "data_prep.require_environment",
 )
 # Of `replica`, the lowest first; commands are above all of them.
@@ -297,6 +299,7 @@ COMMANDS = [
     *(("-m", f"replica.{name}", "--help") for name in ("train", "test", "info", "demo")),
     *(("-m", f"replica.{name}", "--help") for name in ("figures", "control", "recipes")),
     *(("-m", f"replica.{name}", "--help") for name in ("predict", "neighbors", "reproduce")),
+    ("-m", "replica.export", "--help"),
     ("-m", "benchmarks", "--help"),
 ]
 

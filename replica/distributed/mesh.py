@@ -97,6 +97,16 @@ class Mesh:
             dist.all_reduce(tensor)
         return tensor
 
+    def gather_tensors(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """One tensor of every rank, in their order, on the CPU; all have one shape and type."""
+        if not self.is_distributed:
+            return [tensor.cpu()]
+        heartbeat.beat("exchange of results")
+        own = tensor.contiguous().to(self.device)
+        tensors = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(tensors, own)
+        return [one.cpu() for one in tensors]
+
     def gather(self, value: Any) -> list[Any]:
         """One value of every rank, in their order, as JSON has them: tuples are lists.
 

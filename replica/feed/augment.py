@@ -150,6 +150,11 @@ def center_crop(image: np.ndarray, *, crop_size: int) -> np.ndarray:
     return _cut("center", image, crop_size)
 
 
+def cut_views(image: np.ndarray, *, crop_size: int, views: str) -> np.ndarray:
+    """The views that `view_places` names: (V, crop_size, crop_size, C)."""
+    return _cut(views, image, crop_size)
+
+
 def _cut(views: str, image: np.ndarray, crop_size: int) -> np.ndarray:
     height, width, _ = image.shape
     crops = view_places(views, (height, width), crop_size=crop_size)

@@ -5,7 +5,8 @@ rest works on the channels that this process holds. N images, C channels, H rows
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +24,26 @@ from replica.recipes.geometry import LayerGeometry
 BATCH_EPSILON, BATCH_MOMENTUM = 1e-5, 0.1
 # What drops outputs of each layer with dropout, by the layer's name.
 Masks = dict[str, DropoutMask]
+_has_plain_operators = False  # set by `plain_operators`; PyTorch's compiler reads it
+
+
+@contextmanager
+def plain_operators() -> Iterator[None]:
+    """Within it a network is computed with PyTorch's operators alone, for test and not training.
+
+    So a graph that is made of it needs nothing of this project where it runs.
+    """
+    global _has_plain_operators
+    before, _has_plain_operators = _has_plain_operators, True
+    try:
+        yield
+    finally:
+        _has_plain_operators = before
+
+
+def _is_plain() -> bool:
+    # PyTorch's exporter to ONNX does not know the operators either.
+    return _has_plain_operators or torch.onnx.is_in_onnx_export()
 
 
 class _Products(nn.Module):
@@ -58,7 +79,7 @@ class SplitConv2d(_Products):
     def products_of(self, x: Tensor, *, activation: Activation = "none") -> Tensor:
         """What `forward` gives, or the same with an activation in its last pass."""
         stride, padding = self.row.stride, self.row.padding
-        if torch.onnx.is_in_onnx_export():  # it does not know this operator
+        if _is_plain():
             before, after = padding
             padded = F.pad(x, (before, after, before, after))
             return F.conv2d(padded, self.weight, self.bias, stride, groups=self.groups)
@@ -89,10 +110,10 @@ class SplitLocal2d(SplitConv2d):
         num_kernels, _, side, _, rows, columns = self.weight.shape
         # (N, groups, C read * side * side, places); of each place its own products.
         patches = F.unfold(x, side, stride=self.row.stride)
-        patches = patches.view(len(x), self.groups, -1, rows * columns)
+        patches = patches.view(x.shape[0], self.groups, -1, rows * columns)
         weight = self.weight.view(self.groups, num_kernels // self.groups, -1, rows * columns)
         y = torch.einsum("ngil,gkil->ngkl", patches, weight)
-        return y.reshape(len(x), num_kernels, rows, columns) + self.bias
+        return y.reshape(x.shape[0], num_kernels, rows, columns) + self.bias
 
     def extra_repr(self) -> str:
         """What `_Products` says, with stride and padding."""
@@ -162,10 +183,7 @@ class LocalResponseNorm(_ResponseNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C here, H, W), the same shape back."""
-        # ONNX does not know this operator; it gets the formula in PyTorch's.
-        normalize = (
-            reference.local_response_norm if torch.onnx.is_in_onnx_export() else local_response_norm
-        )
+        normalize = reference.local_response_norm if _is_plain() else local_response_norm
         # DEVIATION D7: the text's N is the whole layer; on two devices a window that crosses the
         # towers would need an exchange, and the source has none: `lrn_scope=layer` on one device.
         return normalize(
@@ -186,8 +204,7 @@ class SameMapNorm(_ResponseNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C here, H, W), the same shape back."""
-        # As in LocalResponseNorm.
-        normalize = reference.same_map_norm if torch.onnx.is_in_onnx_export() else same_map_norm
+        normalize = reference.same_map_norm if _is_plain() else same_map_norm
         return normalize(x, n=self.n, k=self.k, alpha=self.alpha, beta=self.beta)
 
 
@@ -203,7 +220,7 @@ class TiedMaxPool2d(nn.MaxPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C here, H, W) to (N, C here, H', W')."""
-        if torch.onnx.is_in_onnx_export():  # it has no gradient, and does not know this operator
+        if _is_plain():
             y: Tensor = super().forward(x)
             return y
         if self.ceil_mode:  # nothing is less than what stands beyond the border

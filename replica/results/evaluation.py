@@ -9,13 +9,14 @@ from data_prep.errors import UserError
 from data_prep.manifest import PARTS
 from data_prep.progress import progress_bar
 from data_prep.shards import DataSet, open_data_set
-from replica.distributed.devices import choose_devices
+from replica.distributed.devices import Devices, choose_devices
 from replica.results.details import Details
 from replica.results.ensemble import SEARCH, read_weights, search_weights, weighted_mean
 from replica.results.members import (
     CommonLabels,
     Member,
     Network,
+    Share,
     batches_of,
     common_labels,
     places_of,
@@ -40,6 +41,10 @@ from replica.training.run_directory import newest_run
 from replica.training.run_record import RUN_FILE, read_run_record
 
 
+class NothingCountedError(Exception):
+    """A rank has no result of a test."""
+
+
 def test_network(
     checkpoint_paths: Sequence[Path],
     data_dir: Path | None,
@@ -53,6 +58,7 @@ def test_network(
     keeps: bool,
     most_images: int | None,
     say: Say,
+    share: Share | None,
 ) -> tuple[TestResult, Details]:
     """Tests a checkpoint, or several as one, on a part of a data set.
 
@@ -68,14 +74,19 @@ def test_network(
         keeps: whether the details keep all probabilities.
         most_images: where there are more, so many of them are tested, evenly over all.
         say: called with a line for each default that is taken.
+        share: of the rank that this is, where several test together; None where one does. The
+            result is the same.
 
     Raises:
         UserError: there is no such checkpoint, data or part, or they do not fit each other.
+        NothingCountedError: rank 0 counts, not this one, or the ranks were asked to stop.
     """
     keep_large_blocks()  # before the first tensor is read
     if weights_of != SEARCH:
         shares = read_weights(weights_of, max(1, len(checkpoint_paths)))
     members = [_member(*x, weights, say) for x in _choose_checkpoints(checkpoint_paths, say)]
+    if share:
+        check_all_have(members, share)
     first = members[0]
     data = choose_data(data_dir, first.path, say)
     labels = common_labels(members, data, say)
@@ -93,31 +104,24 @@ def test_network(
         raise UserError(f"{data.directory}: expected {part} images of classes in common, got none")
     if most_images is not None:
         rows = [rows[place] for place in evenly(len(rows), most_images)]
-    devices = choose_devices(
-        gpus=None,
-        num_gpus_present=torch.cuda.device_count() if torch.cuda.is_available() else 0,
-        split=None,
-        device=device,
-        towers=first.checkpoint.recipe.towers,
-        say=say_nothing,  # its notes are on --gpus, which is no option here
-    )
-    check_precision(precision, kind=devices.kind)
-    set_numerics(Numerics(precision=precision, deterministic=devices.kind == "cpu"))
+    here = share.rank.device if share else torch.device(devices_of_test(None, device).kind)
+    check_precision(precision, kind=here.type)
+    set_numerics(Numerics(precision=precision, deterministic=here.type == "cpu"))
     say_what_computes(data, say)
-    torch_device = torch.device(devices.kind)
-    networks = [
-        Network(x.checkpoint, labels, device=torch_device, precision=precision) for x in members
-    ]
+    networks = [Network(x.checkpoint, labels, device=here, precision=precision) for x in members]
     if weights_of == SEARCH:
-        shares = _searched(networks, data, part, labels, views=views, say=say)
+        shares = _searched(networks, data, part, labels, views=views, say=say, share=share)
     counts, details = Counts(), _details(first.checkpoint, labels, keeps=keeps)
     details.images = rows
-    with progress_bar(len(rows), " images") as progress:
-        for several, labels_N in batches_of(networks, data.part(part), rows, labels, views=views):
+    batches = batches_of(networks, data.part(part), rows, labels, views=views, share=share)
+    with progress_bar(len(rows), " images", disable=_is_silent(share)) as progress:
+        for several, labels_N in batches:
             mean_NK = weighted_mean(several, shares)
             counts += evaluation.count(mean_NK, labels_N)
             details.add(mean_NK, labels_N)
             progress.update(len(labels_N))
+    if _is_silent(share) or (share and share.is_stopped):
+        raise NothingCountedError
     counts.check(len(rows))
     result = TestResult(
         checkpoint=str(first.path),
@@ -141,6 +145,42 @@ def test_network(
         calibration_error=details.calibration_error(),
     )
     return result, details
+
+
+def devices_of_test(gpus: int | None, device: str, *, say: Say = say_nothing) -> Devices:
+    """What is tested on: one process per device, with the whole network each.
+
+    Raises:
+        UserError: the machine does not have it.
+    """
+    return choose_devices(
+        gpus=gpus,
+        num_gpus_present=torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        split=1,
+        device=device,
+        towers=1,
+        say=say_nothing if gpus is None else say,
+    )
+
+
+def check_all_have(members: list[Member], share: Share) -> None:
+    """Refuses ranks that found other checkpoints, as beside a run that saves one.
+
+    Raises:
+        UserError: they did, in each of them.
+    """
+    own = [[str(member.path), member.checkpoint.step] for member in members]
+    for other in share.mesh.gather(own):
+        if other != own:
+            raise UserError(
+                "--gpus: the processes found other checkpoints, as a run saved one meanwhile: name "
+                "one that stays with --checkpoint"
+            )
+
+
+def _is_silent(share: Share | None) -> bool:
+    """Whether another rank shows and counts."""
+    return share is not None and share.rank.index > 0
 
 
 def _member(path: Path, checkpoint: Checkpoint, weights: str | None, say: Say) -> Member:
@@ -172,8 +212,9 @@ def _searched(
     *,
     views: str,
     say: Say,
+    share: Share | None,
 ) -> list[float]:
-    """Weights by the validation images, of which all probabilities are held."""
+    """Weights by the validation images, of which all probabilities are held; [] in other ranks."""
     searched = "val" if len(data.val) else part
     rows = rows_of(data.part(searched), labels)
     if not rows:
@@ -184,12 +225,14 @@ def _searched(
         f"error{same}"
     )
     found: list[tuple[list[torch.Tensor], torch.Tensor]] = []
-    with progress_bar(len(rows), " images", desc="search") as progress:
-        for several, labels_N in batches_of(
-            networks, data.part(searched), rows, labels, views=views
-        ):
+    batches = batches_of(networks, data.part(searched), rows, labels, views=views, share=share)
+    silent = _is_silent(share)
+    with progress_bar(len(rows), " images", desc="search", disable=silent) as progress:
+        for several, labels_N in batches:
             found.append((several, labels_N))
             progress.update(len(labels_N))
+    if silent or (share and share.is_stopped):
+        return []
     each = [torch.cat(one) for one in zip(*(several for several, _ in found), strict=True)]
     return search_weights(each, torch.cat([labels_N for _, labels_N in found]))
 

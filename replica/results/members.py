@@ -13,6 +13,8 @@ import torch
 from data_prep.errors import UserError
 from data_prep.shards import DataSet, Part
 from replica import paper
+from replica.distributed.mesh import Mesh, Rank
+from replica.distributed.worker import StopRequest
 from replica.feed.augment import Crops, view_places
 from replica.feed.views import view_batches
 from replica.network.alexnet import AlexNet
@@ -85,6 +87,23 @@ def rows_of(images: Part, labels: CommonLabels) -> Sequence[int]:
     return rows
 
 
+@dataclass
+class Share:
+    """One of several ranks that test together.
+
+    Attributes:
+        rank: of `num_processes` with the whole networks each.
+        mesh: of all.
+        stop: whether this rank was asked to stop.
+        is_stopped: whether the ranks agreed to.
+    """
+
+    rank: Rank
+    mesh: Mesh
+    stop: StopRequest
+    is_stopped: bool = False
+
+
 def batches_of(
     networks: list["Network"],
     images: Part,
@@ -92,12 +111,47 @@ def batches_of(
     labels: CommonLabels,
     *,
     views: str,
+    share: Share | None = None,
 ) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
-    """What each network says of the same images, (N, K) each, and their labels."""
-    each = [network.probabilities(images, rows, views=views) for network in networks]
+    """What each network says of the same images, (N, K) each, and their labels.
+
+    With a share, each rank computes its own of the batches that one process would make, and rank 0
+    yields all of them in their order: the same numbers for any number of ranks. The others yield
+    nothing.
+    """
     of_data = torch.from_numpy(labels.of_data)
+    if share is None:
+        for several, labels_N in _own_batches(networks, images, rows, views=views):
+            yield several, of_data[labels_N]
+        return
+    size, num_ranks = networks[0].images_per_batch(views), share.rank.devices.num_processes
+    batches = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+    mine = [row for batch in batches[share.rank.index :: num_ranks] for row in batch]
+    own = _own_batches(networks, images, mine, views=views)
+    shape = (len(networks), size, len(labels.wnids))
+    for first in range(0, len(batches), num_ranks):
+        found = torch.zeros(shape, dtype=networks[0].dtype)
+        if first + share.rank.index < len(batches):
+            several, _ = next(own)
+            found[:, : len(several[0])] = torch.stack(several)
+        stops = torch.tensor([int(share.stop.is_set())], device=share.mesh.device)
+        if int(share.mesh.sum_over_all_(stops)):
+            share.is_stopped = True
+            return
+        gathered = share.mesh.gather_tensors(found)
+        if share.rank.index == 0:
+            for batch, numbers in zip(batches[first : first + num_ranks], gathered, strict=False):
+                here = torch.from_numpy(images.labels[np.asarray(batch)].astype(np.int64))
+                yield list(numbers[:, : len(batch)]), of_data[here]
+
+
+def _own_batches(
+    networks: list["Network"], images: Part, rows: Sequence[int], *, views: str
+) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
+    """What each network says of images, and the labels of the data."""
+    each = [network.probabilities(images, rows, views=views) for network in networks]
     for several in zip(*each, strict=True):
-        yield [probabilities for probabilities, _ in several], of_data[several[0][1]]
+        yield [probabilities for probabilities, _ in several], several[0][1]
 
 
 class Network:
@@ -122,21 +176,28 @@ class Network:
         self._model = AlexNet(checkpoint.recipe, num_classes=checkpoint.num_classes).eval()
         self._model.load_state_dict(checkpoint.model)
         self._device, self._precision = device, precision
-        self._model.to(device, parameter_dtype(precision))
+        self.dtype = parameter_dtype(precision)
+        self._model.to(device, self.dtype)
+
+    def images_per_batch(self, views: str) -> int:
+        """How many images' views are one batch."""
+        return max(1, paper.BATCH_SIZE // len(self._places(views).flips))
+
+    def _places(self, views: str) -> Crops:
+        return places_of(views, len(self._mean), self._recipe.crop_size)
 
     def probabilities(
         self, images: Part, rows: Sequence[int], *, views: str
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Of the scored classes, (N, K), and the labels of the data, int64 (N,), by batches."""
-        places = places_of(views, len(self._mean), self._recipe.crop_size)
         batches = view_batches(
             images,
             rows,
-            views=places,
+            views=self._places(views),
             mean_image=self._mean,
             mean=self._recipe.mean,
             crop_size=self._recipe.crop_size,
-            images_per_batch=max(1, paper.BATCH_SIZE // len(places.flips)),
+            images_per_batch=self.images_per_batch(views),
             device=self._device,
         )
         for mean_NK, labels_N in evaluation.probabilities_of(batches, predict=self._predict):

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 UNIT = 2.0**-24  # the rounding of a float32
-# Estimates are made for so many pairs of query and vector at once (16 MB), and exact distances for
-# so many (512 of the paper's 4096 dimensions: 32 MB).
-PAIRS_AT_ONCE, NUMBERS_AT_ONCE = 1 << 22, 1 << 21
+# Estimates are made for so many pairs of query and vector at once (16 MB), norms and exact
+# distances from so many numbers (32 vectors of the paper's 4096 dimensions, which the cache holds).
+PAIRS_AT_ONCE, NUMBERS_AT_ONCE = 1 << 22, 1 << 17
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class NeighborSearch:
         return Neighbors(self._rows[:, :k], np.sqrt(self._distances[:, :k]))
 
     def _add(self, chunk_MD: torch.Tensor) -> None:
-        norms_M = chunk_MD.square().sum(1)
+        step = max(1, NUMBERS_AT_ONCE // max(1, chunk_MD.shape[1]))
+        norms_M = torch.cat([some.square().sum(1) for some in chunk_MD.split(step)])
         self._check(norms_M, "vectors")
         # |x|^2 - 2 q x, less what rounding may have added for the part of x.
         low_QM = torch.addmm(norms_M * (1 - self._error), self._queries, chunk_MD.T, alpha=-2.0)
@@ -81,7 +82,6 @@ class NeighborSearch:
         limits = torch.nextafter(limits.float(), torch.tensor(math.inf))
         of_query, of_chunk = (low_QM <= limits[:, None]).nonzero(as_tuple=True)
         distances = np.empty(len(of_query))
-        step = max(1, NUMBERS_AT_ONCE // chunk_MD.shape[1])
         for begin in range(0, len(of_query), step):
             here = slice(begin, begin + step)
             differences = self._queries[of_query[here]].double() - chunk_MD[of_chunk[here]].double()

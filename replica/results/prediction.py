@@ -6,6 +6,7 @@ V views, C channels, H rows, W columns, K classes.
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from data_prep.errors import UserError, printable
 from data_prep.pictures import BadPictureError, PictureFormat, decode_picture, fit_picture
-from replica.feed.augment import center_crop, less_central_mean, ten_crops
+from replica.feed.augment import center_crop, cut_views, less_central_mean, ten_crops
 from replica.network.alexnet import AlexNet
 from replica.network.initialization import initialize_
 from replica.recipes import Recipe
@@ -70,6 +71,14 @@ class TrainedNetwork:
         """Of all classes, averaged over ten crops: float32 (K,); `predict` says of what."""
         self._check_is_trained(self.recipe.layers[-1].name)
         views = self._prepared(picture, ten_crops)
+        return self._averaged(views)
+
+    def probabilities_of_views(self, picture: Picture, *, views: str) -> np.ndarray:
+        """The same, averaged over `center`, `ten` or `grid:K`, as `replica.test --views`."""
+        self._check_is_trained(self.recipe.layers[-1].name)
+        return self._averaged(self._prepared(picture, partial(cut_views, views=views)))
+
+    def _averaged(self, views: np.ndarray) -> np.ndarray:
         crops = torch.from_numpy(views).permute(0, 3, 1, 2)
         result: np.ndarray = mean_probabilities(crops, self._logits, num_images=1)[0].numpy()
         return result
@@ -187,11 +196,12 @@ def load(
 
     Args:
         path: a checkpoint of `replica.train`, such as `runs/first/best.pt`, or the directory of a
-            run, whose best (or, before the first validation, newest) one is meant; or weights of
-            other systems: torchvision's `alexnet` (a state dict), Caffe's `bvlc_alexnet` and
-            `bvlc_reference_caffenet` (`.caffemodel`), or arrays of the latter (`.npz`). These
-            neither name their classes nor hold a mean image: classes are `class 0` and so on, and
-            the mean is the system's color.
+            run, whose best (or, before the first validation, newest) one is meant; or what
+            `replica.export` wrote as `.safetensors`; or weights of other systems: torchvision's
+            `alexnet` (a state dict), Caffe's `bvlc_alexnet` and `bvlc_reference_caffenet`
+            (`.caffemodel`), or arrays of the latter (`.npz`). Those of others neither name their
+            classes nor hold a mean image: classes are `class 0` and so on, and the mean is the
+            system's color.
         device: of PyTorch; by default the first GPU where there is one, else the CPU.
         weights: `averaged` (of a run with `--ema`) or `last`; by default the averaged ones where
             the checkpoint has them.

@@ -261,6 +261,7 @@ def _tested(
         keeps=True,
         most_images=num_images or most,
         say=say,
+        share=None,
     )
     is_data_of_run = data.manifest_sha256 == record.data.manifest_sha256
     return Tested(result, details, _mistakes(details, data), len(part), is_data_of_run)

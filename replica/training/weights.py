@@ -1,4 +1,4 @@
-"""Weights to begin with: a checkpoint of this project, or a file of another system."""
+"""Weights to begin with: a checkpoint of this project, an export of one, or another system's."""
 
 import itertools
 from collections.abc import Iterable
@@ -12,6 +12,7 @@ from replica.network.alexnet import whole_shapes
 from replica.network.other_weights import OtherWeights, read_other_weights
 from replica.recipes import Recipe
 from replica.training.checkpoint import Checkpoint, load_checkpoint
+from replica.training.safetensors_file import is_safetensors, read_safetensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class Weights:
     Attributes:
         checkpoint: what was read; of another system, what such a file lacks is empty, its classes
             are named by their numbers, and the mean image has one color.
-        title: in words what it is; None for a checkpoint of this project.
+        title: in words what it is; None for a network that this project trained.
         num_classes: that its last layer has; None where the file has none of this name.
         is_partial: whether the system publishes no more than this: what lacks is to be drawn.
     """
@@ -40,15 +41,18 @@ class Weights:
 
 
 def open_weights(path: Path, *, mapped: bool = False) -> Weights:
-    """Opens a checkpoint, or weights of torchvision's or Caffe's networks.
+    """Opens a checkpoint, a network that was exported, or weights of torchvision's or Caffe's.
 
     Args:
         path: of the file.
-        mapped: as for `load_checkpoint`; weights of others are read.
+        mapped: as for `load_checkpoint`; other files are read.
 
     Raises:
         UserError: it is none of them, it is damaged, or it does not fit its own network.
     """
+    if path.is_file() and is_safetensors(path):
+        checkpoint, title = read_safetensors(path)
+        return Weights(checkpoint=checkpoint, title=title, num_classes=checkpoint.num_classes)
     try:
         others = read_other_weights(path) if path.is_file() else None
     except OSError:  # `load_checkpoint` says so
