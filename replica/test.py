@@ -165,11 +165,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def check_submission(parser: OneLineParser, arguments: argparse.Namespace) -> None:
     """Refuses what does not belong together with --submission, or lacks it."""
     beside = {"--pictures": arguments.pictures, "--devkit": arguments.devkit}
+    given = [name for name, value in beside.items() if value]
+    lacking = [name for name, value in beside.items() if not value]
     if not arguments.submission:
-        if given := [name for name, value in beside.items() if value]:
+        if given:
             parser.error(f"{given[0]} is for --submission: give that, too")
         return
-    if lacking := [name for name, value in beside.items() if not value]:
+    if lacking:
         parser.error(f"--submission needs {' and '.join(lacking)}")
     others = ("data", "part", "table", "save_probabilities", "json", "csv", "markdown", "gpus")
     given = [f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name)]
