@@ -72,8 +72,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--sampler",
         choices=SAMPLERS,
         default=SAMPLERS[0],
-        help="Optuna's: all combinations, random ones, or those that earlier trials make likely "
-        "to be better (default: %(default)s)",
+        help="Optuna's: all combinations, random ones, or ones near the better trials so far "
+        "(default: %(default)s)",
     )
     add(
         "--trials",

@@ -163,6 +163,8 @@ def test_values_are_a_function_of_the_seed_and_the_trials_number(sampler, tmp_pa
     assert drawn("two.log", 2, 7) == one
     assert drawn("three.log", 1, 8) != one
     assert len({values["rate"] for values in one}) == 4
+    more = study_of(tmp_path / "one.log", RANGES, sampler=sampler, num_trials=5, seed=7)
+    assert (more.ask().number, more.ask()) == (4, None)
     for values in one:
         assert 1e-4 <= float(values["rate"]) <= 1e-2
         assert 1 <= int(values["size"]) <= 9
