@@ -22,6 +22,7 @@ COMMANDS = {
     "replica.recipes": "the recipes: what each tests, costs, and differs in from another",
     "replica.figures": "the paper's figures and others, of runs and networks",
     "replica.report": "one HTML file that tells of a run, or of several side by side",
+    "replica.sweep": "tries values of a recipe's fields, and chooses by validation",
     "replica.demo": "the whole path on the embedded data set",
     "replica.reproduce": "the paper's claims: runs what is missing, and judges them",
     "cuda_ext": "what is built of the operators, and what is live",

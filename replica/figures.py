@@ -237,9 +237,9 @@ def figure_of_test(path: Path, arguments: argparse.Namespace) -> Any:
         f"{path}: recipe {result.recipe}, {result.num_images} {result.part} images, center crop, "
         f"top-1 error {result.top1_error:.1%}, top-5 {result.top5_error:.1%}"
     )
-    return (classes_figure if arguments.what == "classes" else confusion_figure)(
-        details, title=title
-    )
+    if arguments.what == "classes":
+        return classes_figure(details.rows("classes"), title=title)
+    return confusion_figure(details, title=title)
 
 
 def print_color(path: Path, kernels: FirstKernels, *, is_json: bool) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import time
 from functools import partial
 
 import numpy as np
@@ -16,7 +15,8 @@ from data_prep.pairs import write_shards
 from data_prep.pictures import PictureFormat
 from replica.claims import queue
 from replica.claims.queue import Places, code_digest, read_outcomes, run_queue
-from replica.claims.trials import Curve, Trial, read_outcome, write_outcome
+from replica.claims.trials import Trial, read_outcome, write_outcome
+from replica.results.followed_run import Curve
 
 EPOCHS = 3
 
@@ -118,7 +118,7 @@ def test_a_finished_queue_runs_nothing_again(finished, data, monkeypatch):
 
 def test_what_was_interrupted_goes_on_and_is_the_same(finished, data, tmp_path, monkeypatch):
     """A deadline after the first steps; the record is that of the run in one go."""
-    monkeypatch.setattr("replica.claims.trials.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("replica.results.followed_run.POLL_SECONDS", 0.05)
     places = dataclasses.replace(finished, records=tmp_path / "records", work=tmp_path / "work")
     run_dir = places.work / "colors" / "slow-seed-1"
 
@@ -130,8 +130,6 @@ def test_what_was_interrupted_goes_on_and_is_the_same(finished, data, tmp_path, 
             metrics = run_dir / "metrics.jsonl"
             has_begun = metrics.exists() and b'"step",' in metrics.read_bytes()
             return math.inf if has_begun else 0.0
-
-        sleep = staticmethod(time.sleep)
 
     monkeypatch.setattr("replica.claims.trials.time", Clock)
     plan = plan_of(TRIALS[:1])

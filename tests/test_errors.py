@@ -103,6 +103,7 @@ COMMANDS = {
     "replica.figures": ("replica.figures", ["--help"]),
     "replica.demo": ("replica.demo", ["--help"]),
     "replica.reproduce": ("replica.reproduce", ["--list"]),
+    "replica.sweep": ("replica.sweep", ["--help"]),
     "benchmarks": ("benchmarks.__main__", []),
 }
 INTERRUPTED = {
@@ -113,6 +114,7 @@ INTERRUPTED = {
     "replica.control": "interrupted; the request may still act",
     "replica.demo": "interrupted; run it again, what is drawn and built is kept",
     "replica.reproduce": "interrupted; the same command goes on",
+    "replica.sweep": "interrupted; the same command goes on",
 }
 
 

@@ -28,6 +28,7 @@ SCRIPTS = {
     "replica-report": "replica.report",
     "replica-demo": "replica.demo",
     "replica-reproduce": "replica.reproduce",
+    "replica-sweep": "replica.sweep",
 }
 # Where their `main` is.
 ENTRIES = SCRIPTS | {"replica-recipes": "replica.recipes.__main__"}

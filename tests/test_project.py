@@ -28,7 +28,8 @@ OF_DATA_PREP = (
     "data_prep.require_environment",
 )
 # Of `replica`, the lowest first; commands are above all of them.
-LAYERS = ("paper", "recipes", "network", "feed", "distributed", "training", "results", "claims")
+LAYERS = ("paper", "recipes", "network", "feed", "distributed", "training", "results")
+LAYERS += ("claims", "sweeps")
 # The same inside data_prep, and inside its sources, where what is not named is a data set.
 DATA_PREP_LAYERS = (
     *("signals", "streams", "errors", "arguments", "parent", "progress", "files", "workers"),
@@ -299,7 +300,7 @@ COMMANDS = [
     *(("-m", f"replica.{name}", "--help") for name in ("train", "test", "info", "demo")),
     *(("-m", f"replica.{name}", "--help") for name in ("figures", "control", "recipes")),
     *(("-m", f"replica.{name}", "--help") for name in ("predict", "neighbors", "reproduce")),
-    ("-m", "replica.export", "--help"),
+    *(("-m", f"replica.{name}", "--help") for name in ("export", "sweep")),
     ("-m", "benchmarks", "--help"),
 ]
 

@@ -89,14 +89,14 @@ def details(num_classes):
 
 
 def test_of_many_classes_the_easiest_and_the_hardest_are_shown():
-    figure = classes_figure(details(90), title="x")
+    figure = classes_figure(details(90).rows("classes"), title="x")
     (axes,) = figure.axes
     widths = [bar.get_width() for bar in axes.patches]
     easiest = [0, 1, 2, *range(4, 31)]
     assert widths == pytest.approx([*easiest, *range(60, 90)])
     assert axes.get_yticklabels()[59].get_text() == "c89 (100)"
     assert "30 classes of 89" in figure.get_suptitle()
-    assert len(classes_figure(details(61), title="x").axes[0].patches) == 60
+    assert len(classes_figure(details(61).rows("classes"), title="x").axes[0].patches) == 60
 
 
 def test_many_classes_are_numbered_and_one_without_images_is_empty():

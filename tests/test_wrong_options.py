@@ -46,6 +46,9 @@ COMMANDS = {
     "replica.report": ["nowhere"],
     "replica.demo": [],
     "replica.reproduce": ["size"],
+    "replica.sweep": [
+        *("--data", "SHARDS", "--recipe", "mini", "--out", "out", "--grid", "lr=0.1"),
+    ],
     "cuda_ext.__main__": [],
 }
 HUGE = "9" * 30
@@ -59,6 +62,7 @@ WRONG_TEXTS = {
     "--freeze": ("", ",", "conv9", "conv1,x", "conv1.x"),
     "--rate": ("", "x", "conv1", "conv1=", "conv1=x", "conv1=-1", "conv1=nan", "x=1"),
     "--color-noise": ("", "x"),
+    "--grid": (*NO_CHANGE, "lr", "lr=0.1,", "lr=0.1,0.10", "lr=-1", "lr=0.1..0.2", "momentum=1"),
     "--lr": NO_NUMBER,
     "--momentum": (*NO_NUMBER, "1", HUGE),
     "--ema": (*NO_NUMBER, "0", "1", HUGE),
@@ -215,6 +219,22 @@ CONTRADICTIONS = {
     ],
     "replica.reproduce": [
         *(["nonsense"], ["--json", "--markdown"], ["--data", "nowhere"], ["--data", "in"]),
+    ],
+    "replica.sweep": [
+        ["nonsense"],
+        ["--trials", "3"],
+        ["--sampler", "random"],
+        ["--grid", "lr=0.1", "lr=0.2"],
+        ["--grid", "epochs=1,2", "--epochs", "3"],
+        ["--grid", "classes=2,10"],
+        ["--grid", "crop_size=224,257"],
+        ["--sampler", "tpe", "--trials", "2", "--grid", "lr=0..1:log"],
+        ["--gpus", "3"],
+        ["--device", "cpu", "--precision", "tf32"],
+        ["--data", "nowhere"],
+        ["--out", "a file"],
+        ["--storage", "a file"],
+        ["--storage", "nowhere/x.db"],
     ],
     "cuda_ext.__main__": [["--x"], ["nonsense"], ["--json=1"]],
 }

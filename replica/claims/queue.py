@@ -17,13 +17,13 @@ from data_prep.progress import Lines, duration, progress_bar, write_line
 from data_prep.shards import DataSet
 from replica.claims.trials import (
     LOSSES_KEPT,
-    Curve,
     Outcome,
     Trial,
     read_outcome,
     run_trial,
     write_outcome,
 )
+from replica.results.followed_run import Curve
 from replica.training.run import check_fits_images
 
 # Of `replica`, what a run's numbers come from.

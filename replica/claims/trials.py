@@ -1,9 +1,7 @@
 """One training of an experiment, as `replica.train` makes it, and the record that it leaves."""
 
-import contextlib
 import dataclasses
 import json
-import math
 import resource
 import shlex
 import signal
@@ -21,14 +19,13 @@ from data_prep.manifest_json import strict_json
 from data_prep.shards import DataSet
 from replica.network.kernels import color_energy, rgb_kernels
 from replica.recipes import Recipe, find_recipe, with_changes
+from replica.results.followed_run import Curve, last_line, run_followed
 from replica.training.checkpoint import checkpoints_of, load_checkpoint
-from replica.training.run_directory import METRICS_FILE, MetricsLine, metrics_line
 from replica.training.run_record import RUN_FILE, read_fields, read_run_json
 
 VERSION = 1
 # Of a run's losses, so many are kept: another revision must repeat them.
 LOSSES_KEPT = 10
-POLL_SECONDS = 1.0
 MAX_RECORD_BYTES = 1 << 20
 OUTCOMES = ("finished", "reached", "diverged")
 
@@ -146,68 +143,6 @@ def read_outcome(path: Path) -> Outcome:
     return outcome
 
 
-# --- What metrics.jsonl says
-
-
-class Curve:
-    """The steps of a run as they come; `num_images` are those of an epoch, in `batch_size`s."""
-
-    def __init__(self, *, num_images: int, batch_size: int) -> None:
-        batch_size = min(batch_size, num_images)
-        self.sizes = [
-            min(batch_size, num_images - first) for first in range(0, num_images, batch_size)
-        ]
-        self.steps: list[MetricsLine] = []
-        self.validations: list[MetricsLine] = []
-        self._sums = [0.0]  # of wrong images, before each step
-        self._offset = 0
-
-    def size(self, step: int) -> int:
-        """Images of a step, counted from 1."""
-        return self.sizes[(step - 1) % len(self.sizes)]
-
-    def read(self, run_dir: Path) -> int:
-        """Takes the lines that came since the last call; returns how many steps there are."""
-        path = run_dir / METRICS_FILE
-        if not path.exists():
-            return 0
-        with path.open("rb") as file:
-            if path.stat().st_size < self._offset:  # a resumed run was cut back
-                self._offset, self.steps, self.validations, self._sums = 0, [], [], [0.0]
-            file.seek(self._offset)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for text in whole.splitlines():
-            with contextlib.suppress(ValueError):
-                line = metrics_line(text)
-                if line.kind == "step":
-                    self.steps.append(line)
-                    self._sums.append(self._sums[-1] + line.top1_error * self.size(line.step))
-                elif line.kind == "val":
-                    self.validations.append(line)
-        return len(self.steps)
-
-    def reached_at(self, error: float) -> float | None:
-        """Epochs after which the mean over the last steps, as many as an epoch has, was so low."""
-        length, images = len(self.sizes), sum(self.sizes)
-        for last in range(length, len(self._sums)):
-            if self._sums[last] - self._sums[last - length] <= error * images:
-                return last / length
-        return None
-
-    def epochs(self) -> list[list[MetricsLine]]:
-        """The steps of each whole epoch."""
-        length = len(self.sizes)
-        return [self.steps[i : i + length] for i in range(0, len(self.steps) - length + 1, length)]
-
-    def mean(self, lines: list[MetricsLine], field: str) -> float:
-        """Over the images of some steps."""
-        sizes = [self.size(line.step) for line in lines]
-        values = [getattr(line, field) for line in lines]
-        return math.fsum(s * v for s, v in zip(sizes, values, strict=True)) / sum(sizes)
-
-
 def _finite(value: float) -> float | None:
     return value if abs(value) < float("inf") else None
 
@@ -265,15 +200,10 @@ def run_trial(
             ten_crop=_ten_crop(run_dir, devices) if trial.ten_crop else None,
             color_energy=_color_energy(run_dir) if trial.colors else None,
         )
-    said = _log(run_dir).read_text().strip().splitlines()[-1:]
-    line = f"{shlex.join(command)}: ended with {status}: {' '.join(said)}"
+    line = f"{shlex.join(command)}: ended with {status}: {last_line(run_dir)}"
     if status == 2:
         raise UserError(line)
     raise RuntimeError(line)
-
-
-def _log(run_dir: Path) -> Path:
-    return run_dir.with_name(f"{run_dir.name}.log")
 
 
 def _cpu_file(run_dir: Path) -> Path:
@@ -289,28 +219,19 @@ def _run(
     deadline: float,
 ) -> int:
     """Runs `replica.train`, and ends it at the target or the deadline; returns its status."""
-    run_dir.parent.mkdir(parents=True, exist_ok=True)
+
+    def look() -> bool:
+        on_steps(curve.read(run_dir))
+        is_done = until is not None and curve.reached_at(until) is not None
+        return is_done or time.monotonic() > deadline
+
     before = _children_cpu_seconds()
-    with _log(run_dir).open("ab") as log:
-        process = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log)
-        try:
-            is_asked = False
-            while process.poll() is None:
-                time.sleep(POLL_SECONDS)
-                on_steps(curve.read(run_dir))
-                is_done = until is not None and curve.reached_at(until) is not None
-                if (is_done or time.monotonic() > deadline) and not is_asked:
-                    process.send_signal(signal.SIGTERM)  # it saves a checkpoint and ends
-                    is_asked = True
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-        finally:
-            path = _cpu_file(run_dir)
-            earlier = float(path.read_text()) if path.exists() else 0.0
-            path.write_text(f"{earlier + _children_cpu_seconds() - before:.3f}\n")
-    return process.returncode
+    try:
+        return run_followed(command, run_dir, until=look)
+    finally:
+        path = _cpu_file(run_dir)
+        earlier = float(path.read_text()) if path.exists() else 0.0
+        path.write_text(f"{earlier + _children_cpu_seconds() - before:.3f}\n")
 
 
 def _children_cpu_seconds() -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from replica.results.details import Details
+from replica.results.details import Details, Rows
 from replica.results.style import (
     BLUE,
     LIGHT_GRAY,
@@ -27,17 +27,17 @@ MOST_NUMBERED = 15  # classes whose counts stand in the cells
 
 
 @styled
-def classes_figure(details: Details, *, title: str) -> Any:
+def classes_figure(rows: Rows, *, title: str) -> Any:
     """The figure: top-1 errors of the classes as bars, top-5 errors as marks, the lowest above.
 
     Args:
-        details: of a test.
+        rows: the table `classes` of a test.
         title: above all.
 
     Raises:
         UserError: matplotlib is not installed.
     """
-    rows = sorted(details.rows("classes"), key=lambda row: (row["top1_error"], row["class"]))
+    rows = sorted(rows, key=lambda row: (row["top1_error"], row["class"]))
     if len(rows) > MOST_BARS:
         half = MOST_BARS // 2
         title += f"\nthe {half} classes of {len(rows)} with the fewest errors, and with the most"
