@@ -149,6 +149,8 @@ RULES = [
     ("plateau_patience", (1,), (0,), "at least 1"),
     ("plateau_improvement", (0, 0.5), (-0.1,), "a number >= 0"),
     ("max_drops", (0, 1), (-1,), "at least 0"),
+    ("drop_every", (None,), (0, 1_000_001, 7), ""),
+    ("stop_patience", (None, 1, 1_000_000), (0, 1_000_001), "at least 1, at most 1,000,000"),
     ("changes", ((EpochChange(1, "conv1", 0.0),),), ((EpochChange(0, "conv1", 0.0),),), "from 1"),
 ]
 LAYER_RULES = [

@@ -35,6 +35,7 @@ _NEITHER = dict.fromkeys(
     (
         *("vertical_flips", "resized_crops", "color_jitter", "pixel_noise", "ema"),
         *("block_images", "keeps_gain", "*.is_local", "pixel_mean", "pixel_divisor"),
+        *("drop_every", "stop_patience"),
     ),
     "nothing of the kind",
 )

@@ -11,7 +11,7 @@ _NOTHING = dict.fromkeys(
         *("block_images", "keeps_gain", "*.is_local", "same_map_*", "ema", "plateau_*"),
         *("max_drops", "changes", "pool_ties", "pool_rounding", "channels", "mean"),
         *("resized_crops", "color_jitter", "pixel_noise", "lrn_*", "drop_*", "*.normalization"),
-        "*.dropout",
+        *("stop_patience", "*.dropout"),
     ),
     "nothing of the kind there; or PyTorch's own",
 )
@@ -119,6 +119,9 @@ _COMBINED = {
     **dict.fromkeys(
         ("drop_*", "plateau_*", "max_drops"),
         "train_fast.py: ReduceLROnPlateau, half after more than three epochs, down to 1e-6",
+    ),
+    "stop_patience": (
+        "train_fast.py: after three drops, which its count, as it falls in between, never reaches"
     ),
     "*.dropout": "models/alexnet_big.py: behind fc6 and fc7",
 }

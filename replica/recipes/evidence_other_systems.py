@@ -10,6 +10,7 @@ _TORCHVISION = {
         (
             *("vertical_flips", "color_jitter", "pixel_noise", "color_*", "shared_crops"),
             *("block_images", "keeps_gain", "same_map_*", "plateau_*", "max_drops"),
+            "stop_patience",
         ),
         f"{_NOTHING} references/classification/presets.py and train.py",
     ),
@@ -70,7 +71,9 @@ _CAFFE = {
         ),
         f"{_NOTHING} {_NET}",
     ),
-    **dict.fromkeys(("ema", "plateau_*", "max_drops"), f"{_NOTHING} {_SOLVER}"),
+    **dict.fromkeys(
+        ("ema", "plateau_*", "max_drops", "stop_patience"), f"{_NOTHING} {_SOLVER}"
+    ),
     "towers": f"{_NET}: group: 2 in conv2, conv4 and conv5",
     "num_classes": f"{_NET}: 1000; here as many as the data has",
     "crop_size": f"{_NET}: 227",

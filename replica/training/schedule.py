@@ -46,6 +46,8 @@ def num_drops(recipe: Recipe, *, epoch: int, val_errors: list[float]) -> int:
     epoch) that is lower than the best one so far by `plateau_improvement`; after a drop the count
     begins anew.
     """
+    if recipe.drop_every is not None:
+        return (epoch - 1) // recipe.drop_every
     if recipe.drop_rule == "epochs":
         return sum(drop_epoch <= epoch for drop_epoch in recipe.drop_epochs)
     drops, best, since_best = 0, float("inf"), 0
@@ -57,6 +59,23 @@ def num_drops(recipe: Recipe, *, epoch: int, val_errors: list[float]) -> int:
         if since_best == recipe.plateau_patience and drops < recipe.max_drops:
             drops, since_best = drops + 1, 0
     return drops
+
+
+def last_epoch(recipe: Recipe, *, val_errors: list[float]) -> int | None:
+    """The epoch after which `stop_patience` ends a run; None while it goes on.
+
+    It is the first one behind so many epochs in a row without a new best top-1 error, as a plateau
+    has it; a drop of the rates changes nothing in the count.
+    """
+    best, since_best = float("inf"), 0
+    for epoch, error in enumerate(val_errors, start=1):
+        if error < best - recipe.plateau_improvement:
+            best, since_best = error, 0
+        else:
+            since_best += 1
+        if since_best == recipe.stop_patience:
+            return epoch
+    return None
 
 
 @dataclass

@@ -31,7 +31,7 @@ from replica.training.loss_scale import LossScale
 from replica.training.numerics import NumericsInForce, parameter_dtype
 from replica.training.run import Run
 from replica.training.run_record import DataRecord, RankRecord, RunRecord, describe_machine
-from replica.training.schedule import HandChange, Settings, settings_at
+from replica.training.schedule import HandChange, Settings, last_epoch, settings_at
 from replica.training.weights import converted, open_weights
 
 
@@ -102,8 +102,9 @@ class RunState:
 
     @property
     def last_step(self) -> int:
-        """How many steps the whole run has."""
-        steps = self.run.recipe.epochs * self.feed.steps_per_epoch
+        """How many steps the whole run has, as far as the validation errors tell."""
+        epochs = last_epoch(self.run.recipe, val_errors=self.val_errors) or self.run.recipe.epochs
+        steps = epochs * self.feed.steps_per_epoch
         return steps if self.run.steps is None else min(steps, self.run.steps)
 
     @property
