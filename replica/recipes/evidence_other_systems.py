@@ -71,9 +71,7 @@ _CAFFE = {
         ),
         f"{_NOTHING} {_NET}",
     ),
-    **dict.fromkeys(
-        ("ema", "plateau_*", "max_drops", "stop_patience"), f"{_NOTHING} {_SOLVER}"
-    ),
+    **dict.fromkeys(("ema", "plateau_*", "max_drops", "stop_patience"), f"{_NOTHING} {_SOLVER}"),
     "towers": f"{_NET}: group: 2 in conv2, conv4 and conv5",
     "num_classes": f"{_NET}: 1000; here as many as the data has",
     "crop_size": f"{_NET}: 227",
