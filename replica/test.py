@@ -114,6 +114,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="those of a run with --ema, or those of the last update (default: averaged where the "
         "checkpoint has them)",
     )
+    add(
+        "--model",
+        type=nonempty_name,
+        metavar="FILE:FUNCTION",
+        help="of a checkpoint with your own network: the file that it was trained with, which is "
+        "run",
+    )
     add("--precision", choices=PRECISIONS, default="float32", help="default: %(default)s")
     arguments = parser.parse_args(argv)
     if arguments.csv and len(set(arguments.table)) > 1:
@@ -146,6 +153,7 @@ def test(arguments: argparse.Namespace) -> None:
         weights_of=arguments.weights_of,
         keeps=saved is not None,
         most_images=None,
+        model=arguments.model,
         say=say,
     )
     print(shown(result, details, arguments))

@@ -10,6 +10,7 @@ from data_prep.manifest import PARTS
 from data_prep.progress import progress_bar
 from data_prep.shards import DataSet, open_data_set
 from replica.distributed.devices import choose_devices
+from replica.network.own_network import ModelFile
 from replica.results.details import Details
 from replica.results.ensemble import SEARCH, read_weights, search_weights, weighted_mean
 from replica.results.members import (
@@ -52,6 +53,7 @@ def test_network(
     weights_of: str,
     keeps: bool,
     most_images: int | None,
+    model: str | None,
     say: Say,
 ) -> tuple[TestResult, Details]:
     """Tests a checkpoint, or several as one, on a part of a data set.
@@ -65,6 +67,7 @@ def test_network(
         precision: of `PRECISIONS`.
         weights: of `WEIGHTS`; None for the averaged ones where the checkpoint has them.
         weights_of: what each checkpoint counts: `equal`, `search` or numbers between commas.
+        model: `FILE:FUNCTION` of the checkpoints with a user's own network.
         keeps: whether the details keep all probabilities.
         most_images: where there are more, so many of them are tested, evenly over all.
         say: called with a line for each default that is taken.
@@ -77,6 +80,8 @@ def test_network(
         shares = read_weights(weights_of, max(1, len(checkpoint_paths)))
     members = [_member(*x, weights, say) for x in _choose_checkpoints(checkpoint_paths, say)]
     first = members[0]
+    given = None if model is None else ModelFile.read(model)
+    has_own = any(member.checkpoint.model_file for member in members)
     data = choose_data(data_dir, first.path, say)
     labels = common_labels(members, data, say)
     for member in members:
@@ -106,7 +111,14 @@ def test_network(
     say_what_computes(data, say)
     torch_device = torch.device(devices.kind)
     networks = [
-        Network(x.checkpoint, labels, device=torch_device, precision=precision) for x in members
+        Network(
+            member,
+            labels,
+            model_file=given if member.checkpoint.model_file or not has_own else None,
+            device=torch_device,
+            precision=precision,
+        )
+        for member in members
     ]
     if weights_of == SEARCH:
         shares = _searched(networks, data, part, labels, views=views, say=say)

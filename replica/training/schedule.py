@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from replica.recipes import Recipe
-from replica.recipes.recipe import layer_of
+from replica.recipes.recipe import Layer, layer_of
 
 
 @dataclass(frozen=True)
@@ -91,17 +91,27 @@ class _Rate:
 
 def _first_rate(recipe: Recipe, name: str) -> _Rate:
     """What a tensor begins with: its layer's own rate, or the recipe's."""
-    layer = recipe.layer(layer_of(name))
+    layer = _layer(recipe, name)
     if name.endswith(".bias"):
-        for own in (layer.bias_learning_rate, recipe.bias_learning_rate):
+        for own in (layer.bias_learning_rate if layer else None, recipe.bias_learning_rate):
             if own is not None:
                 return _Rate(own, None)
-    return _Rate(recipe.learning_rate if layer.learning_rate is None else layer.learning_rate, 0)
+    of_layer = layer.learning_rate if layer else None
+    return _Rate(recipe.learning_rate if of_layer is None else of_layer, 0)
+
+
+def _layer(recipe: Recipe, name: str) -> Layer | None:
+    """A tensor's layer; None of a user's own network, whose names are not the recipe's."""
+    known = layer_of(name)
+    return next((layer for layer in recipe.layers if layer.name == known), None)
 
 
 def _weight_decay(recipe: Recipe, name: str) -> float:
     """Of a layer's weights its own or the recipe's; of biases and scales what the recipe says."""
-    layer = recipe.layer(layer_of(name))
+    layer = _layer(recipe, name)
+    if layer is None:
+        has_decay = recipe.decay_biases or not name.endswith(".bias")
+        return recipe.weight_decay if has_decay else 0.0
     if name != f"{layer.name}.weight":
         return recipe.weight_decay if recipe.decay_biases else 0.0
     return recipe.weight_decay if layer.weight_decay is None else layer.weight_decay

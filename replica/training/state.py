@@ -21,6 +21,7 @@ from replica.feed.feed import TrainFeed
 from replica.feed.images import mean_image_of
 from replica.network.alexnet import AlexNet, whole_shapes
 from replica.network.initialization import initialize_
+from replica.network.own_network import build_own
 from replica.network.products import resolved_products
 from replica.recipes import to_record
 from replica.recipes.recipe import layer_of
@@ -147,13 +148,18 @@ def begin(run: Run, rank: Rank) -> RunState:
     """The state before the first step: drawn from the seed, or read from a checkpoint."""
     mesh = Mesh(rank)
     data = open_data_set(run.data_dir)
-    placement = rank.placement(run.recipe.towers, add_over_copies=mesh.add_over_copies)
-    model = AlexNet(run.recipe, num_classes=run.num_classes, placement=placement)
+    if run.model_file is not None:
+        model: AlexNet = build_own(
+            run.model_file, run.recipe, num_classes=run.num_classes, seed=run.seed
+        )
+    else:
+        placement = rank.placement(run.recipe.towers, add_over_copies=mesh.add_over_copies)
+        model = AlexNet(run.recipe, num_classes=run.num_classes, placement=placement)
     # The machine of rank 0 decides for all, as the record has one way for a layer.
     asked, kind, split = run.numerics.convolution, rank.devices.kind, rank.devices.split
     ways = run.convolution_ways or resolved_products(run.recipe, asked, kind=kind, split=split)
     model.set_products_(mesh.of_rank_0(ways))
-    if run.resume_from is None:
+    if run.resume_from is None and run.model_file is None:
         initialize_(model, seed=run.seed)
     model.to(rank.device, parameter_dtype(run.numerics.precision))
     velocities = {name: torch.zeros_like(w) for name, w in model.named_parameters()}
@@ -214,7 +220,8 @@ def _take_own_(
                 f"{state.run.resume_from}: {name} is {whole.dtype}, this run needs "
                 f"{tensor.dtype}: give the --precision that it was trained with"
             )
-        tensor.copy_(whole[state.model.placement.own(len(whole))])
+        # A user's network may hold single numbers.
+        tensor.copy_(whole[state.model.placement.own(len(whole))] if whole.dim() else whole)
 
 
 def whole_checkpoint(state: RunState) -> Checkpoint | None:
@@ -260,6 +267,7 @@ def whole_checkpoint(state: RunState) -> Checkpoint | None:
         mean_image=torch.from_numpy(statistics.mean_image),
         eigenvalues=torch.from_numpy(statistics.eigenvalues.copy()),
         eigenvectors=torch.from_numpy(statistics.eigenvectors.copy()),
+        model_file=state.run.model_file,
     )
 
 
@@ -342,6 +350,7 @@ def describe(state: RunState, numerics: NumericsInForce) -> RunRecord:
         gradient_buckets=state.buckets,
         convolution_ways=state.model.products,
         numerics=numerics,
+        model_file=run.model_file,
         ranks=[RankRecord(**record) for record in state.mesh.gather(vars(own))],
         machine=describe_machine(rank.devices.kind),
     )
