@@ -19,6 +19,7 @@ COMMANDS = {
     "replica.neighbors": "the training images nearest to some images, by fc7's features",
     "replica.info": "the layer table of a recipe beside the paper's own figures",
     "replica.recipes": "the recipes: what each tests, costs, and differs in from another",
+    "replica.compare": "runs in one table: loss, errors, epoch of the best, seconds, seeds",
     "replica.figures": "the paper's figures and others, of runs and networks",
     "replica.report": "one HTML file that tells of a run, or of several side by side",
     "replica.demo": "the whole path on the embedded data set",

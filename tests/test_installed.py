@@ -23,6 +23,7 @@ SCRIPTS = {
     "replica-neighbors": "replica.neighbors",
     "replica-info": "replica.info",
     "replica-recipes": "replica.recipes",
+    "replica-compare": "replica.compare",
     "replica-figures": "replica.figures",
     "replica-report": "replica.report",
     "replica-demo": "replica.demo",

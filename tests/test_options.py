@@ -29,6 +29,7 @@ OPTIONS = {
     "replica.info": "--channels --classes --json --model --operators --recipe --set",
     "replica.recipes.__main__": "--json",
     "replica.recipes.__main__ diff": "--json --markdown",
+    "replica.compare": "--csv --json --markdown",
     "replica.figures": "--out --run",
     "replica.figures curves": "--picture",
     "replica.figures augmentation": "--data --images --picture --run",
