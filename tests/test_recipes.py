@@ -133,6 +133,7 @@ RULES = [
     ("block_images", (None,), (0, 1_000_001, 7), ""),
     ("batch_size", (1, 1_000_000), (0, 1_000_001), "at least 1, at most 1,000,000"),
     ("momentum", (0, 0.99), (-0.1, 1), "at least 0, less than 1"),
+    ("optimizer", ("paper", "sgd", "adam"), ("rmsprop",), "paper or sgd or adam"),
     ("ema", (None, 0.001, 0.999), (0, -0.1, 1), "more than 0, less than 1"),
     ("weight_decay", (0, 0.5), (-0.1,), "a number >= 0"),
     ("learning_rate", (0, 0.5), (-0.1,), "a number >= 0"),

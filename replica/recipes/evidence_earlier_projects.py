@@ -16,6 +16,7 @@ _NOTHING = dict.fromkeys(
     "nothing of the kind there; or PyTorch's own",
 )
 _OF_PYTORCH = {
+    "optimizer": "torch.optim.SGD; here the paper's, equal until a rate drops (D20)",
     "decay_biases": "torch.optim.SGD decays all parameters that it is given",
     "*.weight_decay": "torch.optim.SGD decays all parameters that it is given",
     "*learning_rate": "torch.optim.SGD has one for all parameters",

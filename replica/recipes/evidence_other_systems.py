@@ -44,6 +44,10 @@ _TORCHVISION = {
     "batch_size": "references/classification/README.md: 32 on each of 8 GPUs",
     "momentum": "references/classification/train.py: 0.9",
     "ema": "references/classification/train.py: off",
+    "optimizer": (
+        "references/classification/train.py: torch.optim.SGD; here the paper's, equal until a "
+        "rate drops (D20)"
+    ),
     "weight_decay": "references/classification/train.py: 1e-4",
     "*.weight_decay": "references/classification/train.py: equal for all layers",
     "decay_biases": "references/classification/train.py: all parameters",
@@ -99,6 +103,7 @@ _CAFFE = {
     "channels": "convert_imageset.cpp, io.cpp: BGR, as OpenCV reads",
     "batch_size": f"{_NET}: 256",
     "momentum": _SOLVER,
+    "optimizer": "sgd_solver.cpp: the rate is in the velocity",
     "weight_decay": _SOLVER,
     "*.weight_decay": f"{_NET}: decay_mult is 1",
     "decay_biases": f"{_NET}: decay_mult is 0",

@@ -176,6 +176,7 @@ class Recipe:
     # --- The optimizer (paper 5)
     batch_size: int
     momentum: float
+    optimizer: str = "paper"  # of `OPTIMIZERS`; of Adam, `momentum` is the first beta
     ema: float | None = None  # D of average <- D * average + (1 - D) * weight; None keeps none
     weight_decay: float
     decay_biases: bool

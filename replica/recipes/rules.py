@@ -25,6 +25,8 @@ LRN_SCOPES = ("tower", "layer")
 # When dropout multiplies: what stays by the probability of it, or in training by its inverse.
 DROPOUT_SCALES = ("test", "training")
 CHANNELS = ("rgb", "bgr")
+# The paper's update, or `torch.optim`'s of the name.
+OPTIMIZERS = ("paper", "sgd", "adam")
 # When the rates drop: by the validation error, at given epochs, or each so many epochs.
 DROP_RULES = ("plateau", "epochs", "fixed")
 # What may follow a layer's products, in the order of the alphabet.
@@ -83,6 +85,7 @@ TABLE: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda x: len(x) == 2 and min(x) >= 0 and max(x) <= MOST,
         "padding",
     ),
+    (" or ".join(OPTIMIZERS), lambda x: x in OPTIMIZERS, "optimizer"),
     (" or ".join(DROP_RULES), lambda x: x in DROP_RULES, "drop_rule"),
     (" or ".join(ACTIVATIONS), lambda x: x in ACTIVATIONS, "activation"),
     (" or ".join(POOLINGS), lambda x: x in POOLINGS, "pooling"),

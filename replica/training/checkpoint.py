@@ -24,6 +24,7 @@ from replica.recipes import Recipe, from_record, to_record
 from replica.recipes.recipe import layer_of
 from replica.recipes.record import differing_fields
 from replica.training.loss_scale import problems_of
+from replica.training.torch_optimizers import has_second_moments
 
 FORMAT_NAME = "replica-checkpoint"
 FORMAT_VERSION = 2
@@ -58,6 +59,7 @@ class Checkpoint:
         eigenvalues, eigenvectors: of their RGB covariance, (3,) and (3, 3) in columns.
         averages: parameter name -> average of a recipe with `ema`; None, and not in the file,
             without it. Running statistics have none: they are those of the model.
+        second_moments: parameter name -> Adam's; None, and not in the file, without it.
         loss_scale: the fields of `LossScale`; None, and not in the file, but for fp16.
         model_file: of a user's own network; None, and not in the file, for that of the recipe.
     """
@@ -77,6 +79,7 @@ class Checkpoint:
     eigenvalues: torch.Tensor
     eigenvectors: torch.Tensor
     averages: dict[str, torch.Tensor] | None = None
+    second_moments: dict[str, torch.Tensor] | None = None
     loss_scale: dict[str, torch.Tensor] | None = None
     model_file: ModelFile | None = None
 
@@ -276,6 +279,8 @@ def _mismatches(checkpoint: Checkpoint) -> list[str]:
     sets = {"model": checkpoint.model, "velocities": checkpoint.velocities}
     if checkpoint.recipe.ema is not None or checkpoint.averages is not None:
         sets["averages"] = checkpoint.averages or {}
+    if has_second_moments(checkpoint.recipe) or checkpoint.second_moments is not None:
+        sets["second_moments"] = checkpoint.second_moments or {}
     for kind, tensors in sets.items():
         if checkpoint.model_file is None:
             shapes = whole_shapes(

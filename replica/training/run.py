@@ -48,6 +48,7 @@ from replica.training.run_record import (
     read_run_record,
     ways_to_continue,
 )
+from replica.training.torch_optimizers import check_optimizer
 from replica.training.transfer import initialization
 
 
@@ -103,6 +104,7 @@ def prepare_run(options: TrainOptions, torchrun: Torchrun | None, *, say: Say) -
     given = None if options.model is None else ModelFile.read(options.model)
     run = prepare(options, torchrun, given, say)
     check_numerics(run.numerics, run.devices)
+    check_optimizer(run.recipe, run.numerics)
     check_own_network(run, options, say)
     check_variants(run.recipe)
     _check_scope(run)

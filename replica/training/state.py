@@ -33,6 +33,7 @@ from replica.training.numerics import NumericsInForce, parameter_dtype
 from replica.training.run import Run
 from replica.training.run_record import DataRecord, RankRecord, RunRecord, describe_machine
 from replica.training.schedule import HandChange, Settings, last_epoch, settings_at
+from replica.training.torch_optimizers import TorchOptimizer, has_second_moments
 from replica.training.weights import converted, open_weights
 
 
@@ -95,6 +96,21 @@ class RunState:
         if self.mesh.copies is None or self.run.numerics.compile != "off":
             return None
         return bucket_layout(self.weights, num_copies=self.rank.devices.num_copies)
+
+    @cached_property
+    def second_moments(self) -> dict[str, torch.Tensor]:
+        """Of Adam, by name, at first zero; empty for the other optimizers."""
+        if not has_second_moments(self.run.recipe):
+            return {}
+        return {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
+
+    @cached_property
+    def torch_optimizer(self) -> TorchOptimizer | None:
+        """The one of `torch.optim` that the recipe names; None for the paper's update."""
+        recipe, moments = self.run.recipe, self.second_moments
+        if recipe.optimizer == "paper":
+            return None
+        return TorchOptimizer(recipe, self.weights, self.velocities, moments)
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
@@ -199,6 +215,7 @@ def _restore_(state: RunState, saved: Checkpoint) -> None:
     for stored, tensors in ((saved.model, model), (saved.velocities, state.velocities)):
         _take_own_(state, tensors, stored)
     _take_own_(state, state.averages, saved.averages or {})
+    _take_own_(state, state.second_moments, saved.second_moments or {})
     if state.loss_scale is not None:
         if saved.loss_scale is None:
             raise UserError(
@@ -239,6 +256,7 @@ def whole_checkpoint(state: RunState) -> Checkpoint | None:
         model = _whole_tensors(state, state.model.state_dict())
         velocities = _whole_tensors(state, state.velocities)
         averages = _whole_tensors(state, state.averages)
+        second_moments = _whole_tensors(state, state.second_moments)
     if state.rank.index != 0:
         return None
     for name, tensor in model.items():
@@ -254,6 +272,7 @@ def whole_checkpoint(state: RunState) -> Checkpoint | None:
         model=model,
         velocities=velocities,
         averages=averages or None,
+        second_moments=second_moments or None,
         loss_scale=None if state.loss_scale is None else state.loss_scale.values(),
         step=state.step,
         epoch=state.epoch,
