@@ -153,7 +153,7 @@ def test(arguments: argparse.Namespace) -> None:
         weights_of=arguments.weights_of,
         keeps=saved is not None,
         most_images=None,
-        model=arguments.model,
+        model_source=arguments.model,
         say=say,
     )
     print(shown(result, details, arguments))

@@ -39,6 +39,7 @@ from replica.training.options import DEFAULT_DATA, Say, say_nothing
 from replica.training.run import say_what_computes
 from replica.training.run_directory import newest_run
 from replica.training.run_record import RUN_FILE, read_run_record
+from replica.training.weights import network_of
 
 
 def test_network(
@@ -53,7 +54,7 @@ def test_network(
     weights_of: str,
     keeps: bool,
     most_images: int | None,
-    model: str | None,
+    model_source: str | None,
     say: Say,
 ) -> tuple[TestResult, Details]:
     """Tests a checkpoint, or several as one, on a part of a data set.
@@ -67,7 +68,7 @@ def test_network(
         precision: of `PRECISIONS`.
         weights: of `WEIGHTS`; None for the averaged ones where the checkpoint has them.
         weights_of: what each checkpoint counts: `equal`, `search` or numbers between commas.
-        model: `FILE:FUNCTION` of the checkpoints with a user's own network.
+        model_source: `FILE:FUNCTION` of the checkpoints with a user's own network.
         keeps: whether the details keep all probabilities.
         most_images: where there are more, so many of them are tested, evenly over all.
         say: called with a line for each default that is taken.
@@ -80,8 +81,8 @@ def test_network(
         shares = read_weights(weights_of, max(1, len(checkpoint_paths)))
     members = [_member(*x, weights, say) for x in _choose_checkpoints(checkpoint_paths, say)]
     first = members[0]
-    given = None if model is None else ModelFile.read(model)
-    has_own = any(member.checkpoint.model_file for member in members)
+    given = None if model_source is None else ModelFile.read(model_source)
+    has_own = any(x.checkpoint.model_file for x in members)
     data = choose_data(data_dir, first.path, say)
     labels = common_labels(members, data, say)
     for member in members:
@@ -110,15 +111,13 @@ def test_network(
     set_numerics(Numerics(precision=precision, deterministic=devices.kind == "cpu"))
     say_what_computes(data, say)
     torch_device = torch.device(devices.kind)
+    models = [
+        network_of(x.path, x.checkpoint, given if x.checkpoint.model_file or not has_own else None)
+        for x in members
+    ]
     networks = [
-        Network(
-            member,
-            labels,
-            model_file=given if member.checkpoint.model_file or not has_own else None,
-            device=torch_device,
-            precision=precision,
-        )
-        for member in members
+        Network(x.checkpoint, labels, model=model, device=torch_device, precision=precision)
+        for x, model in zip(members, models, strict=True)
     ]
     if weights_of == SEARCH:
         shares = _searched(networks, data, part, labels, views=views, say=say)

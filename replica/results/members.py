@@ -15,12 +15,11 @@ from data_prep.shards import DataSet, Part
 from replica import paper
 from replica.feed.augment import Crops, view_places
 from replica.feed.views import view_batches
-from replica.network.own_network import ModelFile
+from replica.network.alexnet import AlexNet
 from replica.training import evaluation
 from replica.training.checkpoint import Checkpoint, check_fits_classes
 from replica.training.numerics import compute_precision, parameter_dtype
 from replica.training.options import Say
-from replica.training.weights import network_of
 
 
 @dataclass(frozen=True)
@@ -104,25 +103,25 @@ def batches_of(
 class Network:
     """A checkpoint's network, and the way of images to it.
 
-    The mean image is the one that the network was trained with, not that of the data.
+    The mean image is the one that the network was trained with, not that of the data; `model` is
+    what the checkpoint's weights are put into.
     """
 
     def __init__(
         self,
-        member: Member,
+        checkpoint: Checkpoint,
         labels: CommonLabels,
         *,
-        model_file: ModelFile | None,
+        model: AlexNet,
         device: torch.device,
         precision: str,
     ) -> None:
-        checkpoint = member.checkpoint
         self._recipe, self._mean = checkpoint.recipe, checkpoint.mean_image.numpy()
         self._columns: torch.Tensor | None = None
         if not labels.is_all:
             places = [checkpoint.wnids.index(wnid) for wnid in labels.wnids]
             self._columns = torch.tensor(places)
-        self._model = network_of(member.path, checkpoint, model_file).eval()
+        self._model = model.eval()
         self._model.load_state_dict(checkpoint.model)
         self._device, self._precision = device, precision
         self._model.to(device, parameter_dtype(precision))

@@ -10,7 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from replica.recipes import Recipe
-from replica.recipes.recipe import Layer, layer_of
+from replica.recipes.recipe import FullyConnected, Layer, layer_of
+
+# In the place of a layer of a user's own network: it says nothing.
+_OWN = FullyConnected(name="own", num_units=1, weight_standard_deviation=0, bias=0, dropout=False)
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,9 @@ def last_epoch(recipe: Recipe, *, val_errors: list[float]) -> int | None:
     It is the first one behind so many epochs in a row without a new best top-1 error, as a plateau
     has it; a drop of the rates changes nothing in the count.
     """
-    best, since_best = float("inf"), 0
+    best, since_best, improvement = float("inf"), 0, recipe.plateau_improvement
     for epoch, error in enumerate(val_errors, start=1):
-        if error < best - recipe.plateau_improvement:
+        if error < best - improvement:
             best, since_best = error, 0
         else:
             since_best += 1
@@ -93,23 +96,22 @@ def _first_rate(recipe: Recipe, name: str) -> _Rate:
     """What a tensor begins with: its layer's own rate, or the recipe's."""
     layer = _layer(recipe, name)
     if name.endswith(".bias"):
-        for own in (layer.bias_learning_rate if layer else None, recipe.bias_learning_rate):
+        for own in (layer.bias_learning_rate, recipe.bias_learning_rate):
             if own is not None:
                 return _Rate(own, None)
-    of_layer = layer.learning_rate if layer else None
-    return _Rate(recipe.learning_rate if of_layer is None else of_layer, 0)
+    return _Rate(recipe.learning_rate if layer.learning_rate is None else layer.learning_rate, 0)
 
 
-def _layer(recipe: Recipe, name: str) -> Layer | None:
-    """A tensor's layer; None of a user's own network, whose names are not the recipe's."""
+def _layer(recipe: Recipe, name: str) -> Layer:
+    """A tensor's layer; `_OWN` of a user's own network, whose names are not the recipe's."""
     known = layer_of(name)
-    return next((layer for layer in recipe.layers if layer.name == known), None)
+    return next((layer for layer in recipe.layers if layer.name == known), _OWN)
 
 
 def _weight_decay(recipe: Recipe, name: str) -> float:
     """Of a layer's weights its own or the recipe's; of biases and scales what the recipe says."""
     layer = _layer(recipe, name)
-    if layer is None:
+    if layer is _OWN:
         has_decay = recipe.decay_biases or not name.endswith(".bias")
         return recipe.weight_decay if has_decay else 0.0
     if name != f"{layer.name}.weight":
