@@ -12,8 +12,10 @@ from replica.recipes import PAPER, RECIPES, find_recipe
 from replica.recipes.differences import differences, listed
 from replica.recipes.earlier_projects import EARLIER_PROJECTS
 from replica.recipes.evidence import evidence_of
+from replica.recipes.expected import EXPECTED
 from replica.recipes.geometry import geometry
 from replica.recipes.record import fields_by_name, from_record, to_record
+from replica.results.report_records import _of_expected
 
 NAMES = [recipe.name for recipe in EARLIER_PROJECTS]
 VARIANTS = ("baseline", "crop", "pixels", "dropout", "batch-norm", "large", "small")
@@ -295,6 +297,12 @@ def test_every_value_has_evidence_and_the_record_keeps_it(name):
         assert "mended" in recipe.claim
         assert "lack of a GPU" in recipe.claim
         assert listed(recipe)["expected"]["views"] == "central crop"
+
+
+def test_a_report_says_what_was_not_published():
+    who, top1, top5, _ = _of_expected("that project", EXPECTED["tiny-crop"]).cells()
+    assert (who, top5) == ("that project", "not published")
+    assert "64.51" in str(top1)
 
 
 def test_a_narrow_one_is_trained_by_its_name_alone(tiny_shards, tmp_path):

@@ -219,8 +219,15 @@ def test_what_is_of_a_recipes_layers_is_refused_beside_it(trained, tiny_shards, 
     assert_user_error(result, "has the network of a file, my_net.py:Net")
 
 
-def test_figures_and_neighbors_do_what_they_can(trained, tmp_path):
+def test_figures_reports_and_neighbors_do_what_they_can(trained, tmp_path, expected):
     out, _ = trained
+    page = tmp_path / "page.html"
+    result = run_here("-m", "replica.report", str(out), "--output", str(page))
+    assert result.returncode == 0, result.stderr
+    parameters = sum(x.numel() for x in expected.parameters())
+    assert f"that of a file, my_net.py:Net, {parameters:,} parameters" in page.read_text()
+    assert "The network is that of a file, my_net.py:Net." in page.read_text()
+    page.unlink()
     result = run_here("-m", "replica.figures", "--run", str(out), "--out", str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert "no kernels: the network is that of a file, my_net.py:Net" in result.stdout
