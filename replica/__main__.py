@@ -20,6 +20,7 @@ COMMANDS = {
     "replica.export": "a network as safetensors, ONNX, or a program of PyTorch",
     "replica.info": "the layer table of a recipe beside the paper's own figures",
     "replica.recipes": "the recipes: what each tests, costs, and differs in from another",
+    "replica.compare": "runs in one table: loss, errors, epoch of the best, seconds, seeds",
     "replica.figures": "the paper's figures and others, of runs and networks",
     "replica.report": "one HTML file that tells of a run, or of several side by side",
     "replica.sweep": "tries values of a recipe's fields, and chooses by validation",

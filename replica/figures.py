@@ -230,6 +230,7 @@ def figure_of_test(path: Path, arguments: argparse.Namespace) -> Any:
         weights_of=EQUAL,
         keeps=False,
         most_images=None,
+        model_source=None,  # a figure runs no file
         say=print_line,
         share=None,
     )

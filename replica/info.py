@@ -6,19 +6,22 @@ if __name__ == "__main__":  # before the imports that it is about
     require_environment(__name__, "torch")
 
 import argparse
+import dataclasses
 import json
 import sys
 
-from data_prep.arguments import nonempty_name
-from data_prep.errors import OneLineParser, command_for, run_command
+from data_prep.arguments import nonempty_name, whole_number
+from data_prep.errors import OneLineParser, UserError, command_for, print_line, run_command
 from replica import paper
 from replica.recipes import PAPER, Recipe, find_recipe, with_changes
-from replica.recipes.geometry import LayerGeometry, geometry
+from replica.recipes.geometry import IMAGE_CHANNELS, LayerGeometry, geometry
 from replica.recipes.recipe import shown
 
 COLUMNS = ("layer", "output", "kernel", "stride", "sees", "reads", "parameters", "neurons", "macs")
 OPERATOR_COLUMNS = ("layer", "operator", "forward", "weight gradient", "why")
 COUNTS = ("parameters", "neurons", "macs")
+# More than satellites' pictures have.
+MOST_CHANNELS = 1_000
 # The fields that say what a network is shown in training.
 IMAGE_FIELDS = (
     *("image_order", "block_images", "random_crops", "random_flips", "shared_crops"),
@@ -39,7 +42,9 @@ def totals(layers: list[LayerGeometry]) -> dict[str, int]:
 
 def as_text(recipe: Recipe, layers: list[LayerGeometry]) -> str:
     """The table, the totals and, for the paper's network, what the paper says of each."""
-    is_papers = recipe == PAPER  # as it is: a changed one is no longer the paper's
+    channels = layers[0].input_shape[0]
+    # As it is: a changed one is no longer the paper's.
+    is_papers = recipe == PAPER and channels == IMAGE_CHANNELS
     rows = [[*COLUMNS, *(["paper's neurons"] if is_papers else [])]]
     for layer in layers:
         row = [
@@ -61,7 +66,7 @@ def as_text(recipe: Recipe, layers: list[LayerGeometry]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     numbers_from = COLUMNS.index("parameters")
     lines = [
-        f"recipe {recipe.name}: a {recipe.crop_size} x {recipe.crop_size} crop, {recipe.towers} "
+        f"recipe {recipe.name}: a {_size(recipe, channels)} crop, {recipe.towers} "
         f"tower{'s' if recipe.towers > 1 else ''}; outputs are before pooling; an output sees "
         "so many pixels of the crop in each direction; macs are multiply-adds for one image"
     ]
@@ -76,6 +81,12 @@ def as_text(recipe: Recipe, layers: list[LayerGeometry]) -> str:
     if is_papers:
         lines += _against_the_paper(sums)
     return "\n".join(lines)
+
+
+def _size(recipe: Recipe, channels: int) -> str:
+    """Of a crop, with its channels where they are not red, green and blue."""
+    of_channels = "" if channels == IMAGE_CHANNELS else f"{channels} x "
+    return f"{of_channels}{recipe.crop_size} x {recipe.crop_size}"
 
 
 def _against_the_paper(sums: dict[str, int]) -> list[str]:
@@ -112,6 +123,7 @@ def as_json(recipe: Recipe, layers: list[LayerGeometry]) -> str:
     content = {
         "recipe": recipe.name,
         "crop_size": recipe.crop_size,
+        "channels": layers[0].input_shape[0],
         "images": images,
         "layers": rows,
     }
@@ -170,6 +182,24 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="change a field of the recipe, such as conv3.num_kernels=192 or without=conv4",
     )
     parser.add_argument(
+        "--classes",
+        metavar="K",
+        help="how many logits, the same as --set num_classes=K (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--channels",
+        type=whole_number(1, MOST_CHANNELS),
+        default=IMAGE_CHANNELS,
+        metavar="C",
+        help="of the images; training has red, green and blue (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--model",
+        type=nonempty_name,
+        metavar="FILE:FUNCTION",
+        help="your own network in the place of the recipe's, as of replica.train: the file is run",
+    )
+    parser.add_argument(
         "--operators",
         action="store_true",
         help="instead: what computes each layer on this kind of processor, and why",
@@ -180,14 +210,61 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def show(arguments: argparse.Namespace) -> None:
     """Prints the table."""
-    recipe = with_changes(find_recipe(arguments.recipe), arguments.set)
-    layers = geometry(recipe)
+    changes = arguments.set
+    if arguments.classes is not None:
+        changes = [*changes, f"num_classes={arguments.classes}"]
+    recipe = with_changes(find_recipe(arguments.recipe), changes)
+    if arguments.model is not None:
+        if arguments.operators:
+            raise UserError("--operators: expected the network of a recipe, got --model")
+        _show_own(arguments, recipe)
+        return
+    layers = geometry(recipe, channels=arguments.channels)
     if arguments.operators:
         rows = operators(recipe, layers)
         content = json.dumps({"recipe": recipe.name, "operators": rows}, indent=1)
         print(content if arguments.json else operators_as_text(recipe, rows))
         return
     print(as_json(recipe, layers) if arguments.json else as_text(recipe, layers))
+
+
+def _show_own(arguments: argparse.Namespace, recipe: Recipe) -> None:
+    """Prints the table of a user's own network."""
+    # Here, as the table of a recipe needs no PyTorch.
+    from replica.network.own_network import ModelFile, build_own, check_own, own_layers
+
+    model_file, channels = ModelFile.read(arguments.model), arguments.channels
+    if channels != IMAGE_CHANNELS:  # red, green and blue are what the recipe divides and turns
+        recipe = dataclasses.replace(recipe, pixel_divisor=(), channels="rgb")
+    num_classes = recipe.num_classes or recipe.fully_connected[-1].num_units
+    network = build_own(model_file, recipe, num_classes=num_classes, channels=channels)
+    check_own(network, model_file, channels=channels)
+    layers = own_layers(network, channels=channels)
+    total = sum(x.numel() for x in network.parameters())
+    if arguments.json:
+        content = {
+            "model": str(model_file),
+            "sha256": model_file.sha256,
+            "recipe": recipe.name,
+            "crop_size": recipe.crop_size,
+            "channels": channels,
+            "layers": [dataclasses.asdict(layer) for layer in layers],
+            "total_parameters": total,
+        }
+        print(json.dumps(content, indent=1))
+        return
+    rows = [("layer", "kind", "output", "parameters")]
+    for layer in layers:
+        shape = (
+            "not run" if layer.output_shape is None else " x ".join(map(str, layer.output_shape))
+        )
+        rows.append((layer.name, layer.kind, shape, f"{layer.parameters:,}"))
+    rows.append(("total", "", "", f"{total:,}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    print_line(f"model {model_file}: {num_classes} classes, a {_size(recipe, channels)} crop")
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)]
+        print_line("  ".join([*cells, row[-1].rjust(widths[-1])]))
 
 
 def main(argv: list[str] | None = None) -> int:

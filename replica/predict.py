@@ -80,6 +80,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="how many classes (default: %(default)s)",
     )
+    add(
+        "--model",
+        type=nonempty_name,
+        metavar="FILE:FUNCTION",
+        help="of a checkpoint with your own network: the file that it was trained with, which is "
+        "run",
+    )
     add("--json", action="store_true", help="print one JSON array: file, top, error of each")
     add(
         "--picture",
@@ -183,7 +190,7 @@ def predict(arguments: argparse.Namespace) -> int:
     checkpoint = arguments.checkpoint or newest_run(purpose="predict with")
     if not arguments.checkpoint:
         print_aside(f"checkpoint: the best of {checkpoint} (no --checkpoint given: the newest run)")
-    network = load(checkpoint)
+    network = load(checkpoint, model=arguments.model)
     names = names_of(network, checkpoint)
     num_pictures = num_failed = 0
     drawn: list[Predicted] = []

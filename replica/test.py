@@ -154,6 +154,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="those of a run with --ema, or those of the last update (default: averaged where the "
         "checkpoint has them)",
     )
+    add(
+        "--model",
+        type=nonempty_name,
+        metavar="FILE:FUNCTION",
+        help="of a checkpoint with your own network: the file that it was trained with, which is "
+        "run",
+    )
     add("--precision", choices=PRECISIONS, default="float32", help="default: %(default)s")
     arguments = parser.parse_args(argv)
     if arguments.csv and len(set(arguments.table)) > 1:
@@ -216,6 +223,7 @@ def write_submission(arguments: argparse.Namespace) -> int:
         views=arguments.views or "center",
         device=arguments.device,
         weights=arguments.weights,
+        model=arguments.model,
         weights_of=arguments.weights_of,
         say=teller(arguments),
     )
@@ -254,6 +262,7 @@ def test_share(arguments: argparse.Namespace, share: Share | None) -> None:
         weights_of=arguments.weights_of,
         keeps=saved is not None,
         most_images=None,
+        model_source=arguments.model,
         say=say,
         share=share,
     )

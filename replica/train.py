@@ -72,6 +72,14 @@ def _parser() -> OneLineParser:
     what(
         "--recipe", type=nonempty_name, metavar="NAME", help="default: the data set's own, or paper"
     )
+    what(
+        "--model",
+        type=nonempty_name,
+        metavar="FILE:FUNCTION",
+        help="your own network in the place of the recipe's: a Python file, which is run, and a "
+        "function or class in it that takes num_classes and returns a torch.nn.Module from crops "
+        "to logits; on one device",
+    )
     several = partial(what, action="append", default=[])
     several(
         "--set",

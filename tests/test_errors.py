@@ -100,6 +100,7 @@ COMMANDS = {
     "replica.control": ("replica.control", ["--help"]),
     "replica.info": ("replica.info", ["--json"]),
     "replica.recipes": ("replica.recipes.__main__", []),
+    "replica.compare": ("replica.compare", ["--help"]),
     "replica.figures": ("replica.figures", ["--help"]),
     "replica.demo": ("replica.demo", ["--help"]),
     "replica.reproduce": ("replica.reproduce", ["--list"]),

@@ -24,6 +24,7 @@ SCRIPTS = {
     "replica-export": "replica.export",
     "replica-info": "replica.info",
     "replica-recipes": "replica.recipes",
+    "replica-compare": "replica.compare",
     "replica-figures": "replica.figures",
     "replica-report": "replica.report",
     "replica-demo": "replica.demo",

@@ -17,20 +17,21 @@ OPTIONS = {
     "data_prep.verify_shards": "--class --contact-sheet --quick --seed --workers",
     "replica.train": "--batch-size --checkpoint-steps --classes --compile --convolution --data "
     "--deterministic --device --dry-run --ema --epochs --freeze --gpus --init --keep "
-    "--loader-threads --lr --memory-format --momentum --new-head --new-layers --no-tensorboard "
-    "--out --precision --rate --recipe --replay --resume --seed --set --split --steps --timeout "
-    "--verify --weight-decay",
+    "--loader-threads --lr --memory-format --model --momentum --new-head --new-layers "
+    "--no-tensorboard --out --precision --rate --recipe --replay --resume --seed --set --split "
+    "--steps --timeout --verify --weight-decay",
     "replica.control": "--bias-lr --checkpoint --color-noise --freeze --lr --rate --reason --stop "
     "--wait",
-    "replica.test": "--checkpoint --csv --data --device --devkit --gpus --json --markdown --part "
-    "--pictures --precision --save-probabilities --submission --table --ten-crop --views "
+    "replica.test": "--checkpoint --csv --data --device --devkit --gpus --json --markdown --model "
+    "--part --pictures --precision --save-probabilities --submission --table --ten-crop --views "
     "--weights --weights-of",
-    "replica.predict": "--checkpoint --json --picture --top",
+    "replica.predict": "--checkpoint --json --model --picture --top",
     "replica.neighbors": "--checkpoint --data --json --neighbors --picture --queries",
     "replica.export": "--card --format --output --weights",
-    "replica.info": "--json --operators --recipe --set",
+    "replica.info": "--channels --classes --json --model --operators --recipe --set",
     "replica.recipes.__main__": "--json",
     "replica.recipes.__main__ diff": "--json --markdown",
+    "replica.compare": "--csv --json --markdown",
     "replica.figures": "--out --run",
     "replica.figures curves": "--picture",
     "replica.figures augmentation": "--data --images --picture --run",
@@ -102,6 +103,7 @@ def test_what_is_not_asked_for_is_left_open_and_aliases_are_changes():
         rate=[],
         seed=None,
         init=None,
+        model=None,
         new_head=False,
         new_layers=None,
         gpus=None,

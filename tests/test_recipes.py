@@ -133,6 +133,7 @@ RULES = [
     ("block_images", (None,), (0, 1_000_001, 7), ""),
     ("batch_size", (1, 1_000_000), (0, 1_000_001), "at least 1, at most 1,000,000"),
     ("momentum", (0, 0.99), (-0.1, 1), "at least 0, less than 1"),
+    ("optimizer", ("paper", "sgd", "adam"), ("rmsprop",), "paper or sgd or adam"),
     ("ema", (None, 0.001, 0.999), (0, -0.1, 1), "more than 0, less than 1"),
     ("weight_decay", (0, 0.5), (-0.1,), "a number >= 0"),
     ("learning_rate", (0, 0.5), (-0.1,), "a number >= 0"),
@@ -149,6 +150,8 @@ RULES = [
     ("plateau_patience", (1,), (0,), "at least 1"),
     ("plateau_improvement", (0, 0.5), (-0.1,), "a number >= 0"),
     ("max_drops", (0, 1), (-1,), "at least 0"),
+    ("drop_every", (None,), (0, 1_000_001, 7), ""),
+    ("stop_patience", (None, 1, 1_000_000), (0, 1_000_001), "at least 1, at most 1,000,000"),
     ("changes", ((EpochChange(1, "conv1", 0.0),),), ((EpochChange(0, "conv1", 0.0),),), "from 1"),
 ]
 LAYER_RULES = [

@@ -3,11 +3,16 @@
 The one home of that; `differences.py` reads it. Files without a folder are those of the source as
 the Computer History Museum released it; C1 is cuda-convnet as of July 2012, which has the kernels
 that the release lacks. Lines are of the revisions 2f8b81f and e4ac0c1. What stands in the files of
-torchvision and Caffe is in `evidence_other_systems.py`.
+torchvision and Caffe is in `evidence_other_systems.py`, in those of earlier projects in
+`evidence_earlier_projects.py`.
 """
 
 from fnmatch import fnmatchcase
 
+from replica.recipes.evidence_earlier_projects import (
+    EARLIER_PROJECTS_EVIDENCE,
+    EARLIER_PROJECTS_MADE_FROM,
+)
 from replica.recipes.evidence_other_systems import OTHER_SYSTEMS_EVIDENCE
 from replica.recipes.recipe import Recipe
 
@@ -22,6 +27,7 @@ _MADE_FROM = {
     "source-2011-conv6": "source-2012",
     "source-2012-conv6": "source-2011-conv6",
     "caffenet": "caffe-alexnet",
+    **EARLIER_PROJECTS_MADE_FROM,
 }
 
 # Fields of this project, off in both: what they do is in neither.
@@ -29,6 +35,7 @@ _NEITHER = dict.fromkeys(
     (
         *("vertical_flips", "resized_crops", "color_jitter", "pixel_noise", "ema"),
         *("block_images", "keeps_gain", "*.is_local", "pixel_mean", "pixel_divisor"),
+        *("drop_every", "stop_patience"),
     ),
     "nothing of the kind",
 )
@@ -69,6 +76,7 @@ _PAPER = {
     "channels": "2: raw RGB values of the pixels",
     "batch_size": "5",
     "momentum": "5",
+    "optimizer": "5: the rate is in the velocity",
     "weight_decay": "5",
     "decay_biases": "silent (D3)",
     "learning_rate": "5: 0.01",
@@ -128,6 +136,7 @@ _SOURCE_2012 = {
     "channels": "convdata_jpeg.py:34",
     "batch_size": "convnet.py:177",
     "momentum": "layer-params-145.cfg",
+    "optimizer": "src/layer.cu:565: the rate is in the velocity",
     "weight_decay": "layer-params-145.cfg",
     "decay_biases": "src/layer.cu:565",
     "learning_rate": "layer-params-153.cfg:1-128",
@@ -154,6 +163,7 @@ def _schedule(where: str) -> dict[str, str]:
 
 _EVIDENCE: dict[str, dict[str, str]] = {
     **OTHER_SYSTEMS_EVIDENCE,
+    **EARLIER_PROJECTS_EVIDENCE,
     "paper": _PAPER,
     "paper-conv6": {"conv6": "6: a sixth convolutional layer over the last pooling layer (D14)"},
     "source-2012": _SOURCE_2012,

@@ -10,6 +10,7 @@ _TORCHVISION = {
         (
             *("vertical_flips", "color_jitter", "pixel_noise", "color_*", "shared_crops"),
             *("block_images", "keeps_gain", "same_map_*", "plateau_*", "max_drops"),
+            "stop_patience",
         ),
         f"{_NOTHING} references/classification/presets.py and train.py",
     ),
@@ -43,6 +44,10 @@ _TORCHVISION = {
     "batch_size": "references/classification/README.md: 32 on each of 8 GPUs",
     "momentum": "references/classification/train.py: 0.9",
     "ema": "references/classification/train.py: off",
+    "optimizer": (
+        "references/classification/train.py: torch.optim.SGD; here the paper's, equal until a "
+        "rate drops (D20)"
+    ),
     "weight_decay": "references/classification/train.py: 1e-4",
     "*.weight_decay": "references/classification/train.py: equal for all layers",
     "decay_biases": "references/classification/train.py: all parameters",
@@ -70,7 +75,7 @@ _CAFFE = {
         ),
         f"{_NOTHING} {_NET}",
     ),
-    **dict.fromkeys(("ema", "plateau_*", "max_drops"), f"{_NOTHING} {_SOLVER}"),
+    **dict.fromkeys(("ema", "plateau_*", "max_drops", "stop_patience"), f"{_NOTHING} {_SOLVER}"),
     "towers": f"{_NET}: group: 2 in conv2, conv4 and conv5",
     "num_classes": f"{_NET}: 1000; here as many as the data has",
     "crop_size": f"{_NET}: 227",
@@ -98,6 +103,7 @@ _CAFFE = {
     "channels": "convert_imageset.cpp, io.cpp: BGR, as OpenCV reads",
     "batch_size": f"{_NET}: 256",
     "momentum": _SOLVER,
+    "optimizer": "sgd_solver.cpp: the rate is in the velocity",
     "weight_decay": _SOLVER,
     "*.weight_decay": f"{_NET}: decay_mult is 1",
     "decay_biases": f"{_NET}: decay_mult is 0",

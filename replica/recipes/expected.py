@@ -1,10 +1,11 @@
-"""What each recipe is expected to reach: the figures of the paper and of the source's notes."""
+"""What each recipe is expected to reach: figures of the paper, of the source, of other projects."""
 
 from dataclasses import dataclass
 
 from replica import paper
 
 VALIDATION_2012, TEST_2010 = "ILSVRC-2012 validation", "ILSVRC-2010 test"
+TINY_IMAGENET = "Tiny ImageNet validation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,35 +14,46 @@ class Expected:
 
     Attributes:
         data: that was tested on.
-        top1_error, top5_error: fractions.
+        top1_error, top5_error: fractions; None where it was not published.
         evidence: where they stand.
         views: whose probabilities are averaged.
     """
 
     data: str
     top1_error: float
-    top5_error: float
+    top5_error: float | None
     evidence: str
     views: str = "ten crops"
 
     def __str__(self) -> str:
-        top1, top5 = (f"{round(100 * x, 2)} %" for x in (self.top1_error, self.top5_error))
+        errors = {"top-1": self.top1_error, "top-5": self.top5_error}
+        known = [f"{round(100 * x, 2)} % {name}" for name, x in errors.items() if x is not None]
         where = f"{self.views}, on {self.data} ({self.evidence})"
-        return f"{top1} top-1 and {top5} top-5 error, {where}"
+        return f"{' and '.join(known)} error, {where}"
 
 
 def _of_2012(top1: float, top5: float, evidence: str) -> Expected:
     return Expected(data=VALIDATION_2012, top1_error=top1, top5_error=top5, evidence=evidence)
 
 
-def _of_center(top1_accuracy: float, top5_accuracy: float, evidence: str) -> Expected:
+def _of_center(
+    top1_accuracy: float,
+    top5_accuracy: float | None,
+    evidence: str,
+    *,
+    data: str = VALIDATION_2012,
+) -> Expected:
     return Expected(
-        data=VALIDATION_2012,
+        data=data,
         top1_error=round(1 - top1_accuracy / 100, 5),
-        top5_error=round(1 - top5_accuracy / 100, 5),
+        top5_error=None if top5_accuracy is None else round(1 - top5_accuracy / 100, 5),
         evidence=evidence,
         views="central crop",
     )
+
+
+def _of_tiny(top1_accuracy: float) -> Expected:
+    return _of_center(top1_accuracy, None, "that project's readme.md", data=TINY_IMAGENET)
 
 
 def _of_2010(top1: float, top5: float, evidence: str) -> Expected:
@@ -63,6 +75,22 @@ EXPECTED = {
     "torchvision": _of_center(56.522, 79.066, "models/alexnet.py, AlexNet_Weights"),
     "caffe-alexnet": _of_center(57.1, 80.2, "bvlc_alexnet/readme.md"),
     "caffenet": _of_center(57.4, 80.4, "bvlc_reference_caffenet/readme.md"),
+    # What earlier projects published of their own training, before what is mended here.
+    "imagenet-one-gpu": _of_center(44.2, 70.1, "that project's README.md, in 22 epochs"),
+    "tiny10": _of_center(
+        54.6, None, "that project's results.csv, chosen on test", data="Tiny Image10 test"
+    ),
+    "tiny-baseline": _of_tiny(30.32),
+    "tiny-crop": _of_tiny(35.49),
+    "tiny-pixels": _of_tiny(33.31),
+    "tiny-dropout": _of_tiny(33.57),
+    "tiny-batch-norm": _of_tiny(31.4),
+    "tiny-large": _of_tiny(48.22),
+    "tiny-small": _of_tiny(46.83),
+    "tiny-average-pooling": _of_tiny(49.64),
+    "cifar10-transfer": _of_center(
+        86.57, None, "that project's README.md, chosen on test", data="CIFAR-10 test"
+    ),
 }
 
 

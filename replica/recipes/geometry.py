@@ -77,12 +77,14 @@ class _TooSmallError(ValueError):
     """Maps are smaller than what goes over them."""
 
 
-def geometry(recipe: "Recipe", *, num_classes: int | None = None) -> list[LayerGeometry]:
-    """The layers of a recipe's network, in its order.
+def geometry(
+    recipe: "Recipe", *, num_classes: int | None = None, channels: int = IMAGE_CHANNELS
+) -> list[LayerGeometry]:
+    """The layers of a recipe's network, in its order, on images with so many channels.
 
     There are `num_classes` logits; by default what the recipe says, else what its last layer has.
     """
-    return list(_layers(recipe, recipe.crop_size, num_classes))
+    return list(_layers(recipe, recipe.crop_size, num_classes, channels))
 
 
 def geometry_problems(recipe: "Recipe") -> list[str]:
@@ -105,14 +107,16 @@ def geometry_problems(recipe: "Recipe") -> list[str]:
     return [f"{problem}; the smallest crop that works is crop_size={works}"]
 
 
-def _layers(recipe: "Recipe", crop_size: int, num_classes: int | None) -> Iterator[LayerGeometry]:
+def _layers(
+    recipe: "Recipe", crop_size: int, num_classes: int | None, channels: int = IMAGE_CHANNELS
+) -> Iterator[LayerGeometry]:
     towers = recipe.towers
-    shape: tuple[int, ...] = (IMAGE_CHANNELS, crop_size, crop_size)
+    shape: tuple[int, ...] = (channels, crop_size, crop_size)
     # The side of what one value depends on, and the distance between neighbors, in pixels.
     field = distance = 1
     for conv in recipe.convs:
         reads = "image" if conv is recipe.convs[0] else _reads(conv, towers)
-        channels = shape[0] // towers if reads == "own tower" else shape[0]
+        read = shape[0] // towers if reads == "own tower" else shape[0]
         side = pooled = _conv_side(conv, shape[1], crop_size)
         field, distance = field + (conv.kernel_size - 1) * distance, distance * conv.stride
         receptive_field = min(field, crop_size)
@@ -131,7 +135,7 @@ def _layers(recipe: "Recipe", crop_size: int, num_classes: int | None) -> Iterat
             name=conv.name,
             reads=reads,
             input_shape=shape,
-            weight_shape=(conv.num_kernels, channels, *[conv.kernel_size] * 2, *own_places),
+            weight_shape=(conv.num_kernels, read, *[conv.kernel_size] * 2, *own_places),
             bias_shape=(conv.num_kernels, *own_places),
             kernel_size=conv.kernel_size,
             stride=conv.stride,

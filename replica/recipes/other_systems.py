@@ -20,13 +20,16 @@ from replica.recipes.geometry import geometry
 from replica.recipes.paper import PAPER
 from replica.recipes.recipe import Recipe
 
+# 255 times torchvision's mean of 0.485, 0.456, 0.406, and its deviation of 0.229, 0.224, 0.225.
+PIXELS_OF_IMAGENET = ("pixel_mean=123.675,116.28,103.53", "pixel_divisor=58.395,57.12,57.375")
+
 
 def _of_system(base: Recipe, name: str, what: str, *changes: str) -> Recipe:
     changed = with_changes(base, list(changes))
     return dataclasses.replace(changed, name=name, claim=claim_of(name, what))
 
 
-def _with_deviations_of_pytorch(recipe: Recipe) -> Recipe:
+def with_deviations_of_pytorch(recipe: Recipe) -> Recipe:
     """The deviation of even draws between -1 / sqrt(fan-in) and 1 / sqrt(fan-in)."""
     deviations = {row.name: 1 / math.sqrt(3 * row.fan_in) for row in geometry(recipe)}
     return with_changes(
@@ -34,7 +37,7 @@ def _with_deviations_of_pytorch(recipe: Recipe) -> Recipe:
     )
 
 
-TORCHVISION = _with_deviations_of_pytorch(
+TORCHVISION = with_deviations_of_pytorch(
     _of_system(
         PAPER,
         "torchvision",
@@ -46,8 +49,7 @@ TORCHVISION = _with_deviations_of_pytorch(
         *(f"{layer}.bias=0" for layer in paper.ONE_BIASES),
         # Its dropout is before fc6 and fc7, not behind fc6 and fc7.
         *("conv5.dropout=true", "fc7.dropout=false", "dropout_scale=training"),
-        # 255 times its mean of 0.485, 0.456, 0.406, and its deviation of 0.229, 0.224, 0.225.
-        *("pixel_mean=123.675,116.28,103.53", "pixel_divisor=58.395,57.12,57.375"),
+        *PIXELS_OF_IMAGENET,
         "image_order=reshuffle",
         *("random_crops=false", "resized_crops=0.08,1", "color_noise=0"),
         *("batch_size=256", "weight_decay=0.0001", "decay_biases=true"),

@@ -176,6 +176,7 @@ class Recipe:
     # --- The optimizer (paper 5)
     batch_size: int
     momentum: float
+    optimizer: str = "paper"  # of `OPTIMIZERS`; of Adam, `momentum` is the first beta
     ema: float | None = None  # D of average <- D * average + (1 - D) * weight; None keeps none
     weight_decay: float
     decay_biases: bool
@@ -184,12 +185,18 @@ class Recipe:
 
     # --- The schedule (paper 5)
     epochs: int
-    drop_rule: str  # "plateau": validation error stops improving; "epochs": at `drop_epochs`
+    # "plateau": validation error stops improving; "epochs": at `drop_epochs`; "fixed": each so
+    # many epochs.
+    drop_rule: str
     drop_factor: float
     drop_epochs: tuple[int, ...]  # a drop acts before the first step of its epoch, counted from 1
     plateau_patience: int  # epochs without a new best top-1 error after which the rate drops
     plateau_improvement: float  # by how much (fraction) an error must be lower to be a new best
     max_drops: int
+    # Of other projects: epochs from one drop to the next, of "fixed"; epochs without a new best
+    # top-1 error after which the run ends.
+    drop_every: int | None = None
+    stop_patience: int | None = None
     changes: tuple[EpochChange, ...]  # values that are set at the beginning of an epoch
 
     def __post_init__(self) -> None:
@@ -257,6 +264,9 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     if recipe.block_images is not None and recipe.image_order != "block":
         got = f"{recipe.block_images} with image_order={recipe.image_order}"
         yield f"block_images: expected none, or image_order=block, got {got}"
+    if (recipe.drop_rule == "fixed") != (recipe.drop_every is not None):
+        got = f"{shown(recipe.drop_every).lower()} with drop_rule={recipe.drop_rule}"
+        yield f"drop_every: expected a number of epochs with drop_rule=fixed, else none, got {got}"
     names = layer_names(recipe)
     if not recipe.convs or not recipe.fully_connected:
         yield "expected a convolutional layer and a fully connected one, the last of which is last"

@@ -2,13 +2,17 @@
 
 from data_prep.errors import UserError
 from replica.recipes.cifar10_2012 import CIFAR10_NETS
+from replica.recipes.earlier_projects import EARLIER_PROJECTS
 from replica.recipes.mini import MINI, MINI64
 from replica.recipes.other_systems import OTHER_SYSTEMS
 from replica.recipes.paper import PAPER, PAPER_CONV6
 from replica.recipes.recipe import Recipe
 from replica.recipes.source_2012 import SOURCE_RECIPES
 
-_ALL = (PAPER, PAPER_CONV6, *SOURCE_RECIPES, *OTHER_SYSTEMS, MINI, MINI64, *CIFAR10_NETS)
+_ALL = (
+    *(PAPER, PAPER_CONV6, *SOURCE_RECIPES, *OTHER_SYSTEMS, MINI, MINI64, *CIFAR10_NETS),
+    *EARLIER_PROJECTS,
+)
 RECIPES = {recipe.name: recipe for recipe in _ALL}
 
 

@@ -25,6 +25,10 @@ LRN_SCOPES = ("tower", "layer")
 # When dropout multiplies: what stays by the probability of it, or in training by its inverse.
 DROPOUT_SCALES = ("test", "training")
 CHANNELS = ("rgb", "bgr")
+# The paper's update, or `torch.optim`'s of the name.
+OPTIMIZERS = ("paper", "sgd", "adam")
+# When the rates drop: by the validation error, at given epochs, or each so many epochs.
+DROP_RULES = ("plateau", "epochs", "fixed")
 # What may follow a layer's products, in the order of the alphabet.
 PARTS = ("activation", "normalization", "pooling")
 
@@ -48,7 +52,7 @@ TABLE: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         f"at least 1, {UP_TO_MOST}",
         lambda x: 1 <= x <= MOST,
         "num_kernels kernel_size stride num_units batch_size epochs pool_window pool_stride "
-        "plateau_patience block_images shared_crops",
+        "plateau_patience drop_every stop_patience block_images shared_crops",
     ),
     (
         f"an odd number >= 1, {UP_TO_MOST}",
@@ -81,7 +85,8 @@ TABLE: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda x: len(x) == 2 and min(x) >= 0 and max(x) <= MOST,
         "padding",
     ),
-    ("plateau or epochs", lambda x: x in ("plateau", "epochs"), "drop_rule"),
+    (" or ".join(OPTIMIZERS), lambda x: x in OPTIMIZERS, "optimizer"),
+    (" or ".join(DROP_RULES), lambda x: x in DROP_RULES, "drop_rule"),
     (" or ".join(ACTIVATIONS), lambda x: x in ACTIVATIONS, "activation"),
     (" or ".join(POOLINGS), lambda x: x in POOLINGS, "pooling"),
     (" or ".join(POOL_TIES), lambda x: x in POOL_TIES, "pool_ties"),

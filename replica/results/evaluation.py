@@ -10,6 +10,7 @@ from data_prep.manifest import PARTS
 from data_prep.progress import progress_bar
 from data_prep.shards import DataSet, open_data_set
 from replica.distributed.devices import Devices, choose_devices
+from replica.network.own_network import ModelFile
 from replica.results.details import Details
 from replica.results.ensemble import SEARCH, read_weights, search_weights, weighted_mean
 from replica.results.members import (
@@ -39,6 +40,7 @@ from replica.training.options import DEFAULT_DATA, Say, say_nothing
 from replica.training.run import say_what_computes
 from replica.training.run_directory import newest_run
 from replica.training.run_record import RUN_FILE, read_run_record
+from replica.training.weights import network_of
 
 
 class NothingCountedError(Exception):
@@ -57,6 +59,7 @@ def test_network(
     weights_of: str,
     keeps: bool,
     most_images: int | None,
+    model_source: str | None,
     say: Say,
     share: Share | None,
 ) -> tuple[TestResult, Details]:
@@ -71,6 +74,7 @@ def test_network(
         precision: of `PRECISIONS`.
         weights: of `WEIGHTS`; None for the averaged ones where the checkpoint has them.
         weights_of: what each checkpoint counts: `equal`, `search` or numbers between commas.
+        model_source: `FILE:FUNCTION` of the checkpoints with a user's own network.
         keeps: whether the details keep all probabilities.
         most_images: where there are more, so many of them are tested, evenly over all.
         say: called with a line for each default that is taken.
@@ -88,6 +92,8 @@ def test_network(
     if share:
         check_all_have(members, share)
     first = members[0]
+    given = None if model_source is None else ModelFile.read(model_source)
+    has_own = any(x.checkpoint.model_file for x in members)
     data = choose_data(data_dir, first.path, say)
     labels = common_labels(members, data, say)
     for member in members:
@@ -108,7 +114,14 @@ def test_network(
     check_precision(precision, kind=here.type)
     set_numerics(Numerics(precision=precision, deterministic=here.type == "cpu"))
     say_what_computes(data, say)
-    networks = [Network(x.checkpoint, labels, device=here, precision=precision) for x in members]
+    models = [
+        network_of(x.path, x.checkpoint, given if x.checkpoint.model_file or not has_own else None)
+        for x in members
+    ]
+    networks = [
+        Network(x.checkpoint, labels, model=model, device=here, precision=precision)
+        for x, model in zip(members, models, strict=True)
+    ]
     if weights_of == SEARCH:
         shares = _searched(networks, data, part, labels, views=views, say=say, share=share)
     counts, details = Counts(), _details(first.checkpoint, labels, keeps=keeps)

@@ -50,9 +50,9 @@ def export(path: Path, file_format: str, *, output: str, weights: str | None) ->
         UserError: there is no such network, it is not whole, or a library is not installed.
     """
     opened = open_weights(path)
+    _check_is_whole(path, opened)
     which = weights_in(opened.checkpoint, weights, path=path)
     checkpoint = with_weights(opened.checkpoint, which)
-    _check_is_whole(path, opened)
     card = model_card(
         checkpoint,
         path,
@@ -82,6 +82,11 @@ def export(path: Path, file_format: str, *, output: str, weights: str | None) ->
 
 def _check_is_whole(path: Path, opened: Weights) -> None:
     checkpoint = opened.checkpoint
+    if checkpoint.model_file is not None:
+        raise UserError(
+            f"{path}: expected the network of a recipe, got that of a file, "
+            f"{checkpoint.model_file}: torch.load gives its weights"
+        )
     lacking = opened.lacking(checkpoint.recipe, num_classes=checkpoint.num_classes)
     if lacking:
         raise UserError(

@@ -157,7 +157,8 @@ def _own_batches(
 class Network:
     """A checkpoint's network, and the way of images to it.
 
-    The mean image is the one that the network was trained with, not that of the data.
+    The mean image is the one that the network was trained with, not that of the data; `model` is
+    what the checkpoint's weights are put into.
     """
 
     def __init__(
@@ -165,6 +166,7 @@ class Network:
         checkpoint: Checkpoint,
         labels: CommonLabels,
         *,
+        model: AlexNet,
         device: torch.device,
         precision: str,
     ) -> None:
@@ -173,7 +175,7 @@ class Network:
         if not labels.is_all:
             places = [checkpoint.wnids.index(wnid) for wnid in labels.wnids]
             self._columns = torch.tensor(places)
-        self._model = AlexNet(checkpoint.recipe, num_classes=checkpoint.num_classes).eval()
+        self._model = model.eval()
         self._model.load_state_dict(checkpoint.model)
         self._device, self._precision = device, precision
         self.dtype = parameter_dtype(precision)

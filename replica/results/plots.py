@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.errors import printable
+from data_prep.errors import print_line, printable
 from data_prep.files import whole_file
 from replica.network.kernels import kernel_picture, rgb_kernels
 from replica.results.style import (
@@ -110,6 +110,9 @@ def draw_run(run_dir: Path, out_dir: Path) -> list[Path]:
     curve, kernels = out_dir / "loss.png", out_dir / "conv1.png"
     save(run_figure(run_dir), curve)
     recipe = checkpoint.recipe
+    if checkpoint.model_file is not None:
+        print_line(f"no kernels: the network is that of a file, {checkpoint.model_file}")
+        return [curve]
     title = printable(f"conv1 of {recipe.name} after step {checkpoint.step}, {run_dir}")
     weights = rgb_kernels(checkpoint.model["conv1.weight"], recipe)
     with whole_file(kernels) as file:

@@ -18,11 +18,12 @@ from data_prep.pictures import BadPictureError, PictureFormat, decode_picture, f
 from replica.feed.augment import center_crop, cut_views, less_central_mean, ten_crops
 from replica.network.alexnet import AlexNet
 from replica.network.initialization import initialize_
+from replica.network.own_network import ModelFile
 from replica.recipes import Recipe
 from replica.recipes.recipe import layer_names, layer_of
 from replica.training.checkpoint import BEST, last_whole_checkpoint, weights_in, with_weights
 from replica.training.evaluation import mean_probabilities
-from replica.training.weights import open_weights
+from replica.training.weights import network_of, open_weights
 
 Picture = str | Path | Image.Image | np.ndarray
 
@@ -191,6 +192,7 @@ def load(
     *,
     device: str | torch.device | None = None,
     weights: str | None = None,
+    model: str | None = None,
 ) -> TrainedNetwork:
     """Opens a checkpoint for predictions: weights, recipe, class names and mean image are in it.
 
@@ -205,16 +207,22 @@ def load(
         device: of PyTorch; by default the first GPU where there is one, else the CPU.
         weights: `averaged` (of a run with `--ema`) or `last`; by default the averaged ones where
             the checkpoint has them.
+        model: `FILE:FUNCTION` of a user's own network, the one that it was trained with; the file
+            is run.
 
     Raises:
-        UserError: there is no checkpoint, it is damaged, or it has no such weights.
+        UserError: there is no checkpoint, it is damaged, or it has no such weights; or the file is
+            another one.
     """
+    given = None if model is None else ModelFile.read(model)
     path = checkpoint_file(Path(path))
     opened = open_weights(path, mapped=True)
     checkpoint = opened.checkpoint
     checkpoint = with_weights(checkpoint, weights_in(checkpoint, weights, path=path))
-    module = AlexNet(checkpoint.recipe, num_classes=checkpoint.num_classes)
-    lacking = opened.lacking(checkpoint.recipe, num_classes=checkpoint.num_classes)
+    module = network_of(path, checkpoint, given)
+    lacking: list[str] = []
+    if checkpoint.model_file is None:
+        lacking = opened.lacking(checkpoint.recipe, num_classes=checkpoint.num_classes)
     if lacking and not opened.is_partial:
         raise UserError(f"{path}: expected all of {opened.title}, lacks {', '.join(lacking)}")
     if lacking:

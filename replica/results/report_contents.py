@@ -260,6 +260,7 @@ def _tested(
         weights_of="equal",
         keeps=True,
         most_images=num_images or most,
+        model_source=None,  # a report runs no file
         say=say,
         share=None,
     )

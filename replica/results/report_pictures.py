@@ -54,6 +54,8 @@ def kernels(contents: Contents) -> Html:
         return not_shown(contents.checkpoint.why)
     _, checkpoint = contents.checkpoint
     recipe = checkpoint.recipe
+    if checkpoint.model_file is not None:
+        return not_shown(f"The network is that of a file, {checkpoint.model_file}.")
     layer = recipe.layers[0].name
     weights = checkpoint.model[f"{layer}.weight"]
     if weights.ndim != 4 or not torch.isfinite(weights).all():

@@ -64,9 +64,10 @@ def what_was_run(contents: Contents) -> Html:
         layers = geometry(recipe, num_classes=record.num_classes)
         parameters, macs = sum(x.parameters for x in layers), sum(x.macs for x in layers)
         towers = f"{recipe.towers} tower{'s' if recipe.towers > 1 else ''}"
-        rows.append(
-            ("Network", f"{parameters:,} parameters, {macs:,} multiply-adds per image, {towers}")
-        )
+        network = f"{parameters:,} parameters, {macs:,} multiply-adds per image, {towers}"
+        if (own := record.model_file) is not None:
+            network = f"that of a file, {own}, {record.ranks[0].parameters:,} parameters"
+        rows.append(("Network", network))
     counts = f"{data.train_images:,} training, {data.val_images:,} validation"
     counts += f", {data.test_images:,} test images" if data.test_images else " images"
     numerics = record.numerics
@@ -156,7 +157,7 @@ class _Errors:
 
     Attributes:
         who, on: whose they are, and on which images.
-        top1, top5: fractions.
+        top1, top5: fractions; None where it was not published.
         is_own: whether they are the run's.
         more: what stands below the errors.
         is_stated: whether they are shown with the digits that they were stated with.
@@ -164,7 +165,7 @@ class _Errors:
 
     who: str
     top1: float
-    top5: float
+    top5: float | None
     on: str
     is_own: bool = False
     more: tuple[str, str] = ("", "")
@@ -173,7 +174,9 @@ class _Errors:
     def cells(self) -> list[object]:
         """Of the table: who, both errors, on what."""
         errors = (
-            markup(
+            "not published"
+            if error is None
+            else markup(
                 f"{round(100 * error, 2)}\u00a0%" if self.is_stated else percent(error),
                 bar(error),
                 tag("div", more, class_="sub") if more else "",

@@ -38,6 +38,7 @@ def submit(
     views: str,
     device: str,
     weights: str | None,
+    model: str | None,
     weights_of: str,
     say: Say,
 ) -> int:
@@ -52,6 +53,7 @@ def submit(
         views: of a picture, which are averaged: a name that `view_places` knows.
         device: `auto`, `cpu` or `cuda`.
         weights: of `WEIGHTS`; None for the averaged ones where a checkpoint has them.
+        model: `FILE:FUNCTION` of a user's own network, as `replica.load` takes it.
         weights_of: what each checkpoint counts: `equal` or numbers between commas.
         say: called with lines on what is done.
 
@@ -73,7 +75,7 @@ def submit(
     ids = class_ids(devkit)
     found = numbered_pictures(pictures)
     chosen = None if device == "auto" else device
-    networks = [load(path, device=chosen, weights=weights) for path in checkpoints]
+    networks = [load(path, device=chosen, weights=weights, model=model) for path in checkpoints]
     # Of each network, the id of each of its classes.
     ids_of = [_ids_of(*x, ids) for x in zip(checkpoints, networks, strict=True)]
     side = len(networks[0].mean_image)

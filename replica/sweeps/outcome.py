@@ -104,6 +104,7 @@ def best_record(sweep: Sweep, best: Shown, *, device: str, say: Say) -> dict[str
         weights_of=EQUAL,
         keeps=False,
         most_images=None,
+        model_source=None,
         say=say,
         share=None,
     )

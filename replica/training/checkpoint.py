@@ -19,10 +19,12 @@ import torch
 from data_prep.errors import UserError, command_for
 from data_prep.files import read_plain_file, sha256_of_file, write_whole
 from replica.network.alexnet import whole_shapes
+from replica.network.own_network import ModelFile
 from replica.recipes import Recipe, from_record, to_record
 from replica.recipes.recipe import layer_of
 from replica.recipes.record import differing_fields
 from replica.training.loss_scale import problems_of
+from replica.training.torch_optimizers import has_second_moments
 
 FORMAT_NAME = "replica-checkpoint"
 FORMAT_VERSION = 2
@@ -57,7 +59,9 @@ class Checkpoint:
         eigenvalues, eigenvectors: of their RGB covariance, (3,) and (3, 3) in columns.
         averages: parameter name -> average of a recipe with `ema`; None, and not in the file,
             without it. Running statistics have none: they are those of the model.
+        second_moments: parameter name -> Adam's; None, and not in the file, without it.
         loss_scale: the fields of `LossScale`; None, and not in the file, but for fp16.
+        model_file: of a user's own network; None, and not in the file, for that of the recipe.
     """
 
     model: dict[str, torch.Tensor]
@@ -75,7 +79,9 @@ class Checkpoint:
     eigenvalues: torch.Tensor
     eigenvectors: torch.Tensor
     averages: dict[str, torch.Tensor] | None = None
+    second_moments: dict[str, torch.Tensor] | None = None
     loss_scale: dict[str, torch.Tensor] | None = None
+    model_file: ModelFile | None = None
 
 
 def weights_in(checkpoint: Checkpoint, asked: str | None, *, path: Path) -> str:
@@ -129,6 +135,8 @@ def save_checkpoint(run_dir: Path, checkpoint: Checkpoint, *, keep: int = NUM_KE
     path = checkpoint_path(run_dir, checkpoint.step)
     content = {name: x for name, x in vars(checkpoint).items() if name not in _absent(checkpoint)}
     content["recipe"] = to_record(checkpoint.recipe)
+    if checkpoint.model_file is not None:
+        content["model_file"] = checkpoint.model_file.record()
     buffer = io.BytesIO()
     torch.save({"format": FORMAT_NAME, "version": FORMAT_VERSION, **content}, buffer)
     buffer.seek(-_LENGTH_BYTES, os.SEEK_END)
@@ -251,6 +259,7 @@ def load_checkpoint(path: Path, *, mapped: bool = False) -> Checkpoint:
             for field in fields(Checkpoint)
             if field.default is MISSING or field.name in content
         }
+        known["model_file"] = ModelFile.from_record(known.get("model_file"))
         checkpoint = Checkpoint(**{**known, "recipe": from_record(content["recipe"])})
         problems = _mismatches(checkpoint)
     except UserError:
@@ -270,10 +279,15 @@ def _mismatches(checkpoint: Checkpoint) -> list[str]:
     sets = {"model": checkpoint.model, "velocities": checkpoint.velocities}
     if checkpoint.recipe.ema is not None or checkpoint.averages is not None:
         sets["averages"] = checkpoint.averages or {}
+    if has_second_moments(checkpoint.recipe) or checkpoint.second_moments is not None:
+        sets["second_moments"] = checkpoint.second_moments or {}
     for kind, tensors in sets.items():
-        shapes = whole_shapes(
-            checkpoint.recipe, num_classes=checkpoint.num_classes, statistics=kind == "model"
-        )
+        if checkpoint.model_file is None:
+            shapes = whole_shapes(
+                checkpoint.recipe, num_classes=checkpoint.num_classes, statistics=kind == "model"
+            )
+        else:  # what the file's network has is known where it is built
+            shapes = {name: checkpoint.model[name].shape for name in tensors}
         problems += [f"{kind} lacks {name}" for name in shapes if name not in tensors]
         problems += [f"{kind} has an unknown {name}" for name in tensors if name not in shapes]
         problems += [

@@ -17,7 +17,7 @@ from data_prep.files import read_plain_file, write_whole
 from data_prep.manifest_json import strict_json
 from data_prep.progress import write_line
 from replica.recipes import Recipe
-from replica.recipes.recipe import target_problem
+from replica.recipes.recipe import layer_names, layer_of, target_problem
 from replica.training.run_directory import LOG_FILE, is_live
 from replica.training.run_record import MAX_RECORD_BYTES, read_fields, read_run_record
 from replica.training.schedule import HandChange
@@ -104,8 +104,15 @@ def send_request(
         UserError: it asks for nothing or for what the recipe does not have, no run is alive there,
             or the run does not read it in time; then nothing is left behind.
     """
-    if problems := _problems(changes, read_run_record(run_dir).recipe):
+    record = read_run_record(run_dir)
+    if problems := _problems(changes, record.recipe):
         raise UserError("; ".join(problems))
+    layers = layer_names(record.recipe)
+    if record.model_file is not None and {layer_of(x) for x in changes} & {*layers}:
+        raise UserError(
+            f"{run_dir}: has the network of a file, {record.model_file}: expected no layer of a "
+            f"recipe, got {', '.join(changes)}"
+        )
     if not changes and not actions:
         raise UserError(
             "expected something to change: --lr, --bias-lr, --rate, --freeze, --color-noise, "

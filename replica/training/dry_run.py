@@ -20,6 +20,7 @@ from replica.training.numerics import set_numerics
 from replica.training.run import Run
 from replica.training.state import begin
 from replica.training.step import train_step_
+from replica.training.torch_optimizers import has_second_moments
 
 STEPS_TRIED = 3
 
@@ -44,8 +45,10 @@ def dry_run(run: Run) -> str:
     )
     halves = f", {parameters // 2:,} in each of two towers" if devices.split == 2 else ""
     averages = memory.weights if recipe.ema is not None else 0
+    moments = memory.weights if has_second_moments(recipe) else 0
     of_average = f" + averages {_megabytes(averages)}" if averages else ""
-    saved = (12 if averages else 8) * parameters
+    of_average += f" + second moments {_megabytes(moments)}" if moments else ""
+    saved = (8 + 4 * bool(averages) + 4 * bool(moments)) * parameters
     lines = [
         f"recipe {recipe.name}: {recipe.claim}",
         f"data: {len(data.train):,} images to train on, {len(data.part(data.held_out)):,} to "
@@ -53,7 +56,7 @@ def dry_run(run: Run) -> str:
         f"parameters: {parameters:,}{halves}",
         f"processes: {devices.num_processes} on {devices.kind}, each with {images} images of the "
         f"{batch_size} of a batch",
-        f"memory per process: {_megabytes(memory.total + averages)} = weights "
+        f"memory per process: {_megabytes(memory.total + averages + moments)} = weights "
         f"{_megabytes(memory.weights)} + velocities {_megabytes(memory.velocities)}{of_average} + "
         f"gradients {_megabytes(memory.gradients)} + "
         f"activations {_megabytes(memory.activations)}; buffers of the libraries come on top",

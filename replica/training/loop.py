@@ -33,7 +33,7 @@ from replica.training.loss_scale import LEAST_SCALE
 from replica.training.numerics import compute_precision, parameter_dtype, set_numerics
 from replica.training.run import Run
 from replica.training.run_log import RunLog
-from replica.training.schedule import HandChange, Settings
+from replica.training.schedule import HandChange, Settings, last_epoch
 from replica.training.state import RunState, begin, describe, whole_checkpoint
 from replica.training.step import Later, Measured, to_device, train_step_
 
@@ -164,6 +164,11 @@ def _run(state: RunState, log: RunLog | None, stop: StopRequest) -> None:
     if log is not None:
         log.progress.close()
         print_line(f"saved {path}")
+        if (epoch := last_epoch(run.recipe, val_errors=state.val_errors)) is not None:
+            print_line(
+                f"ended after epoch {epoch} of {run.recipe.epochs}: no new best top-1 error in "
+                f"{run.recipe.stop_patience} epochs (stop_patience)"
+            )
         if state.loss_scale is not None:
             skipped, scale = int(state.loss_scale.skipped_steps), float(state.loss_scale.scale)
             print_line(
@@ -193,6 +198,8 @@ def _train(state: RunState, log: RunLog | None, stop: StopRequest) -> bool:
         if state.is_validation_due:
             if _validate_and_record(state, log, stop):
                 return True
+            if state.step == state.last_step:  # by `stop_patience`
+                return False
             began = _Moment.now(batches)
             began = replace(began, wall=began.wall - feeding)  # the step's own time
         beat(f"step {state.step + 1}")

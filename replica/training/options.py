@@ -24,12 +24,14 @@ class TrainOptions:
     """What was asked for; None where the data, the run that is resumed, or a default decides.
 
     Attributes:
+        model: of a user's own network, as `FILE:FUNCTION`.
         changes: of the recipe, as `field=value`, aliases under their full names.
         freeze, rate, new_layers: layers as they were typed, such as `conv1,conv2` and `fc8=0.01`.
     """
 
     data: Path | None
     recipe: str | None
+    model: str | None
     changes: list[str]
     freeze: list[str]
     rate: list[str]

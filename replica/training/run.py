@@ -17,6 +17,7 @@ from replica.distributed.devices import Devices, choose_devices
 from replica.distributed.torchrun import Torchrun
 from replica.feed.order import cost_of_blocks
 from replica.feed.variants import check_variants
+from replica.network.own_network import ModelFile, same_model_file
 from replica.recipes import EpochChange, Recipe, find_recipe, with_changes
 from replica.training.allocator import keep_large_blocks
 from replica.training.checkpoint import (
@@ -38,6 +39,7 @@ from replica.training.options import (
     layers_in,
     rates_in,
 )
+from replica.training.own_network import check_own_network
 from replica.training.run_directory import can_write_events, new_run_dir, newest_run
 from replica.training.run_record import (
     RUN_FILE,
@@ -46,6 +48,7 @@ from replica.training.run_record import (
     read_run_record,
     ways_to_continue,
 )
+from replica.training.torch_optimizers import check_optimizer
 from replica.training.transfer import initialization
 
 
@@ -60,6 +63,7 @@ class Run:
         keep: newest checkpoints, besides the best.
         convolution_ways: who multiplies in each convolution, where the run began with it; None
             where `numerics` decides.
+        model_file: of a user's own network; None for that of the recipe.
     """
 
     recipe: Recipe
@@ -79,6 +83,7 @@ class Run:
     init: Initialization | None = None
     tensorboard: bool = False
     convolution_ways: dict[str, Products] | None = None
+    model_file: ModelFile | None = None
 
 
 def prepare_run(options: TrainOptions, torchrun: Torchrun | None, *, say: Say) -> Run:
@@ -96,8 +101,11 @@ def prepare_run(options: TrainOptions, torchrun: Torchrun | None, *, say: Say) -
         say(f"torchrun: start number {torchrun.restarts + 1}: continuing the run in {options.out}")
         options = dataclasses.replace(options, resume=(options.out / RUN_FILE).is_file())
     prepare = _resumed_run if options.resume else _new_run
-    run = prepare(options, torchrun, say)
+    given = None if options.model is None else ModelFile.read(options.model)
+    run = prepare(options, torchrun, given, say)
     check_numerics(run.numerics, run.devices)
+    check_optimizer(run.recipe, run.numerics)
+    check_own_network(run, options, say)
     check_variants(run.recipe)
     _check_scope(run)
     if run.recipe.image_order == "block":
@@ -129,7 +137,9 @@ def _check_scope(run: Run) -> None:
 # --- A new run
 
 
-def _new_run(options: TrainOptions, torchrun: Torchrun | None, say: Say) -> Run:
+def _new_run(
+    options: TrainOptions, torchrun: Torchrun | None, given: ModelFile | None, say: Say
+) -> Run:
     """A run from the beginning: its recipe, data, directory and seed."""
     data_dir = options.data or DEFAULT_DATA
     if options.data is None:
@@ -184,6 +194,7 @@ def _new_run(options: TrainOptions, torchrun: Torchrun | None, say: Say) -> Run:
         loader_threads=options.loader_threads,
         init=init,
         tensorboard=options.tensorboard and can_write_events(run_dir, say),
+        model_file=given,
     )
 
 
@@ -237,12 +248,15 @@ def _choose_num_classes(recipe: Recipe, data: DataSet, say: Say) -> int:
 # --- A resumed run
 
 
-def _resumed_run(options: TrainOptions, torchrun: Torchrun | None, say: Say) -> Run:
+def _resumed_run(
+    options: TrainOptions, torchrun: Torchrun | None, given: ModelFile | None, say: Say
+) -> Run:
     """A run as its last session left it, which the options may only repeat."""
     run_dir = options.out or newest_run(purpose="resume")
     if options.out is None:
         say(f"out: {run_dir} (no --out given: the newest run)")
     record = read_run_record(run_dir)
+    same_model_file(run_dir, record.model_file, given)
     path: Path | None = None
     began: RunRecord | Checkpoint = record
     found = f"resuming {run_dir} from the beginning: it has no checkpoint yet"
@@ -290,6 +304,7 @@ def _resumed_run(options: TrainOptions, torchrun: Torchrun | None, say: Say) -> 
         loader_threads=options.loader_threads,
         init=init,
         tensorboard=options.tensorboard and can_write_events(run_dir, say),
+        model_file=given,
     )
 
 

@@ -174,11 +174,8 @@ class EventFile:
         since = saved.step - self._weights_at
         if since >= self._weights_interval or (since and saved.step == self._last_step):
             self._weights_at = saved.step
-            recipe, kernels = saved.recipe, saved.model["conv1.weight"]
-            title = f"conv1 of {recipe.name} after step {saved.step}"
-            kernels = rgb_kernels(kernels, recipe)
-            picture = kernel_picture(kernels, towers=recipe.towers, title=title)
-            self._writer.add_image("conv1", np.asarray(picture), saved.step, dataformats="HWC")
+            if saved.model_file is None:  # whose first layer nobody knows
+                self._kernels(saved)
             for kind, tensors in (("model", saved.model), ("velocities", saved.velocities)):
                 for name, tensor in tensors.items():
                     # Of millions of values a sample says as much, and takes no time.
@@ -186,6 +183,12 @@ class EventFile:
                     tag = f"{kind}/{name}"
                     self._writer.add_histogram(tag, values, saved.step, bins=HISTOGRAM_BINS)
         self._writer.flush()
+
+    def _kernels(self, saved: Checkpoint) -> None:
+        recipe, title = saved.recipe, f"conv1 of {saved.recipe.name} after step {saved.step}"
+        kernels = rgb_kernels(saved.model["conv1.weight"], recipe)
+        picture = kernel_picture(kernels, towers=recipe.towers, title=title)
+        self._writer.add_image("conv1", np.asarray(picture), saved.step, dataformats="HWC")
 
     def _scalars(self, kind: str, values: dict[str, float], step: int) -> None:
         for name, value in values.items():

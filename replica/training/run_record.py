@@ -23,6 +23,7 @@ from data_prep.files import read_plain_file, write_whole
 from data_prep.manifest_json import strict_json
 from replica import __version__
 from replica.distributed.devices import Devices
+from replica.network.own_network import ModelFile
 from replica.network.products import resolved_products
 from replica.recipes import Recipe, from_record
 from replica.training.checkpoint import NUM_KEPT
@@ -85,6 +86,7 @@ class RunRecord:
             order in which they leave during backward; None: each by itself after backward.
         convolution_ways: what `numerics.convolution` came to, by layer, where the run began; None
             where it was not recorded.
+        model_file: of a user's own network; None for that of the recipe.
         machine: of `describe_machine`.
     """
 
@@ -105,6 +107,7 @@ class RunRecord:
     gradient_buckets: list[list[str]] | None = None
     convolution_ways: dict[str, Products] | None = None
     numerics: NumericsInForce
+    model_file: ModelFile | None = None
     ranks: list[RankRecord]
     machine: Mapping[str, Any]
 
@@ -196,6 +199,7 @@ def _record_of(content: dict[str, Any]) -> RunRecord:
         "data": read_fields(DataRecord, content["data"]),
         "devices": read_fields(Devices, content.get("devices", devices)),
         # Before there was a choice, it was the library.
+        "model_file": ModelFile.from_record(content.get("model_file")),
         "numerics": read_fields(NumericsInForce, {"convolution": "library", **content["numerics"]}),
         "ranks": ranks,
         "machine": {name: content[name] for name in _MACHINE},
@@ -232,6 +236,8 @@ def ways_to_continue(
         UserError: what the record says is not for the convolutions of the recipe.
     """
     asked, began = record.numerics.convolution, record.convolution_ways
+    if record.model_file is not None:
+        return None
     if began is None or devices.kind != record.devices.kind:
         if asked == "measured":
             known = f"{RUN_FILE} has nothing of it for {devices.kind}"

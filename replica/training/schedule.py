@@ -10,7 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from replica.recipes import Recipe
-from replica.recipes.recipe import layer_of
+from replica.recipes.recipe import FullyConnected, Layer, layer_of
+
+# In the place of a layer of a user's own network: it says nothing.
+_OWN = FullyConnected(name="own", num_units=1, weight_standard_deviation=0, bias=0, dropout=False)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ def num_drops(recipe: Recipe, *, epoch: int, val_errors: list[float]) -> int:
     epoch) that is lower than the best one so far by `plateau_improvement`; after a drop the count
     begins anew.
     """
+    if recipe.drop_every is not None:
+        return (epoch - 1) // recipe.drop_every
     if recipe.drop_rule == "epochs":
         return sum(drop_epoch <= epoch for drop_epoch in recipe.drop_epochs)
     drops, best, since_best = 0, float("inf"), 0
@@ -57,6 +62,23 @@ def num_drops(recipe: Recipe, *, epoch: int, val_errors: list[float]) -> int:
         if since_best == recipe.plateau_patience and drops < recipe.max_drops:
             drops, since_best = drops + 1, 0
     return drops
+
+
+def last_epoch(recipe: Recipe, *, val_errors: list[float]) -> int | None:
+    """The epoch after which `stop_patience` ends a run; None while it goes on.
+
+    It is the first one behind so many epochs in a row without a new best top-1 error, as a plateau
+    has it; a drop of the rates changes nothing in the count.
+    """
+    best, since_best, improvement = float("inf"), 0, recipe.plateau_improvement
+    for epoch, error in enumerate(val_errors, start=1):
+        if error < best - improvement:
+            best, since_best = error, 0
+        else:
+            since_best += 1
+        if since_best == recipe.stop_patience:
+            return epoch
+    return None
 
 
 @dataclass
@@ -72,7 +94,7 @@ class _Rate:
 
 def _first_rate(recipe: Recipe, name: str) -> _Rate:
     """What a tensor begins with: its layer's own rate, or the recipe's."""
-    layer = recipe.layer(layer_of(name))
+    layer = _layer(recipe, name)
     if name.endswith(".bias"):
         for own in (layer.bias_learning_rate, recipe.bias_learning_rate):
             if own is not None:
@@ -80,9 +102,18 @@ def _first_rate(recipe: Recipe, name: str) -> _Rate:
     return _Rate(recipe.learning_rate if layer.learning_rate is None else layer.learning_rate, 0)
 
 
+def _layer(recipe: Recipe, name: str) -> Layer:
+    """A tensor's layer; `_OWN` of a user's own network, whose names are not the recipe's."""
+    known = layer_of(name)
+    return next((layer for layer in recipe.layers if layer.name == known), _OWN)
+
+
 def _weight_decay(recipe: Recipe, name: str) -> float:
     """Of a layer's weights its own or the recipe's; of biases and scales what the recipe says."""
-    layer = recipe.layer(layer_of(name))
+    layer = _layer(recipe, name)
+    if layer is _OWN:
+        has_decay = recipe.decay_biases or not name.endswith(".bias")
+        return recipe.weight_decay if has_decay else 0.0
     if name != f"{layer.name}.weight":
         return recipe.weight_decay if recipe.decay_biases else 0.0
     return recipe.weight_decay if layer.weight_decay is None else layer.weight_decay

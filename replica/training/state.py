@@ -21,6 +21,7 @@ from replica.feed.feed import TrainFeed
 from replica.feed.images import mean_image_of
 from replica.network.alexnet import AlexNet, whole_shapes
 from replica.network.initialization import initialize_
+from replica.network.own_network import build_own
 from replica.network.products import resolved_products
 from replica.recipes import to_record
 from replica.recipes.recipe import layer_of
@@ -31,7 +32,8 @@ from replica.training.loss_scale import LossScale
 from replica.training.numerics import NumericsInForce, parameter_dtype
 from replica.training.run import Run
 from replica.training.run_record import DataRecord, RankRecord, RunRecord, describe_machine
-from replica.training.schedule import HandChange, Settings, settings_at
+from replica.training.schedule import HandChange, Settings, last_epoch, settings_at
+from replica.training.torch_optimizers import TorchOptimizer, has_second_moments
 from replica.training.weights import converted, open_weights
 
 
@@ -95,6 +97,21 @@ class RunState:
             return None
         return bucket_layout(self.weights, num_copies=self.rank.devices.num_copies)
 
+    @cached_property
+    def second_moments(self) -> dict[str, torch.Tensor]:
+        """Of Adam, by name, at first zero; empty for the other optimizers."""
+        if not has_second_moments(self.run.recipe):
+            return {}
+        return {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
+
+    @cached_property
+    def torch_optimizer(self) -> TorchOptimizer | None:
+        """The one of `torch.optim` that the recipe names; None for the paper's update."""
+        recipe, moments = self.run.recipe, self.second_moments
+        if recipe.optimizer == "paper":
+            return None
+        return TorchOptimizer(recipe, self.weights, self.velocities, moments)
+
     @property
     def weights(self) -> dict[str, torch.Tensor]:
         """The parameters by name."""
@@ -102,8 +119,9 @@ class RunState:
 
     @property
     def last_step(self) -> int:
-        """How many steps the whole run has."""
-        steps = self.run.recipe.epochs * self.feed.steps_per_epoch
+        """How many steps the whole run has, as far as the validation errors tell."""
+        epochs = last_epoch(self.run.recipe, val_errors=self.val_errors) or self.run.recipe.epochs
+        steps = epochs * self.feed.steps_per_epoch
         return steps if self.run.steps is None else min(steps, self.run.steps)
 
     @property
@@ -146,13 +164,18 @@ def begin(run: Run, rank: Rank) -> RunState:
     """The state before the first step: drawn from the seed, or read from a checkpoint."""
     mesh = Mesh(rank)
     data = open_data_set(run.data_dir)
-    placement = rank.placement(run.recipe.towers, add_over_copies=mesh.add_over_copies)
-    model = AlexNet(run.recipe, num_classes=run.num_classes, placement=placement)
+    if run.model_file is not None:
+        model: AlexNet = build_own(
+            run.model_file, run.recipe, num_classes=run.num_classes, seed=run.seed
+        )
+    else:
+        placement = rank.placement(run.recipe.towers, add_over_copies=mesh.add_over_copies)
+        model = AlexNet(run.recipe, num_classes=run.num_classes, placement=placement)
     # The machine of rank 0 decides for all, as the record has one way for a layer.
     asked, kind, split = run.numerics.convolution, rank.devices.kind, rank.devices.split
     ways = run.convolution_ways or resolved_products(run.recipe, asked, kind=kind, split=split)
     model.set_products_(mesh.of_rank_0(ways))
-    if run.resume_from is None:
+    if run.resume_from is None and run.model_file is None:
         initialize_(model, seed=run.seed)
     model.to(rank.device, parameter_dtype(run.numerics.precision))
     velocities = {name: torch.zeros_like(w) for name, w in model.named_parameters()}
@@ -192,6 +215,7 @@ def _restore_(state: RunState, saved: Checkpoint) -> None:
     for stored, tensors in ((saved.model, model), (saved.velocities, state.velocities)):
         _take_own_(state, tensors, stored)
     _take_own_(state, state.averages, saved.averages or {})
+    _take_own_(state, state.second_moments, saved.second_moments or {})
     if state.loss_scale is not None:
         if saved.loss_scale is None:
             raise UserError(
@@ -213,7 +237,8 @@ def _take_own_(
                 f"{state.run.resume_from}: {name} is {whole.dtype}, this run needs "
                 f"{tensor.dtype}: give the --precision that it was trained with"
             )
-        tensor.copy_(whole[state.model.placement.own(len(whole))])
+        # A user's network may hold single numbers.
+        tensor.copy_(whole[state.model.placement.own(len(whole))] if whole.dim() else whole)
 
 
 def whole_checkpoint(state: RunState) -> Checkpoint | None:
@@ -231,6 +256,7 @@ def whole_checkpoint(state: RunState) -> Checkpoint | None:
         model = _whole_tensors(state, state.model.state_dict())
         velocities = _whole_tensors(state, state.velocities)
         averages = _whole_tensors(state, state.averages)
+        second_moments = _whole_tensors(state, state.second_moments)
     if state.rank.index != 0:
         return None
     for name, tensor in model.items():
@@ -246,6 +272,7 @@ def whole_checkpoint(state: RunState) -> Checkpoint | None:
         model=model,
         velocities=velocities,
         averages=averages or None,
+        second_moments=second_moments or None,
         loss_scale=None if state.loss_scale is None else state.loss_scale.values(),
         step=state.step,
         epoch=state.epoch,
@@ -259,6 +286,7 @@ def whole_checkpoint(state: RunState) -> Checkpoint | None:
         mean_image=torch.from_numpy(statistics.mean_image),
         eigenvalues=torch.from_numpy(statistics.eigenvalues.copy()),
         eigenvectors=torch.from_numpy(statistics.eigenvectors.copy()),
+        model_file=state.run.model_file,
     )
 
 
@@ -341,6 +369,7 @@ def describe(state: RunState, numerics: NumericsInForce) -> RunRecord:
         gradient_buckets=state.buckets,
         convolution_ways=state.model.products,
         numerics=numerics,
+        model_file=run.model_file,
         ranks=[RankRecord(**record) for record in state.mesh.gather(vars(own))],
         machine=describe_machine(rank.devices.kind),
     )

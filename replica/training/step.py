@@ -145,14 +145,22 @@ def _compute_(
         # computes in float32. A rate of zero is what leaves weights and velocities as they are.
         applied = loss_scale.unscale_(gradients, sum_over_all_=state.mesh.sum_over_all_)
         rates = rates * applied
-    momentum_sgd_(
-        weights,
-        [state.velocities[name] for name in names],
-        gradients,
-        learning_rates=rates,
-        momentum=state.run.recipe.momentum,
-        weight_decays=inputs.weight_decays,
-    )
+    if state.torch_optimizer is not None:
+        state.torch_optimizer.step_(
+            dict(zip(names, gradients, strict=True)),
+            rates=rates.tolist(),
+            weight_decays=inputs.weight_decays.tolist(),
+            updates=state.step,
+        )
+    else:
+        momentum_sgd_(
+            weights,
+            [state.velocities[name] for name in names],
+            gradients,
+            learning_rates=rates,
+            momentum=state.run.recipe.momentum,
+            weight_decays=inputs.weight_decays,
+        )
     if averages:
         average_(averages, parameters, keep=state.run.recipe.ema or 0.0, applied=applied)
     losses = losses.detach()

@@ -22,6 +22,11 @@ def initialization(
     """
     source = open_weights(path)
     checkpoint = source.checkpoint
+    if checkpoint.model_file is not None:
+        raise UserError(
+            f"--init {path}: expected the network of a recipe, got that of a file, "
+            f"{checkpoint.model_file}"
+        )
     named = [] if options.new_layers is None else [options.new_layers]
     new = tuple(layers_in("--new-layers", named))
     if source.is_partial:

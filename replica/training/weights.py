@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
+from data_prep.errors import UserError
 from replica import paper
-from replica.network.alexnet import whole_shapes
+from replica.network.alexnet import AlexNet, whole_shapes
 from replica.network.other_weights import OtherWeights, read_other_weights
+from replica.network.own_network import ModelFile, build_own, same_model_file
 from replica.recipes import Recipe
 from replica.training.checkpoint import Checkpoint, load_checkpoint
 from replica.training.safetensors_file import is_safetensors, read_safetensors
@@ -66,6 +68,25 @@ def open_weights(path: Path, *, mapped: bool = False) -> Weights:
         )
     checkpoint = load_checkpoint(path, mapped=mapped)
     return Weights(checkpoint=checkpoint, num_classes=checkpoint.num_classes)
+
+
+def network_of(path: Path, checkpoint: Checkpoint, given: ModelFile | None) -> AlexNet:
+    """The network that a checkpoint's weights are of, without them: a recipe's, or a user's own.
+
+    Raises:
+        UserError: it is of a file, and that was not given or fails; or one was given for nothing.
+    """
+    model_file = same_model_file(path, checkpoint.model_file, given)
+    if model_file is None:
+        return AlexNet(checkpoint.recipe, num_classes=checkpoint.num_classes)
+    network = build_own(model_file, checkpoint.recipe, num_classes=checkpoint.num_classes)
+    here = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    if here != {name: tensor.shape for name, tensor in checkpoint.model.items()}:
+        raise UserError(
+            f"--model {model_file}: makes another network now than for {path}: expected the same "
+            "tensors at each call"
+        )
+    return network
 
 
 def _as_checkpoint(others: OtherWeights) -> Checkpoint:

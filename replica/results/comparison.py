@@ -1,0 +1,141 @@
+"""Several runs as one table: a row for each variant, over its seeds."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from data_prep.errors import UserError
+from replica.recipes import RECIPES, Recipe
+from replica.recipes.recipe import shown
+from replica.recipes.record import fields_by_name
+from replica.training.run_directory import METRICS_FILE, read_metrics
+from replica.training.run_record import RunRecord, read_run_record
+from replica.training.schedule import last_epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedRun:
+    """What one run came to, at the validation with its lowest top-1 error, the first of equal ones.
+
+    Attributes:
+        variant: the recipe's name, with the fields that were changed, or the file of its network.
+        data: SHA-256 of the manifest of its data.
+        seed: of the run.
+        best_epoch, epochs: of that validation; how many there were.
+        is_complete: whether the run came to its end.
+        loss: the mean over the held-out images.
+        top1_error, top5_error: fractions.
+        seconds: that its steps and validations took, on the clock.
+    """
+
+    variant: str
+    data: str
+    seed: int
+    best_epoch: int
+    epochs: int
+    is_complete: bool
+    loss: float
+    top1_error: float
+    top5_error: float
+    seconds: float
+
+
+def compared_run(run_dir: Path) -> ComparedRun:
+    """Reads a run's record and its metrics.
+
+    Raises:
+        UserError: there is no run, it is damaged, or it has no validation yet.
+    """
+    record = read_run_record(run_dir)
+    recipe = record.recipe
+    if not (run_dir / METRICS_FILE).is_file():
+        raise UserError(f"{run_dir}: expected {METRICS_FILE} there, found none")
+    lines = read_metrics(run_dir)
+    validations = [line for line in lines if line.kind == "val" and math.isfinite(line.loss)]
+    if not validations:
+        raise UserError(f"{run_dir}: expected a validation, found none: train for an epoch first")
+    best = min(validations, key=lambda line: line.top1_error)
+    errors = [line.top1_error for line in validations]
+    num_train = record.data.train_images
+    batch_size = min(recipe.batch_size, num_train)
+    per_epoch = math.ceil(num_train / batch_size)
+    held_out = record.data.val_images or record.data.test_images
+    seconds = 0.0
+    for line in lines:
+        # The last batch of an epoch holds what the others leave.
+        is_last = line.step % per_epoch == 0
+        images = num_train - (per_epoch - 1) * batch_size if is_last else batch_size
+        images = held_out if line.kind == "val" else images
+        if line.kind != "resume" and line.images_per_second > 0:
+            seconds += images / line.images_per_second
+    end = last_epoch(recipe, val_errors=errors) or recipe.epochs
+    return ComparedRun(
+        variant=_variant(record, recipe),
+        data=record.data.manifest_sha256,
+        seed=record.seed,
+        best_epoch=best.epoch,
+        epochs=len(validations),
+        is_complete=len(validations) >= end,
+        loss=best.loss,
+        top1_error=best.top1_error,
+        top5_error=best.top5_error,
+        seconds=seconds,
+    )
+
+
+def _variant(record: RunRecord, recipe: Recipe) -> str:
+    """The recipe's name and, behind it, what is otherwise than in the recipe of this name."""
+    usual = fields_by_name(RECIPES[recipe.name]) if recipe.name in RECIPES else {}
+    here = fields_by_name(recipe)
+    texts = ("claim",)  # of other versions, too
+    changed = [
+        f"{name}={shown(value)}"
+        for name, value in here.items()
+        if usual and name not in texts and usual.get(name) != value
+    ]
+    left_out = {name.partition(".")[0] for name in usual.keys() - here.keys()}
+    changed += [f"without={name}" for name in sorted(left_out)]
+    if record.model_file is not None:
+        changed.insert(0, f"{record.model_file} {record.model_file.sha256[:8]}")
+    return f"{recipe.name} ({', '.join(changed)})" if changed else recipe.name
+
+
+def comparison(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
+    """A row for each variant on each data set, in the order of the first run of each.
+
+    Returns:
+        variant, seeds, epochs, epoch_of_best and seconds; loss and errors, fractions, as means
+        over the seeds; the lowest and highest top-1 error of them.
+
+    Raises:
+        UserError: two runs of one variant have the same seed.
+    """
+    groups: dict[tuple[str, str], list[ComparedRun]] = {}
+    for run in runs:
+        group = groups.setdefault((run.variant, run.data), [])
+        if any(run.seed == other.seed for other in group):
+            raise UserError(
+                f"{run.variant}: expected a run of each seed, got two of seed {run.seed}"
+            )
+        group.append(run)
+    rows = []
+    for (variant, _), group in groups.items():
+        top1 = [run.top1_error for run in group]
+        rows.append(
+            {
+                "variant": variant,
+                "seeds": " ".join(str(run.seed) for run in group),
+                "loss": fmean(run.loss for run in group),
+                "top1_error": fmean(top1),
+                "lowest": min(top1),
+                "highest": max(top1),
+                "top5_error": fmean(run.top5_error for run in group),
+                "epoch_of_best": " ".join(str(run.best_epoch) for run in group),
+                "epochs": " ".join(f"{x.epochs}{'' if x.is_complete else '...'}" for x in group),
+                "seconds": round(fmean(run.seconds for run in group)),
+            }
+        )
+    return rows

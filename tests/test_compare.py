@@ -1,0 +1,167 @@
+"""`replica.compare` against rows that are worked out by hand from written records."""
+
+import csv
+import io
+import json
+
+import golden_values as golden
+import pytest
+from conftest import assert_user_error, run_here
+
+from data_prep.errors import UserError
+from replica.recipes import MINI, to_record, with_changes
+from replica.results.comparison import ComparedRun, comparison
+
+NUM_TRAIN, NUM_VAL, BATCH = 10, 20, 4  # batches of 4, 4 and 2
+
+
+def write_run(directory, errors, *, changes=(), seed=1, speed=5.0, manifest="aa", **more):
+    """A run with these (loss, top-1 error, top-5 error) after its epochs."""
+    directory.mkdir()
+    content = json.loads((golden.OLD_RUN / "run.json").read_text())
+    recipe = with_changes(MINI, [f"batch_size={BATCH}", "epochs=3", *changes])
+    content["data"] |= {"train_images": NUM_TRAIN, "val_images": NUM_VAL}
+    content["data"]["manifest_sha256"] = manifest
+    content |= {"recipe": to_record(recipe), "seed": seed, **more}
+    (directory / "run.json").write_text(json.dumps(content))
+    lines = []
+    for epoch, (loss, top1, top5) in enumerate(errors, start=1):
+        measures = {"images_per_second": speed, "learning_rate": 0.1}
+        for step in range(3 * epoch - 2, 3 * epoch + 1):
+            lines.append({"kind": "step", "step": step, "epoch": epoch, "loss": 1.0, **measures})
+        val = {"loss": loss, "top1_error": top1, "top5_error": top5, "images_per_second": 10.0}
+        lines.append({"kind": "val", "step": 3 * epoch, "epoch": epoch, **val})
+    lines.append({"kind": "resume", "step": 3 * len(errors), "epoch": len(errors) + 1})
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two seeds of one variant, of which the second is not at its end, and another variant."""
+    place = tmp_path_factory.mktemp("runs")
+    first = [(2.0, 0.9, 0.6), (1.5, 0.7, 0.4), (1.6, 0.7, 0.3)]
+    second = [(1.8, 0.8, 0.5), (1.9, 0.85, 0.45)]
+    other = [(1.0, 0.5, 0.1), (1.1, 0.55, 0.1), (1.2, 0.6, 0.2)]
+    return [
+        write_run(place / "a", first, seed=1),
+        write_run(place / "b", other, seed=1, changes=["momentum=0.5", "without=conv4"], speed=2.5),
+        write_run(place / "c", second, seed=2),
+    ]
+
+
+ROWS = [
+    {
+        "variant": "mini (batch_size=4, epochs=3)",
+        "seeds": "1 2",
+        "loss": 1.65,  # of epochs 2 and 1
+        "top1_error": 0.75,
+        "lowest": 0.7,
+        "highest": 0.8,
+        "top5_error": 0.45,
+        "epoch_of_best": "2 1",  # the first of equal ones
+        "epochs": "3 2...",
+        "seconds": 10,  # 3 * (10 / 5 + 20 / 10) and 2 * (10 / 5 + 20 / 10), of which the mean
+    },
+    {
+        "variant": "mini (batch_size=4, momentum=0.5, epochs=3, without=conv4)",
+        "seeds": "1",
+        "loss": 1.0,
+        "top1_error": 0.5,
+        "lowest": 0.5,
+        "highest": 0.5,
+        "top5_error": 0.1,
+        "epoch_of_best": "1",
+        "epochs": "3",
+        "seconds": 18,
+    },
+]
+
+
+def assert_rows_are(rows, expected):
+    for row, right in zip(rows, expected, strict=True):
+        assert list(row) == list(right)
+        for name, value in right.items():
+            close = pytest.approx(value) if isinstance(value, float) else value
+            assert row[name] == close, name
+
+
+def test_a_row_is_the_mean_over_the_seeds_at_the_best_epoch(runs):
+    result = run_here("-m", "replica.compare", *runs, "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    content = json.loads(result.stdout)
+    rows = content["variants"]
+    # `without` and what it moves in the layers behind it.
+    rows[1]["variant"] = ", ".join(
+        x for x in rows[1]["variant"].split(", ") if "weight_standard_deviation" not in x
+    )
+    assert_rows_are(rows, ROWS)
+    assert [run["seed"] for run in content["runs"]] == [1, 1, 2]
+    assert [run["is_complete"] for run in content["runs"]] == [True, True, False]
+    assert content["runs"][2]["seconds"] == pytest.approx(2 * (10 / 5 + 20 / 10))
+
+
+def test_text_csv_and_markdown_have_the_same_rows(runs):
+    command = ("-m", "replica.compare", *runs)
+    rows = json.loads(run_here(*command, "--json").stdout)["variants"]
+    read = list(csv.DictReader(io.StringIO(run_here(*command, "--csv").stdout)))
+    assert [{k: str(v) for k, v in row.items()} for row in rows] == read
+    lines = run_here(*command, "--markdown").stdout.splitlines()
+    assert len(lines) == 2 + len(rows)
+    assert lines[2].startswith(f"| {rows[0]['variant']} | 1 2 | 1.6500 | 0.7500 | 0.7000 |")
+    text = run_here(*command).stdout.splitlines()
+    assert text[0].split() == list(rows[0])
+    values = "1 2 1.6500 0.7500 0.7000 0.8000 0.4500 2 1 3 2... 10"
+    assert text[1].split()[-12:] == values.split()
+
+
+def test_an_early_end_is_an_end(tmp_path):
+    errors = [(1.0, 0.5, 0.1), (1.0, 0.5, 0.1)]
+    out = write_run(tmp_path / "a", errors, changes=["stop_patience=1"])
+    (row,) = json.loads(run_here("-m", "replica.compare", out, "--json").stdout)["variants"]
+    assert row["epochs"] == "2"
+    assert "stop_patience=1" in row["variant"]
+
+
+def test_a_users_network_is_a_variant_of_its_own(tmp_path):
+    known = {"name": "my_net.py", "function": "build", "text": "", "sha256": "0123456789"}
+    errors = [(1.0, 0.5, 0.1)]
+    runs = [write_run(tmp_path / "a", errors)]
+    runs.append(write_run(tmp_path / "b", errors, model_file=known))
+    rows = json.loads(run_here("-m", "replica.compare", *runs, "--json").stdout)["variants"]
+    assert rows[0]["variant"] == ROWS[0]["variant"]
+    assert rows[1]["variant"] == "mini (my_net.py:build 01234567, batch_size=4, epochs=3)"
+
+
+def test_errors_on_other_data_are_other_rows_and_it_is_said(tmp_path):
+    errors = [(1.0, 0.5, 0.1)]
+    runs = [write_run(tmp_path / name, errors, manifest=name) for name in "ab"]
+    result = run_here("-m", "replica.compare", *runs, "--json")
+    assert len(json.loads(result.stdout)["variants"]) == 2
+    assert "several data sets, whose errors cannot be compared" in result.stderr
+
+
+def test_what_is_no_run_is_one_line(runs, tmp_path):
+    assert_user_error(run_here("-m", "replica.compare", str(tmp_path)), "expected the run.json")
+    out = write_run(tmp_path / "a", [])
+    assert_user_error(run_here("-m", "replica.compare", out), "expected a validation, found none")
+    assert_user_error(run_here("-m", "replica.compare", runs[0], runs[0]), "two of seed 1")
+    (tmp_path / "a" / "metrics.jsonl").unlink()
+    assert_user_error(run_here("-m", "replica.compare", out), "expected metrics.jsonl there")
+
+
+def test_one_seed_twice_is_refused():
+    run = ComparedRun(
+        variant="mini",
+        data="aa",
+        seed=3,
+        best_epoch=1,
+        epochs=1,
+        is_complete=True,
+        loss=1.0,
+        top1_error=0.5,
+        top5_error=0.1,
+        seconds=1.0,
+    )
+    with pytest.raises(UserError, match="mini: expected a run of each seed, got two of seed 3"):
+        comparison([run, run])
