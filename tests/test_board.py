@@ -78,7 +78,9 @@ def saved_at(step, num_values=100_000):
     tensors = {name: torch.randn(num_values, generator=keys) for name in names}
     kernels = torch.randn(96, 3, 11, 11, generator=keys)
     model = {**tensors, "conv1.weight": kernels}
-    return SimpleNamespace(model=model, velocities=tensors, step=step, recipe=PAPER)
+    return SimpleNamespace(
+        model=model, velocities=tensors, step=step, recipe=PAPER, model_file=None
+    )
 
 
 def test_the_event_files_of_the_papers_run_stay_below_50_mb(tmp_path):

@@ -112,14 +112,26 @@ def test_with_six_packages_a_set_is_built_trained_on_and_tested(with_six, toy_di
         assert f"pip install 'replica-alexnet[{extra}]'" in line
 
 
+# Modules of tests that are about another package as a whole.
+ABOUT_OTHERS = {
+    "test_export": "needs the extra export",
+    "test_fuzz": "hypothesis is not installed",
+    "test_safetensors_file": "needs the extra export",
+    "test_sweep": "needs the extra sweep",
+    "test_sweep_study": "needs the extra sweep",
+}
+
+
 def test_with_six_packages_every_test_is_found_and_the_papers_shapes_are_checked(with_six):
     alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     pytest_command = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
     result = with_six(*pytest_command, "--collect-only", **alone)
     assert result.returncode == 0, result.stdout
-    (skipped,) = [line for line in result.stdout.splitlines() if line.startswith("SKIPPED")]
-    assert "tests/test_fuzz.py" in skipped
-    assert "hypothesis is not installed" in skipped
+    skipped = [line for line in result.stdout.splitlines() if line.startswith("SKIPPED")]
+    assert len(skipped) == len(ABOUT_OTHERS)
+    for module, reason in ABOUT_OTHERS.items():
+        (line,) = [line for line in skipped if f"tests/{module}.py" in line]
+        assert line.endswith(reason)
     result = with_six(*pytest_command, "tests/test_paper_shapes.py", **alone)
     assert result.returncode == 0, result.stdout
 

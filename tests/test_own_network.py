@@ -212,6 +212,8 @@ def test_what_is_of_a_recipes_layers_is_refused_beside_it(trained, tiny_shards, 
         (("--compile", "default"), "--compile"),
         (("--gpus", "2"), "expected one device: give --gpus 1"),
     ):
+        if options[0] == "--compile" and " " in torch.__file__:
+            continue  # where the compiler itself is refused first
         result = train(tiny_shards, out.parent / "refused", *OPTIONS, *model, *options)
         assert_user_error(result, "--model my_net.py:Net: expected", word)
         assert not (out.parent / "refused").exists()

@@ -18,6 +18,7 @@ from replica.distributed.mesh import Rank
 from replica.results.evaluation import check_all_have
 from replica.results.members import CommonLabels, Member, Network, Share, batches_of
 from replica.training.checkpoint import load_checkpoint
+from replica.training.weights import network_of
 
 VIEWS = "grid:3"  # seven images per batch: the 20 of val are three batches
 
@@ -52,7 +53,13 @@ def batches(checkpoints, data, share):
     members = [Member(path, load_checkpoint(path), "last") for path in checkpoints]
     labels = CommonLabels(data.wnids, np.arange(len(data.wnids)), True)
     networks = [
-        Network(x.checkpoint, labels, device=torch.device("cpu"), precision="float32")
+        Network(
+            x.checkpoint,
+            labels,
+            model=network_of(x.path, x.checkpoint, None),
+            device=torch.device("cpu"),
+            precision="float32",
+        )
         for x in members
     ]
     rows = range(len(data.val))

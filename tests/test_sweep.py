@@ -17,7 +17,7 @@ from replica.results.followed_run import Curve, log_of
 from replica.sweeps import outcome, pictures, queue
 from replica.sweeps.study import FINISHED, PRUNED, Asked
 
-pytest.importorskip("optuna")
+pytest.importorskip("optuna", reason="needs the extra sweep")
 
 EPOCHS, BATCH_SIZE, NUM_TRAIN, NUM_VAL = 2, 16, 40, 20
 SIZES = (16, 16, 8)

@@ -11,7 +11,7 @@ from replica.sweeps.space import Range, Values, check_space, grid_size, read_spa
 from replica.sweeps.study import DIVERGED, FINISHED, PRUNED, RUNNING, Asked, Study
 from replica.sweeps.trials import Measured
 
-pytest.importorskip("optuna")
+pytest.importorskip("optuna", reason="needs the extra sweep")
 
 
 # --- Which is the best
