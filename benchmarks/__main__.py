@@ -31,6 +31,7 @@ BENCHMARKS = {
     "towers": "what overlaps the exchange before conv3, as a timeline",
     "copies": "what a step of two copies waits for the sums of gradients, in buckets and after it",
     "drawing": "drawing the embedded data set, against its random numbers alone",
+    "ten_crop": "the ten-crop test against its forward passes alone",
     "neighbors": "exact nearest neighbors against the product of matrices alone",
     "build_shards": "building shards of real pictures against decoding and resizing alone",
     "real_sets": "every real set in REPLICA_REAL_DATA, built and verified",

@@ -59,6 +59,14 @@ def test_the_operator_is_compared_with_a_copy():
     assert forward["ratio"] == pytest.approx(forward["value"] / copy["value"])
 
 
+def test_the_passes_alone_are_compared_with_the_ten_crop_test():
+    rows = rows_from("ten_crop", "--recipe", "mini64", "--images", "2", "--rounds", "1")
+    alone, test = rows["its forward passes alone"], rows["the ten-crop test"]
+    assert alone["baseline"] == "the ten-crop test"
+    assert alone["ratio"] == pytest.approx(alone["value"] / test["value"])
+    assert rows["images per second"]["value"] == pytest.approx(2 / test["value"])
+
+
 def test_the_one_pass_is_compared_with_three_operators():
     rows = rows_from("relu_lrn_pool", "--shape", "2,6,7,7", "--rounds", "3")
     kind = "2x6x7x7 channels last float32: "

@@ -66,6 +66,7 @@ OPTIONS = {
     "benchmarks.__main__ towers": "--batch-size --json --picture --precision --recipe --save "
     "--steps",
     "benchmarks.__main__ copies": "--batch-size --json --precision --recipe --save --steps",
+    "benchmarks.__main__ ten_crop": "--images --json --recipe --rounds --save --threads",
     "benchmarks.__main__ neighbors": "--json --queries --rounds --save --threads --vectors",
     "benchmarks.__main__ build_shards": "--input --json --pictures --rounds --save --workers",
     "benchmarks.__main__ real_sets": "--json --only --output --save",
