@@ -70,6 +70,48 @@ def crops_of(data, part):
     return pixels[:, first : first + CROP, first : first + CROP].permute(0, 3, 1, 2).contiguous()
 
 
+VIEW = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = nn.Linear(3 * 96 * 96, num_classes)
+
+    def forward(self, x):
+        return self.head(x.view(x.size(0), -1))
+"""
+
+
+def test_a_view_of_the_images_is_what_it_is_everywhere(tiny_shards, tmp_path):
+    path, out = tmp_path / "net.py", tmp_path / "run"
+    path.write_text(VIEW)
+    model = ("--model", f"{path}:Net")
+    result = train(tiny_shards, out, *OPTIONS, *model, "--steps", "1", "--lr", "1e-6")
+    assert result.returncode == 0, result.stderr
+    (val,) = [x for x in metrics(out) if x["kind"] == "val"]
+    command = ("-m", "replica.test", "--checkpoint", str(newest(out)), *model, "--json")
+    result = run_here(*command)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["loss"] == pytest.approx(val["loss"])
+    weights = last_checkpoint(out)["model"]
+    assert all(tensor.is_contiguous() for tensor in weights.values())
+    data = open_data_set(tiny_shards)
+    pixels = crops_of(data, "val").flatten(1)  # channel by channel, then row by row
+    logits = pixels @ weights["own.head.weight"].T + weights["own.head.bias"]
+    loss = F.cross_entropy(logits, torch.from_numpy(data.val.labels.astype(np.int64)))
+    assert val["loss"] == pytest.approx(float(loss), rel=1e-4)
+    Image.fromarray(np.zeros((SIDE, SIDE, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    command = ("-m", "replica.predict", str(tmp_path / "a.png"), "--checkpoint", str(out))
+    result = run_here(*command, *model, "--json")
+    assert result.returncode == 0, result.stderr
+
+
+def metrics(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
 def newest(out):
     return checkpoints_of(out)[-1]
 

@@ -118,7 +118,7 @@ class OwnNetwork(AlexNet):
 
     Its parameters are named as in the user's module, behind `own.`. Dropout and whatever else draws
     from PyTorch's generator is a function of the run's seed and the step, as it is seeded anew
-    before each.
+    before each. It sees contiguous images, N x C x H x W in memory, whatever those given are.
     """
 
     def __init__(self, recipe: Recipe, own: nn.Module, *, num_classes: int) -> None:
@@ -140,7 +140,8 @@ class OwnNetwork(AlexNet):
         """The logits (N, K) of crops (N, C, crop_size, crop_size), as of a recipe's network."""
         if "input" in self._modules:
             x = self.input(x)
-        logits: Tensor = self.own(x)
+        # The feed's images are channels last, of which a user's `view` would fail.
+        logits: Tensor = self.own(x.contiguous())
         return logits
 
 
