@@ -305,6 +305,28 @@ WRONG = {
         "expected logits (2, 10) given 2 images of 3 x 96 x 96, got (2, 4, 94, 94)",
     ),
     "other-channels": (NET + "nn.Conv2d(9, 4, 3)", "{path}:build", "raised RuntimeError given 2"),
+    "lazy": (
+        NET + "nn.Sequential(nn.Flatten(), nn.LazyLinear(5), nn.LazyLinear(num_classes))",
+        "{path}:build",
+        "expected parameters with shapes, got none yet for 1.weight, 1.bias, 2.weight and 1 more",
+    ),
+    "detached": (
+        "from torch import nn\nclass build(nn.Linear):\n"
+        "    def __init__(self, num_classes):\n        super().__init__(3, num_classes)\n"
+        "    def forward(self, x):\n        return super().forward(x.mean((2, 3))).detach()\n",
+        "{path}:build",
+        "expected logits with gradients, got none",
+    ),
+    "backward": (
+        "import torch\nfrom torch import nn\nclass F(torch.autograd.Function):\n"
+        "    @staticmethod\n    def forward(ctx, x):\n        return x.clone()\n"
+        "    @staticmethod\n    def backward(ctx, d):\n        return [][0]\n"
+        "class build(nn.Linear):\n"
+        "    def __init__(self, num_classes):\n        super().__init__(3, num_classes)\n"
+        "    def forward(self, x):\n        return F.apply(super().forward(x.mean((2, 3))))\n",
+        "{path}:build",
+        "raised IndexError in line 9 when it was tried backward: list index",
+    ),
     "idle": (
         "from torch import nn\nclass build(nn.Module):\n"
         "    def __init__(self, num_classes):\n        super().__init__()\n"
@@ -314,6 +336,37 @@ WRONG = {
         "a gradient of the logits for every parameter, got none for b.weight, b.bias",
     ),
 }
+LATER = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, num_classes))
+
+    def forward(self, x):
+        if x.any():
+            {later}
+        return super().forward(x)
+"""
+FAILS_LATER = {
+    "raises": ("{}['a']", "raised KeyError in line 11 given 10 images of 3 x 96 x 96: 'a': mend"),
+    "fewer": ("x = x[1:]", "expected logits (10, 10) given 10 images of 3 x 96 x 96, got (9, 10)"),
+    "none": ("return None", "given 10 images of 3 x 96 x 96, got NoneType"),
+}
+
+
+@pytest.mark.parametrize("name", FAILS_LATER)
+def test_what_fails_only_in_training_is_one_line(name, tiny_shards, tmp_path):
+    later, message = FAILS_LATER[name]
+    path = tmp_path / "net.py"
+    path.write_text(LATER.format(later=later))
+    result = train(tiny_shards, tmp_path / "run", *OPTIONS, "--model", f"{path}:Net")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    line = result.stderr.splitlines()[-1]  # behind the progress bar
+    assert line.startswith("replica.train: --model net.py:Net: ")
+    assert message in line
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -18,6 +18,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from data_prep.errors import UserError
 from data_prep.files import read_plain_file
@@ -121,7 +122,9 @@ class OwnNetwork(AlexNet):
     before each. It sees contiguous images, N x C x H x W in memory, whatever those given are.
     """
 
-    def __init__(self, recipe: Recipe, own: nn.Module, *, num_classes: int) -> None:
+    def __init__(
+        self, recipe: Recipe, own: nn.Module, model_file: ModelFile, *, num_classes: int
+    ) -> None:
         nn.Module.__init__(self)  # without the recipe's layers
         self.fused = False
         self.recipe = recipe
@@ -130,6 +133,7 @@ class OwnNetwork(AlexNet):
         if recipe.pixel_divisor or recipe.channels != "rgb":
             self.input = Input(divisor=recipe.pixel_divisor, channels=recipe.channels)
         self.own = own
+        self.model_file = model_file
 
     def dropout_masks(self, rows: Tensor, *, seed: int, step: int | Tensor) -> Masks:
         """None of a recipe's; seeds PyTorch's generator for this step."""
@@ -137,12 +141,29 @@ class OwnNetwork(AlexNet):
         return {}
 
     def forward(self, x: Tensor, masks: Masks | None = None) -> Tensor:
-        """The logits (N, K) of crops (N, C, crop_size, crop_size), as of a recipe's network."""
+        """The logits (N, K) of crops (N, C, crop_size, crop_size), as of a recipe's network.
+
+        Raises:
+            UserError: the user's module raises, or gives anything else.
+        """
         if "input" in self._modules:
             x = self.input(x)
-        # The feed's images are channels last, of which a user's `view` would fail.
-        logits: Tensor = self.own(x.contiguous())
-        return logits
+        images, channels, height, width = x.shape
+        given = f" given {images} images of {channels} x {height} x {width}"
+        try:
+            # The feed's images are channels last, of which a user's `view` would fail.
+            logits: Any = self.own(x.contiguous())
+        except (Exception, SystemExit) as error:
+            raise _raised(self.model_file, error, doing=given) from None
+        expected = (images, self.num_classes)
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if got != expected or not logits.is_floating_point():
+            raise UserError(
+                f"--model {self.model_file}: expected logits {expected}{given}, got {got}: a "
+                "function with a parameter num_classes is given their number"
+            )
+        logits_NK: Tensor = logits
+        return logits_NK
 
 
 def _generator_seed(seed: int, number: int) -> int:
@@ -164,7 +185,8 @@ def build_own(
     PyTorch's generator, seeded with `seed`.
 
     Raises:
-        UserError: the file or the function raises, or it returns no `nn.Module` with parameters.
+        UserError: the file or the function raises, or it returns no `nn.Module` with parameters
+            that have their shapes.
     """
     module = ModuleType(_MODULE)
     module.__file__ = model_file.name
@@ -193,7 +215,18 @@ def build_own(
         )
     if not any(True for _ in own.parameters()):
         raise UserError(f"--model {model_file}: expected a network with parameters, got none")
-    return OwnNetwork(recipe, own, num_classes=num_classes)
+    named = [*own.named_parameters(), *own.named_buffers()]
+    if lazy := [name for name, tensor in named if is_lazy(tensor)]:
+        raise UserError(
+            f"--model {model_file}: expected parameters with shapes, got none yet for "
+            f"{_some(lazy)}: give nn.Linear and its like their input's size, not nn.LazyLinear"
+        )
+    return OwnNetwork(recipe, own, model_file, num_classes=num_classes)
+
+
+def _some(names: list[str]) -> str:
+    """The first three of names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _raised(model_file: ModelFile, error: BaseException, *, doing: str = "") -> UserError:
@@ -227,28 +260,28 @@ def check_own(
     Raises:
         UserError: it raises, does not give logits (N, K), or not all parameters are trained.
     """
-    trial, side = copy.deepcopy(network), network.recipe.crop_size
+    side = network.recipe.crop_size
     images = torch.zeros(num_images, channels, side, side)
-    given = f" given {num_images} images of {channels} x {side} x {side}"
     with torch.random.fork_rng(devices=[]):
-        for is_training in (False, True):
-            try:
+        try:
+            trial = copy.deepcopy(network)
+            for is_training in (False, True):
                 logits = trial.train(is_training)(images)
-            except (Exception, SystemExit) as error:
-                raise _raised(model_file, error, doing=given) from None
-            expected = (num_images, network.num_classes)
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            if got != expected or not logits.is_floating_point():
-                raise UserError(
-                    f"--model {model_file}: expected logits {expected}{given}, got {got}: a "
-                    "function with a parameter num_classes is given their number"
-                )
-    F.cross_entropy(logits, torch.zeros(num_images, dtype=torch.int64)).backward()
-    if idle := [name for name, x in network.own.named_parameters() if not _is_trained(trial, name)]:
-        more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""
+            if logits.requires_grad:
+                F.cross_entropy(logits, torch.zeros(num_images, dtype=torch.int64)).backward()
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise _raised(model_file, error, doing=" when it was tried backward") from None
+    if not logits.requires_grad:
+        raise UserError(
+            f"--model {model_file}: expected logits with gradients, got none: compute them without "
+            "detach() and torch.no_grad()"
+        )
+    if idle := [name for name, _ in network.own.named_parameters() if not _is_trained(trial, name)]:
         raise UserError(
             f"--model {model_file}: expected a gradient of the logits for every parameter, got "
-            f"none for {', '.join(idle[:3])}{more}: make what is not trained a buffer"
+            f"none for {_some(idle)}: make what is not trained a buffer"
         )
 
 
