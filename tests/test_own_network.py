@@ -1,6 +1,7 @@
 """A user's own network, `--model FILE:FUNCTION`, against a training program in plain PyTorch."""
 
 import hashlib
+import html
 import json
 
 import numpy as np
@@ -230,6 +231,8 @@ def test_another_file_is_refused(trained, tiny_shards, model_file, tmp_path):
     assert_user_error(run_here(*tests), "give that file with --model")
     resumed = run_here("-m", "replica.train", "--out", str(out), "--resume")
     assert_user_error(resumed, "give that file with --model")
+    assert resumed.stderr.startswith("replica.train: ")
+    assert "replica.test" not in resumed.stderr
     init = ("--init", str(newest(out)))
     result = train(tiny_shards, tmp_path / "init", *OPTIONS, *init)
     assert_user_error(result, "expected the network of a recipe, got that of a file, my_net.py:Net")
@@ -263,7 +266,7 @@ def test_what_is_of_a_recipes_layers_is_refused_beside_it(trained, tiny_shards, 
     assert_user_error(result, "has the network of a file, my_net.py:Net")
 
 
-def test_figures_reports_and_neighbors_do_what_they_can(trained, tmp_path, expected):
+def test_figures_reports_and_neighbors_do_what_they_can(trained, model_file, tmp_path, expected):
     out, _ = trained
     page = tmp_path / "page.html"
     result = run_here("-m", "replica.report", str(out), "--output", str(page))
@@ -271,13 +274,19 @@ def test_figures_reports_and_neighbors_do_what_they_can(trained, tmp_path, expec
     parameters = sum(x.numel() for x in expected.parameters())
     assert f"that of a file, my_net.py:Net, {parameters:,} parameters" in page.read_text()
     assert "The network is that of a file, my_net.py:Net." in page.read_text()
+    assert "replica.report runs no file" in page.read_text()
+    tests = f"--checkpoint {out}/best.pt --model {model_file}:Net --ten-crop"
+    assert tests in html.unescape(page.read_text())
     page.unlink()
     result = run_here("-m", "replica.figures", "--run", str(out), "--out", str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert "no kernels: the network is that of a file, my_net.py:Net" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
     result = run_here("-m", "replica.neighbors", "--checkpoint", str(out))
-    assert_user_error(result, "has the network of a file")
+    words = ("has the network of a file", "runs no file: expected a recipe's network")
+    assert_user_error(result, *words, "replica.neighbors runs")
+    figure = ("-m", "replica.figures", "confusion", "--checkpoint", str(newest(out)))
+    assert_user_error(run_here(*figure), *words, "replica.figures runs")
     command = ("-m", "replica.export", str(out), "--format", "onnx")
     result = run_here(*command, "--output", str(tmp_path / "net.onnx"))
     assert_user_error(result, "expected the network of a recipe, got that of a file, my_net.py:Net")
@@ -421,6 +430,9 @@ def test_the_table_of_a_users_network_is_what_is_run(model_file):
     text = run_here(*command).stdout.splitlines()
     assert text[0] == f"model my_net.py:Net: 12 classes, a {CROP} x {CROP} crop"
     assert text[-2].split() == ["head", "Linear", "12", "660"]
+    for change in ("conv1.stride=2", "without=conv4"):
+        words = (f"expected none of --set {change} beside it", "layers of a recipe")
+        assert_user_error(run_here(*command, "--set", change), *words)
 
 
 def test_a_network_is_told_the_channels_if_it_asks(tmp_path):

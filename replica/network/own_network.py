@@ -10,6 +10,8 @@ import hashlib
 import inspect
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +34,7 @@ EXAMPLE = "my_net.py:build"
 MOST_BYTES = 1 << 18
 # Under which the file is imported, so that its classes know where they are from.
 _MODULE = "replica_own_network"
+_GIVE_FILE = ": give that file with --model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,20 @@ class ModelFile:
         return f"{self.name}:{self.function}"
 
 
+class NoModelFileError(UserError):
+    """A checkpoint's network is of a file, and none was given."""
+
+
+@contextmanager
+def without_model(program: str) -> Iterator[None]:
+    """A block of a command that has no --model: it says so where it meets a user's network."""
+    try:
+        yield
+    except NoModelFileError as error:
+        found = str(error).removesuffix(_GIVE_FILE)
+        raise UserError(f"{found}: {program} runs no file: expected a recipe's network") from None
+
+
 def same_model_file(
     path: Path, began_with: ModelFile | None, given: ModelFile | None
 ) -> ModelFile | None:
@@ -108,7 +125,7 @@ def same_model_file(
         return None
     begun = f"{path}: has the network of a file, {began_with} with SHA-256 {began_with.sha256}"
     if given is None:
-        raise UserError(f"{begun}: give that file with --model, to replica.test or replica.predict")
+        raise NoModelFileError(begun + _GIVE_FILE)
     if (given.function, given.sha256) != (began_with.function, began_with.sha256):
         raise UserError(f"{begun}: --model {given} is another: its text is in the run's run.json")
     return given
