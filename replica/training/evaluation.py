@@ -115,15 +115,10 @@ def mean_probabilities(
     Returns:
         (N, K) on the CPU, of the logits' type.
     """
+    num_views = len(crops) // num_images
     with torch.inference_mode():
-        logits = predict(crops)
-    return _mean_of_views(logits, num_images=num_images)
-
-
-def _mean_of_views(logits: torch.Tensor, *, num_images: int) -> torch.Tensor:
-    with torch.inference_mode():
-        probabilities = logits.softmax(dim=1).cpu()
-    return probabilities.view(num_images, len(logits) // num_images, -1).mean(dim=1)
+        probabilities = predict(crops).softmax(dim=1).cpu()
+    return probabilities.view(num_images, num_views, -1).mean(dim=1)
 
 
 def evaluate(
@@ -144,7 +139,8 @@ def evaluate(
         labels_N = batch.labels
         with torch.inference_mode():
             logits = predict(batch.images)
-        counts += count(_mean_of_views(logits, num_images=len(labels_N)), labels_N, logits)
+        mean_NK = mean_probabilities(logits, lambda own: own, num_images=len(labels_N))
+        counts += count(mean_NK, labels_N, logits)
         on_progress(len(labels_N))
     return counts
 
