@@ -218,7 +218,8 @@ def show(arguments: argparse.Namespace) -> None:
     if arguments.model is not None:
         if arguments.operators:
             raise UserError("--operators: expected the network of a recipe, got --model")
-        if of_layers := [change for change in arguments.set if is_of_layers(change)]:
+        of_layers = [change for change in arguments.set if is_of_layers(change)]
+        if of_layers:
             raise UserError(
                 f"--model {arguments.model}: expected none of --set {', '.join(of_layers)} beside "
                 "it, which are of the layers of a recipe"
