@@ -48,6 +48,7 @@ def show(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps({"variants": rows, "runs": [asdict(run) for run in runs]}, indent=1))
         return
+    rows = [row | {"loss": "not finite"} if row["loss"] is None else row for row in rows]
     write = as_csv if arguments.csv else as_markdown if arguments.markdown else as_text
     print("\n".join(map(printable, write(rows).split("\n"))))
 

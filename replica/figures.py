@@ -13,6 +13,7 @@ from typing import Any
 
 from data_prep.arguments import nonempty_name, nonempty_path, whole_number
 from data_prep.errors import OneLineParser, command_for, print_aside, print_line, run_command
+from replica.network.own_network import without_model
 from replica.predict import names_of
 from replica.recipes import PAPER, find_recipe, with_changes
 from replica.results.architecture import architecture_figure
@@ -189,7 +190,8 @@ def draw(arguments: argparse.Namespace) -> None:
         path = checkpoint_file(arguments.checkpoint or _chosen_run(arguments))
         of_run = path.parent / "figures" if (path.parent / RUN_FILE).is_file() else Path()
         is_tested = what in ("classes", "confusion")
-        figure = (figure_of_test if is_tested else figure_of_network)(path, arguments)
+        with without_model("replica.figures"):
+            figure = (figure_of_test if is_tested else figure_of_network)(path, arguments)
         write(figure, arguments, arguments.out or of_run)
 
 

@@ -14,6 +14,7 @@ from data_prep.arguments import nonempty_name, whole_number
 from data_prep.errors import OneLineParser, UserError, command_for, print_line, run_command
 from replica import paper
 from replica.recipes import PAPER, Recipe, find_recipe, with_changes
+from replica.recipes.changes import is_of_layers
 from replica.recipes.geometry import IMAGE_CHANNELS, LayerGeometry, geometry
 from replica.recipes.recipe import shown
 
@@ -217,6 +218,12 @@ def show(arguments: argparse.Namespace) -> None:
     if arguments.model is not None:
         if arguments.operators:
             raise UserError("--operators: expected the network of a recipe, got --model")
+        of_layers = [change for change in arguments.set if is_of_layers(change)]
+        if of_layers:
+            raise UserError(
+                f"--model {arguments.model}: expected none of --set {', '.join(of_layers)} beside "
+                "it, which are of the layers of a recipe"
+            )
         _show_own(arguments, recipe)
         return
     layers = geometry(recipe, channels=arguments.channels)

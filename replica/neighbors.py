@@ -26,6 +26,7 @@ from data_prep.errors import (
     run_command,
 )
 from data_prep.shards import DataSet
+from replica.network.own_network import without_model
 from replica.results.evaluation import choose_data
 from replica.results.nearest_images import (
     Shown,
@@ -188,7 +189,8 @@ def search(arguments: argparse.Namespace) -> int:
     checkpoint = arguments.checkpoint or newest_run(purpose="search with")
     if not arguments.checkpoint:
         print_aside(f"checkpoint: the best of {checkpoint} (no --checkpoint given: the newest run)")
-    network = load(checkpoint)
+    with without_model("replica.neighbors"):
+        network = load(checkpoint)
     layer = hidden_layer(network)
     at = checkpoint / "best.pt" if checkpoint.is_dir() else checkpoint
     data = choose_data(arguments.data, at, print_aside)

@@ -123,6 +123,22 @@ def test_an_early_end_is_an_end(tmp_path):
     assert "stop_patience=1" in row["variant"]
 
 
+def test_a_loss_that_is_not_finite_is_shown_as_that_and_its_validation_counts(tmp_path):
+    """metrics.jsonl has null for it."""
+    errors = [(1.0, 0.6, 0.1), (None, 0.5, 0.2), (1.5, 0.7, 0.1)]
+    runs = [write_run(tmp_path / "a", errors), write_run(tmp_path / "b", errors[::2], seed=2)]
+    content = json.loads(run_here("-m", "replica.compare", *runs, "--json").stdout)
+    assert [(x["best_epoch"], x["epochs"], x["loss"]) for x in content["runs"]] == [
+        (2, 3, None),
+        (1, 2, 1.0),
+    ]
+    assert content["runs"][0]["is_complete"]
+    (row,) = content["variants"]
+    assert (row["loss"], row["top1_error"], row["epochs"]) == (None, 0.55, "3 2...")
+    assert "  not finite  0.5500  " in run_here("-m", "replica.compare", *runs).stdout
+    assert ",not finite,0.55," in run_here("-m", "replica.compare", *runs, "--csv").stdout
+
+
 def test_a_users_network_is_a_variant_of_its_own(tmp_path):
     known = {"name": "my_net.py", "function": "build", "text": "", "sha256": "0123456789"}
     errors = [(1.0, 0.5, 0.1)]

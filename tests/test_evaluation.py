@@ -1,6 +1,8 @@
 """`python -m replica.test` against the oracle: error rates exactly, probabilities to 1e-9."""
 
 import json
+import math
+from types import SimpleNamespace
 
 import numpy as np
 import oracles
@@ -99,6 +101,38 @@ def test_wrong_ways_to_test_have_other_error_rates(weights, mean_image, tiny_sha
     for name, scores in wrong.items():
         assert errors(scores, labels) != pytest.approx(errors(right, labels)), name
     assert errors(right, np.roll(labels, 1)) != pytest.approx(errors(right, labels))
+
+
+def counted(logits, labels):
+    """What `evaluate` says of these logits (N, V, K)."""
+    images = torch.zeros(logits.shape[0] * logits.shape[1], 1)
+    batch = SimpleNamespace(images=images, labels=torch.tensor(labels))
+    return evaluation.evaluate([batch], predict=lambda _: logits.flatten(0, 1))
+
+
+def test_the_loss_of_logits_far_apart_is_a_number():
+    generator = torch.Generator().manual_seed(3)
+    logits = 1000 * torch.randn(4, 3, 6, generator=generator)
+    logits[0, :, 2] = -1e4
+    logits[1] /= 1000  # its probability is a float32
+    logits[2, :, 5] = 2e4
+    labels = [2, 1, 3, 4]
+    of_views = logits.double().numpy().astype(np.longdouble)  # reaches down to 1e-4950
+    shifted = np.exp(of_views - of_views.max(axis=2, keepdims=True))
+    mean = (shifted / shifted.sum(axis=2, keepdims=True)).mean(axis=1)[range(4), labels]
+    expected = np.log(mean[[1, 3]]).sum()
+    # Below that too, the largest of the views' decides.
+    for row in (0, 2):
+        own, highest = of_views[row, :, labels[row]], of_views[row].max(axis=1)
+        expected += (own - highest).max() - np.log(3)
+    assert counted(logits, labels).loss == pytest.approx(-float(expected), rel=1e-6)
+    # Where all are held, bit by bit what the probabilities alone say.
+    near = torch.randn(40, 3, 6, generator=generator) * 20
+    labels = [row % 6 for row in range(40)]
+    own = near.flatten(0, 1).softmax(1).view(40, 3, 6).mean(1)[range(40), labels]
+    assert own.min() > 0
+    assert counted(near, labels).loss == float(-own.double().log().sum())
+    assert math.isnan(counted(torch.full((1, 1, 3), torch.nan), [0]).loss)
 
 
 def test_a_missing_image_is_an_error_with_both_numbers():

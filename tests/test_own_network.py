@@ -1,6 +1,7 @@
 """A user's own network, `--model FILE:FUNCTION`, against a training program in plain PyTorch."""
 
 import hashlib
+import html
 import json
 
 import numpy as np
@@ -68,6 +69,48 @@ def crops_of(data, part):
     images = np.concatenate([np.asarray(shard.images()) for shard in data.part(part).shards])
     pixels = torch.from_numpy(images.astype(np.float32) - data.statistics.mean_image)
     return pixels[:, first : first + CROP, first : first + CROP].permute(0, 3, 1, 2).contiguous()
+
+
+VIEW = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = nn.Linear(3 * 96 * 96, num_classes)
+
+    def forward(self, x):
+        return self.head(x.view(x.size(0), -1))
+"""
+
+
+def test_a_view_of_the_images_is_what_it_is_everywhere(tiny_shards, tmp_path):
+    path, out = tmp_path / "net.py", tmp_path / "run"
+    path.write_text(VIEW)
+    model = ("--model", f"{path}:Net")
+    result = train(tiny_shards, out, *OPTIONS, *model, "--steps", "1", "--lr", "1e-6")
+    assert result.returncode == 0, result.stderr
+    (val,) = [x for x in metrics(out) if x["kind"] == "val"]
+    command = ("-m", "replica.test", "--checkpoint", str(newest(out)), *model, "--json")
+    result = run_here(*command)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["loss"] == pytest.approx(val["loss"])
+    weights = last_checkpoint(out)["model"]
+    assert all(tensor.is_contiguous() for tensor in weights.values())
+    data = open_data_set(tiny_shards)
+    pixels = crops_of(data, "val").flatten(1)  # channel by channel, then row by row
+    logits = pixels @ weights["own.head.weight"].T + weights["own.head.bias"]
+    loss = F.cross_entropy(logits, torch.from_numpy(data.val.labels.astype(np.int64)))
+    assert val["loss"] == pytest.approx(float(loss), rel=1e-4)
+    Image.fromarray(np.zeros((SIDE, SIDE, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    command = ("-m", "replica.predict", str(tmp_path / "a.png"), "--checkpoint", str(out))
+    result = run_here(*command, *model, "--json")
+    assert result.returncode == 0, result.stderr
+
+
+def metrics(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def newest(out):
@@ -188,6 +231,8 @@ def test_another_file_is_refused(trained, tiny_shards, model_file, tmp_path):
     assert_user_error(run_here(*tests), "give that file with --model")
     resumed = run_here("-m", "replica.train", "--out", str(out), "--resume")
     assert_user_error(resumed, "give that file with --model")
+    assert resumed.stderr.startswith("replica.train: ")
+    assert "replica.test" not in resumed.stderr
     init = ("--init", str(newest(out)))
     result = train(tiny_shards, tmp_path / "init", *OPTIONS, *init)
     assert_user_error(result, "expected the network of a recipe, got that of a file, my_net.py:Net")
@@ -221,7 +266,7 @@ def test_what_is_of_a_recipes_layers_is_refused_beside_it(trained, tiny_shards, 
     assert_user_error(result, "has the network of a file, my_net.py:Net")
 
 
-def test_figures_reports_and_neighbors_do_what_they_can(trained, tmp_path, expected):
+def test_figures_reports_and_neighbors_do_what_they_can(trained, model_file, tmp_path, expected):
     out, _ = trained
     page = tmp_path / "page.html"
     result = run_here("-m", "replica.report", str(out), "--output", str(page))
@@ -229,13 +274,19 @@ def test_figures_reports_and_neighbors_do_what_they_can(trained, tmp_path, expec
     parameters = sum(x.numel() for x in expected.parameters())
     assert f"that of a file, my_net.py:Net, {parameters:,} parameters" in page.read_text()
     assert "The network is that of a file, my_net.py:Net." in page.read_text()
+    assert "replica.report runs no file" in page.read_text()
+    tests = f"--checkpoint {out}/best.pt --model {model_file}:Net --ten-crop"
+    assert tests in html.unescape(page.read_text())
     page.unlink()
     result = run_here("-m", "replica.figures", "--run", str(out), "--out", str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert "no kernels: the network is that of a file, my_net.py:Net" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
     result = run_here("-m", "replica.neighbors", "--checkpoint", str(out))
-    assert_user_error(result, "has the network of a file")
+    words = ("has the network of a file", "runs no file: expected a recipe's network")
+    assert_user_error(result, *words, "replica.neighbors runs")
+    figure = ("-m", "replica.figures", "confusion", "--checkpoint", str(newest(out)))
+    assert_user_error(run_here(*figure), *words, "replica.figures runs")
     command = ("-m", "replica.export", str(out), "--format", "onnx")
     result = run_here(*command, "--output", str(tmp_path / "net.onnx"))
     assert_user_error(result, "expected the network of a recipe, got that of a file, my_net.py:Net")
@@ -263,6 +314,28 @@ WRONG = {
         "expected logits (2, 10) given 2 images of 3 x 96 x 96, got (2, 4, 94, 94)",
     ),
     "other-channels": (NET + "nn.Conv2d(9, 4, 3)", "{path}:build", "raised RuntimeError given 2"),
+    "lazy": (
+        NET + "nn.Sequential(nn.Flatten(), nn.LazyLinear(5), nn.LazyLinear(num_classes))",
+        "{path}:build",
+        "expected parameters with shapes, got none yet for 1.weight, 1.bias, 2.weight and 1 more",
+    ),
+    "detached": (
+        "from torch import nn\nclass build(nn.Linear):\n"
+        "    def __init__(self, num_classes):\n        super().__init__(3, num_classes)\n"
+        "    def forward(self, x):\n        return super().forward(x.mean((2, 3))).detach()\n",
+        "{path}:build",
+        "expected logits with gradients, got none",
+    ),
+    "backward": (
+        "import torch\nfrom torch import nn\nclass F(torch.autograd.Function):\n"
+        "    @staticmethod\n    def forward(ctx, x):\n        return x.clone()\n"
+        "    @staticmethod\n    def backward(ctx, d):\n        return [][0]\n"
+        "class build(nn.Linear):\n"
+        "    def __init__(self, num_classes):\n        super().__init__(3, num_classes)\n"
+        "    def forward(self, x):\n        return F.apply(super().forward(x.mean((2, 3))))\n",
+        "{path}:build",
+        "raised IndexError in line 9 when it was tried backward: list index",
+    ),
     "idle": (
         "from torch import nn\nclass build(nn.Module):\n"
         "    def __init__(self, num_classes):\n        super().__init__()\n"
@@ -272,6 +345,37 @@ WRONG = {
         "a gradient of the logits for every parameter, got none for b.weight, b.bias",
     ),
 }
+LATER = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, num_classes))
+
+    def forward(self, x):
+        if x.any():
+            {later}
+        return super().forward(x)
+"""
+FAILS_LATER = {
+    "raises": ("{}['a']", "raised KeyError in line 11 given 10 images of 3 x 96 x 96: 'a': mend"),
+    "fewer": ("x = x[1:]", "expected logits (10, 10) given 10 images of 3 x 96 x 96, got (9, 10)"),
+    "none": ("return None", "given 10 images of 3 x 96 x 96, got NoneType"),
+}
+
+
+@pytest.mark.parametrize("name", FAILS_LATER)
+def test_what_fails_only_in_training_is_one_line(name, tiny_shards, tmp_path):
+    later, message = FAILS_LATER[name]
+    path = tmp_path / "net.py"
+    path.write_text(LATER.format(later=later))
+    result = train(tiny_shards, tmp_path / "run", *OPTIONS, "--model", f"{path}:Net")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    line = result.stderr.splitlines()[-1]  # behind the progress bar
+    assert line.startswith("replica.train: --model net.py:Net: ")
+    assert message in line
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -326,6 +430,9 @@ def test_the_table_of_a_users_network_is_what_is_run(model_file):
     text = run_here(*command).stdout.splitlines()
     assert text[0] == f"model my_net.py:Net: 12 classes, a {CROP} x {CROP} crop"
     assert text[-2].split() == ["head", "Linear", "12", "660"]
+    for change in ("conv1.stride=2", "without=conv4"):
+        words = (f"expected none of --set {change} beside it", "layers of a recipe")
+        assert_user_error(run_here(*command, "--set", change), *words)
 
 
 def test_a_network_is_told_the_channels_if_it_asks(tmp_path):

@@ -10,6 +10,8 @@ import hashlib
 import inspect
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +20,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from data_prep.errors import UserError
 from data_prep.files import read_plain_file
@@ -31,6 +34,7 @@ EXAMPLE = "my_net.py:build"
 MOST_BYTES = 1 << 18
 # Under which the file is imported, so that its classes know where they are from.
 _MODULE = "replica_own_network"
+_GIVE_FILE = ": give that file with --model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +97,20 @@ class ModelFile:
         return f"{self.name}:{self.function}"
 
 
+class NoModelFileError(UserError):
+    """A checkpoint's network is of a file, and none was given."""
+
+
+@contextmanager
+def without_model(program: str) -> Iterator[None]:
+    """A block of a command that has no --model: it says so where it meets a user's network."""
+    try:
+        yield
+    except NoModelFileError as error:
+        found = str(error).removesuffix(_GIVE_FILE)
+        raise UserError(f"{found}: {program} runs no file: expected a recipe's network") from None
+
+
 def same_model_file(
     path: Path, began_with: ModelFile | None, given: ModelFile | None
 ) -> ModelFile | None:
@@ -107,7 +125,7 @@ def same_model_file(
         return None
     begun = f"{path}: has the network of a file, {began_with} with SHA-256 {began_with.sha256}"
     if given is None:
-        raise UserError(f"{begun}: give that file with --model, to replica.test or replica.predict")
+        raise NoModelFileError(begun + _GIVE_FILE)
     if (given.function, given.sha256) != (began_with.function, began_with.sha256):
         raise UserError(f"{begun}: --model {given} is another: its text is in the run's run.json")
     return given
@@ -118,10 +136,12 @@ class OwnNetwork(AlexNet):
 
     Its parameters are named as in the user's module, behind `own.`. Dropout and whatever else draws
     from PyTorch's generator is a function of the run's seed and the step, as it is seeded anew
-    before each.
+    before each. It sees contiguous images, N x C x H x W in memory, whatever those given are.
     """
 
-    def __init__(self, recipe: Recipe, own: nn.Module, *, num_classes: int) -> None:
+    def __init__(
+        self, recipe: Recipe, own: nn.Module, model_file: ModelFile, *, num_classes: int
+    ) -> None:
         nn.Module.__init__(self)  # without the recipe's layers
         self.fused = False
         self.recipe = recipe
@@ -130,6 +150,7 @@ class OwnNetwork(AlexNet):
         if recipe.pixel_divisor or recipe.channels != "rgb":
             self.input = Input(divisor=recipe.pixel_divisor, channels=recipe.channels)
         self.own = own
+        self.model_file = model_file
 
     def dropout_masks(self, rows: Tensor, *, seed: int, step: int | Tensor) -> Masks:
         """None of a recipe's; seeds PyTorch's generator for this step."""
@@ -137,11 +158,29 @@ class OwnNetwork(AlexNet):
         return {}
 
     def forward(self, x: Tensor, masks: Masks | None = None) -> Tensor:
-        """The logits (N, K) of crops (N, C, crop_size, crop_size), as of a recipe's network."""
+        """The logits (N, K) of crops (N, C, crop_size, crop_size), as of a recipe's network.
+
+        Raises:
+            UserError: the user's module raises, or gives anything else.
+        """
         if "input" in self._modules:
             x = self.input(x)
-        logits: Tensor = self.own(x)
-        return logits
+        images, channels, height, width = x.shape
+        given = f" given {images} images of {channels} x {height} x {width}"
+        try:
+            # The feed's images are channels last, of which a user's `view` would fail.
+            logits: Any = self.own(x.contiguous())
+        except (Exception, SystemExit) as error:
+            raise _raised(self.model_file, error, doing=given) from None
+        expected = (images, self.num_classes)
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if got != expected or not logits.is_floating_point():
+            raise UserError(
+                f"--model {self.model_file}: expected logits {expected}{given}, got {got}: a "
+                "function with a parameter num_classes is given their number"
+            )
+        logits_NK: Tensor = logits
+        return logits_NK
 
 
 def _generator_seed(seed: int, number: int) -> int:
@@ -163,7 +202,8 @@ def build_own(
     PyTorch's generator, seeded with `seed`.
 
     Raises:
-        UserError: the file or the function raises, or it returns no `nn.Module` with parameters.
+        UserError: the file or the function raises, or it returns no `nn.Module` with parameters
+            that have their shapes.
     """
     module = ModuleType(_MODULE)
     module.__file__ = model_file.name
@@ -192,7 +232,18 @@ def build_own(
         )
     if not any(True for _ in own.parameters()):
         raise UserError(f"--model {model_file}: expected a network with parameters, got none")
-    return OwnNetwork(recipe, own, num_classes=num_classes)
+    named = [*own.named_parameters(), *own.named_buffers()]
+    if lazy := [name for name, tensor in named if is_lazy(tensor)]:
+        raise UserError(
+            f"--model {model_file}: expected parameters with shapes, got none yet for "
+            f"{_some(lazy)}: give nn.Linear and its like their input's size, not nn.LazyLinear"
+        )
+    return OwnNetwork(recipe, own, model_file, num_classes=num_classes)
+
+
+def _some(names: list[str]) -> str:
+    """The first three of names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _raised(model_file: ModelFile, error: BaseException, *, doing: str = "") -> UserError:
@@ -226,28 +277,28 @@ def check_own(
     Raises:
         UserError: it raises, does not give logits (N, K), or not all parameters are trained.
     """
-    trial, side = copy.deepcopy(network), network.recipe.crop_size
+    side = network.recipe.crop_size
     images = torch.zeros(num_images, channels, side, side)
-    given = f" given {num_images} images of {channels} x {side} x {side}"
     with torch.random.fork_rng(devices=[]):
-        for is_training in (False, True):
-            try:
+        try:
+            trial = copy.deepcopy(network)
+            for is_training in (False, True):
                 logits = trial.train(is_training)(images)
-            except (Exception, SystemExit) as error:
-                raise _raised(model_file, error, doing=given) from None
-            expected = (num_images, network.num_classes)
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            if got != expected or not logits.is_floating_point():
-                raise UserError(
-                    f"--model {model_file}: expected logits {expected}{given}, got {got}: a "
-                    "function with a parameter num_classes is given their number"
-                )
-    F.cross_entropy(logits, torch.zeros(num_images, dtype=torch.int64)).backward()
-    if idle := [name for name, x in network.own.named_parameters() if not _is_trained(trial, name)]:
-        more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""
+            if logits.requires_grad:
+                F.cross_entropy(logits, torch.zeros(num_images, dtype=torch.int64)).backward()
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise _raised(model_file, error, doing=" when it was tried backward") from None
+    if not logits.requires_grad:
+        raise UserError(
+            f"--model {model_file}: expected logits with gradients, got none: compute them without "
+            "detach() and torch.no_grad()"
+        )
+    if idle := [name for name, _ in network.own.named_parameters() if not _is_trained(trial, name)]:
         raise UserError(
             f"--model {model_file}: expected a gradient of the logits for every parameter, got "
-            f"none for {', '.join(idle[:3])}{more}: make what is not trained a buffer"
+            f"none for {_some(idle)}: make what is not trained a buffer"
         )
 
 

@@ -26,6 +26,12 @@ ALIASES = {
 WITHOUT = "without"
 
 
+def is_of_layers(change: str) -> bool:
+    """Whether `--set` of it changes layers of a recipe, which a user's own network has not."""
+    target = change.partition("=")[0]
+    return "." in target or target == WITHOUT
+
+
 def settable_fields() -> dict[str, Any]:
     """The fields that `--set` takes, with their types: all but the name, the claim, the layers."""
     hints = typing.get_type_hints(Recipe)

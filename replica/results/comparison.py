@@ -26,7 +26,7 @@ class ComparedRun:
         seed: of the run.
         best_epoch, epochs: of that validation; how many there were.
         is_complete: whether the run came to its end.
-        loss: the mean over the held-out images.
+        loss: the mean over the held-out images; None where it is not finite.
         top1_error, top5_error: fractions.
         seconds: that its steps and validations took, on the clock.
     """
@@ -37,7 +37,7 @@ class ComparedRun:
     best_epoch: int
     epochs: int
     is_complete: bool
-    loss: float
+    loss: float | None
     top1_error: float
     top5_error: float
     seconds: float
@@ -54,7 +54,7 @@ def compared_run(run_dir: Path) -> ComparedRun:
     if not (run_dir / METRICS_FILE).is_file():
         raise UserError(f"{run_dir}: expected {METRICS_FILE} there, found none")
     lines = read_metrics(run_dir)
-    validations = [line for line in lines if line.kind == "val" and math.isfinite(line.loss)]
+    validations = [x for x in lines if x.kind == "val" and math.isfinite(x.top1_error)]
     if not validations:
         raise UserError(f"{run_dir}: expected a validation, found none: train for an epoch first")
     best = min(validations, key=lambda line: line.top1_error)
@@ -79,7 +79,7 @@ def compared_run(run_dir: Path) -> ComparedRun:
         best_epoch=best.epoch,
         epochs=len(validations),
         is_complete=len(validations) >= end,
-        loss=best.loss,
+        loss=best.loss if math.isfinite(best.loss) else None,
         top1_error=best.top1_error,
         top5_error=best.top5_error,
         seconds=seconds,
@@ -108,7 +108,8 @@ def comparison(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
 
     Returns:
         variant, seeds, epochs, epoch_of_best and seconds; loss and errors, fractions, as means
-        over the seeds; the lowest and highest top-1 error of them.
+        over the seeds; the lowest and highest top-1 error of them. The loss is None where that of
+        a seed is not finite.
 
     Raises:
         UserError: two runs of one variant have the same seed.
@@ -124,11 +125,12 @@ def comparison(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
     rows = []
     for (variant, _), group in groups.items():
         top1 = [run.top1_error for run in group]
+        losses = [run.loss for run in group if run.loss is not None]
         rows.append(
             {
                 "variant": variant,
                 "seeds": " ".join(str(run.seed) for run in group),
-                "loss": fmean(run.loss for run in group),
+                "loss": fmean(losses) if len(losses) == len(group) else None,
                 "top1_error": fmean(top1),
                 "lowest": min(top1),
                 "highest": max(top1),

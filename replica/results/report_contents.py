@@ -14,6 +14,7 @@ import torch
 from data_prep.errors import UserError
 from data_prep.shards import DataSet
 from replica import paper
+from replica.network.own_network import without_model
 from replica.recipes import Recipe
 from replica.recipes.geometry import geometry
 from replica.results.details import Details
@@ -237,6 +238,7 @@ def _checkpoint_of(run_dir: Path) -> tuple[Path, Checkpoint]:
     return path, with_weights(checkpoint, weights_in(checkpoint, None, path=path))
 
 
+@without_model("replica.report")
 def _tested(
     path: Path,
     data: DataSet,
@@ -289,6 +291,7 @@ def _mistakes(details: Details, data: DataSet) -> list[Mistake]:
     return mistakes
 
 
+@without_model("replica.report")
 def _nearest(path: Path, data: DataSet, most: int, *, kind: str) -> Nearest:
     network = load(path, device=kind)
     layer = hidden_layer(network)

@@ -379,8 +379,8 @@ def repeat(contents: Contents) -> Html:
     commands = [x.get("command") for x in record.earlier_sessions]
     lines += [typed(x) for x in [*commands, record.command] if x]
     lines += [
-        f"{command_for('replica.test')} --checkpoint {shlex.quote(str(run_dir / 'best.pt'))} "
-        "--ten-crop",
+        f"{command_for('replica.test')} "
+        + shlex.join(["--checkpoint", str(run_dir / "best.pt"), *record.model_words, "--ten-crop"]),
         f"{command_for('replica.report')} {shlex.quote(str(run_dir))}",
     ]
     said = (

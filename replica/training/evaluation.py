@@ -3,6 +3,7 @@
 N images, V views, C channels, H rows, W columns, K classes.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -54,12 +55,30 @@ class Counts:
             )
 
 
-def count(probabilities_NK: torch.Tensor, labels_N: torch.Tensor) -> Counts:
-    """Counts a batch: float (N, K) and int64 (N,)."""
+def count(
+    probabilities_NK: torch.Tensor, labels_N: torch.Tensor, logits: torch.Tensor | None = None
+) -> Counts:
+    """Counts a batch: float (N, K) and int64 (N,).
+
+    Where the label's probability is below what its type holds, the loss is that of `logits`,
+    (N * V, K) as of `mean_probabilities`, where they are given; else it is infinite.
+    """
     own = probabilities_NK.gather(1, labels_N[:, None])
     right = count_on_device(probabilities_NK, labels_N)
     top1, top5 = right.tolist()
-    return Counts(len(labels_N), top1, top5, float(-own.double().log().sum()))
+    log = own.double().log()
+    is_lost = own == 0
+    if logits is not None and is_lost.any():
+        log = torch.where(is_lost, _log_probabilities(logits.cpu(), labels_N), log)
+    return Counts(len(labels_N), top1, top5, float(-log.sum()))
+
+
+def _log_probabilities(logits: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+    """Logarithm of the label's probability, averaged over views: (N * V, K) to float64 (N, 1)."""
+    num_views = len(logits) // len(labels_N)
+    each = logits.double().log_softmax(dim=1)
+    own = each.gather(1, labels_N.repeat_interleave(num_views)[:, None])
+    return own.view(-1, num_views).logsumexp(dim=1, keepdim=True) - math.log(num_views)
 
 
 def count_on_device(probabilities_NK: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
@@ -116,8 +135,12 @@ def evaluate(
         on_progress: called with the number of images after each batch.
     """
     counts = Counts()
-    for mean_NK, labels_N in probabilities_of(batches, predict=predict):
-        counts += count(mean_NK, labels_N)
+    for batch in batches:
+        labels_N = batch.labels
+        with torch.inference_mode():
+            logits = predict(batch.images)
+        mean_NK = mean_probabilities(logits, lambda own: own, num_images=len(labels_N))
+        counts += count(mean_NK, labels_N, logits)
         on_progress(len(labels_N))
     return counts
 

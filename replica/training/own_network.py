@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from data_prep.errors import UserError
 from data_prep.shards import open_data_set
 from replica.network.own_network import build_own, check_own
+from replica.recipes.changes import is_of_layers
 from replica.training.options import Say, TrainOptions
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def check_own_network(run: "Run", options: TrainOptions, say: Say) -> None:
         "--replay": options.replay,
         "--dry-run": options.dry_run,
         "--compile": run.numerics.compile != "off",
-        "--set": any("." in x.partition("=")[0] or "without" in x for x in options.changes),
+        "--set": any(map(is_of_layers, options.changes)),
     }
     if given := [option for option, value in asked.items() if value]:
         raise UserError(

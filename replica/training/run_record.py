@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,6 +120,15 @@ class RunRecord:
             UserError: another version of the project wrote it.
         """
         return from_record(self.recipe_record)
+
+    @property
+    def model_words(self) -> list[str]:
+        """`--model` as the command had it, of a user's own network; else none."""
+        if self.model_file is None:
+            return []
+        given = [after for word, after in pairwise(self.command) if word == "--model"]
+        given += [x.partition("=")[2] for x in self.command if x.startswith("--model=")]
+        return ["--model", given[-1] if given else str(self.model_file)]
 
 
 def read_fields(kind: type[_Record], content: Any) -> _Record:
