@@ -69,8 +69,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="FILE",
-        help="more than once: the mean of their probabilities (default: the last one of the newest "
-        "run)",
+        help="of a run, or the run's directory, whose best one is meant, or an export as "
+        ".safetensors; more than once: the mean of their probabilities (default: the last one of "
+        "the newest run)",
     )
     add(
         "--weights-of",
