@@ -22,6 +22,7 @@ from data_prep.errors import (
     run_command,
 )
 from data_prep.manifest import PARTS
+from data_prep.signals import SIGNAL_STATUS, interrupt
 from replica.distributed.launch import run_processes
 from replica.distributed.mesh import Mesh, Rank
 from replica.distributed.worker import StopRequest
@@ -204,7 +205,10 @@ def test(arguments: argparse.Namespace) -> int:
         test_share(arguments, None)
         return 0
     sys.stdout.flush()
-    return run_processes(run_rank, arguments, devices, timeout=TIMEOUT_SECONDS)
+    status = run_processes(run_rank, arguments, devices, timeout=TIMEOUT_SECONDS, unit="batch")
+    if status:  # `run_command` says so
+        interrupt(status - SIGNAL_STATUS)
+    return 0
 
 
 def write_submission(arguments: argparse.Namespace) -> int:
