@@ -41,6 +41,7 @@ MARKS = {
 }
 MARK_COLOR = DARK_GRAY
 PER_ROW = 2  # panels
+RUN_PICTURES = ("loss.png", "conv1.png")
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def draw_run(run_dir: Path, out_dir: Path) -> list[Path]:
     """Draws a run: loss and errors over steps, and conv1's kernels; returns the files."""
     _, checkpoint, _ = last_whole_checkpoint(run_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    curve, kernels = out_dir / "loss.png", out_dir / "conv1.png"
+    curve, kernels = (out_dir / name for name in RUN_PICTURES)
     save(run_figure(run_dir), curve)
     recipe = checkpoint.recipe
     if checkpoint.model_file is not None:
