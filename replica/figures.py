@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.arguments import nonempty_name, nonempty_path, whole_number
-from data_prep.errors import OneLineParser, command_for, print_aside, print_line, run_command
+from data_prep.errors import (
+    OneLineParser,
+    UserError,
+    command_for,
+    print_aside,
+    print_line,
+    run_command,
+)
 from data_prep.files import check_can_write
 from replica.network.own_network import without_model
 from replica.predict import names_of
@@ -279,6 +286,8 @@ def print_color(path: Path, kernels: FirstKernels, *, is_json: bool) -> None:
 def _chosen_run(arguments: argparse.Namespace) -> Path:
     run_dir: Path | None = arguments.run
     if run_dir:
+        if not run_dir.is_dir():
+            raise UserError(f"--run {run_dir}: no such directory: expected that of a run")
         return run_dir
     run_dir = newest_run(purpose="draw")
     say(f"run: {run_dir} (no --run given: the newest)", arguments)

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 
+import golden_values as golden
 import numpy as np
 import oracles
 import pytest
@@ -360,6 +362,19 @@ def test_what_cannot_be_written_is_refused_before_the_work(words, tmp_path):
     option = words[words.index(place) - 1]
     result = run_here("-m", *words, cwd=tmp_path)
     assert_user_error(result, f"{option} {place}: expected a ")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_that_is_none_or_has_no_step_is_one_line(checkpoint, tmp_path):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    shutil.copy(golden.OLD_RUN / "run.json", run_dir)
+    (run_dir / "metrics.jsonl").touch()
+    shutil.copy(checkpoint, run_dir / "checkpoint-00000001.pt")
+    before = sorted(tmp_path.rglob("*"))
+    for run, line in (("run", "the run has made no step"), ("none", "no such directory")):
+        words = ("--run", str(tmp_path / run))
+        assert_user_error(run_here("-m", "replica.figures", *words), str(tmp_path / run), line)
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -88,6 +88,12 @@ def test_a_field_is_given_once():
             read_space(words, RECIPE, fixed)
 
 
+def test_the_grids_epochs_and_the_option_are_told_apart():
+    for field, options in (("epochs", "--set of epochs and no --epochs"), ("ema", "--set of ema")):
+        with pytest.raises(UserError, match=f"expected no {options} beside it: leave"):
+            read_space([f"{field}=0.5,1"], RECIPE, [f"{field}=1"])
+
+
 def test_each_value_and_each_combination_is_checked_before_anything_runs():
     def refused(*words, recipe=RECIPE):
         space = read_space(words, recipe, [])

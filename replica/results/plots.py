@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.errors import print_line, printable
+from data_prep.errors import UserError, print_line, printable
 from data_prep.files import whole_file
 from replica.network.kernels import kernel_picture, rgb_kernels
 from replica.results.style import (
@@ -105,7 +105,13 @@ def read_history(run_dir: Path) -> History:
 
 
 def draw_run(run_dir: Path, out_dir: Path) -> list[Path]:
-    """Draws a run: loss and errors over steps, and conv1's kernels; returns the files."""
+    """Draws a run: loss and errors over steps, and conv1's kernels; returns the files.
+
+    Raises:
+        UserError: there is no run, or it has no step or no whole checkpoint yet.
+    """
+    if not read_history(run_dir).steps:
+        raise UserError(f"{run_dir}: the run has made no step: draw it when it has")
     _, checkpoint, _ = last_whole_checkpoint(run_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     curve, kernels = (out_dir / name for name in RUN_PICTURES)
