@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-SIGNAL_STATUS = 128  # plus the signal: the exit status
 
 
 @contextlib.contextmanager
@@ -34,4 +33,4 @@ def interrupt(number: int, _frame: Any = None) -> NoReturn:
 
 def exit_status(error: KeyboardInterrupt) -> int:
     """What a shell expects of a program that a signal ended: 130, 143 or 129."""
-    return SIGNAL_STATUS + (error.args[0] if error.args else signal.SIGINT)
+    return 128 + (error.args[0] if error.args else signal.SIGINT)

@@ -23,7 +23,7 @@ from data_prep.errors import (
 )
 from data_prep.files import check_can_write
 from data_prep.manifest import PARTS
-from data_prep.signals import SIGNAL_STATUS, interrupt
+from data_prep.signals import interrupt
 from replica.distributed.launch import run_processes
 from replica.distributed.mesh import Mesh, Rank
 from replica.distributed.worker import StopRequest
@@ -209,8 +209,8 @@ def test(arguments: argparse.Namespace) -> int:
         return 0
     sys.stdout.flush()
     status = run_processes(run_rank, arguments, devices, timeout=TIMEOUT_SECONDS, unit="batch")
-    if status:  # `run_command` says so
-        interrupt(status - SIGNAL_STATUS)
+    if status:  # 128 and the signal; `run_command` says that it was interrupted
+        interrupt(status - 128)
     return 0
 
 
