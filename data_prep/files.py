@@ -84,6 +84,30 @@ def whole_file(path: Path, num_bytes: int = 0) -> Iterator[BinaryIO]:
                 os.close(descriptor)
 
 
+def check_can_write(path: Path, title: str, *, makes_directories: bool = False) -> None:
+    """Refuses, before the work for it, a file that could not be written behind it.
+
+    Args:
+        path: of the file.
+        title: what a message begins with, such as `--picture runs/1.png`.
+        makes_directories: whether those are made that lack above it.
+
+    Raises:
+        UserError: it is a directory, or is to be in a file or where this user may not write.
+    """
+    place, rule = path.parent, "expected a file in a directory that exists"
+    if makes_directories:
+        rule = f"expected a directory that has, or may have, a file {path.name}"
+        while not place.exists():
+            place = place.parent
+    if path.is_dir() or not place.is_dir():
+        raise UserError(f"{title}: {rule}")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{title}: cannot be written: you may not write in {place}: choose another directory"
+        )
+
+
 def write_whole(path: Path, data: bytes | memoryview) -> str:
     """Writes a file completely or not at all, as `whole_file`, and returns its SHA-256."""
     with whole_file(path, len(data)) as file:

@@ -42,7 +42,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def show(arguments: argparse.Namespace) -> None:
     """Prints the table."""
     runs = [compared_run(path) for path in arguments.runs]
-    rows = comparison(runs)
+    rows = comparison(runs, [*map(str, arguments.runs)])
     if len({run.data for run in runs}) > 1:
         print_aside("data: the runs are on several data sets, whose errors cannot be compared")
     if arguments.json:

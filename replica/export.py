@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_prep.arguments import nonempty_path
 from data_prep.errors import OneLineParser, UserError, command_for, print_line, run_command
-from data_prep.files import write_whole
+from data_prep.files import check_can_write, write_whole
 from replica.results.exports import FORMATS, export
 from replica.training.checkpoint import BEST, WEIGHTS, last_whole_checkpoint
 
@@ -59,6 +59,7 @@ def check_place(option: str, path: Path, suffix: str) -> None:
         raise UserError(
             f"{option} {path}: expected a file that ends in {suffix}, in a directory that exists"
         )
+    check_can_write(path, f"{option} {path}")
 
 
 def write(arguments: argparse.Namespace) -> None:

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.arguments import nonempty_name, nonempty_path, whole_number
-from data_prep.errors import OneLineParser, command_for, print_aside, print_line, run_command
+from data_prep.errors import (
+    OneLineParser,
+    UserError,
+    command_for,
+    print_aside,
+    print_line,
+    run_command,
+)
+from data_prep.files import check_can_write
 from replica.network.own_network import without_model
 from replica.predict import names_of
 from replica.recipes import PAPER, find_recipe, with_changes
@@ -24,7 +32,7 @@ from replica.results.evaluation import choose_data, test_network
 from replica.results.held_out import predicted_images
 from replica.results.mosaics import FirstKernels, activations_figure, first_kernels, kernels_figure
 from replica.results.pictures import read_picture
-from replica.results.plots import draw_curves, draw_run
+from replica.results.plots import RUN_PICTURES, draw_curves, draw_run
 from replica.results.prediction import checkpoint_file, load
 from replica.results.prediction_figure import MOST_PICTURES, grid_figure, prediction_figure
 from replica.results.style import check_picture, new_figure, save
@@ -174,11 +182,14 @@ def draw(arguments: argparse.Namespace) -> None:
         check_picture(arguments.picture)
     if what == "architecture" and not arguments.checkpoint:
         recipe = with_changes(find_recipe(arguments.recipe or PAPER.name), arguments.changes)
+        out_dir = arguments.out or Path()
+        check_out(arguments, out_dir)
         figure = architecture_figure(recipe, title=f"recipe {recipe.name}")
-        write(figure, arguments, arguments.out or Path())
+        write(figure, arguments, out_dir)
     elif what is None or what == "augmentation":
         run_dir = _chosen_run(arguments)
         out_dir = arguments.out or run_dir / "figures"
+        check_out(arguments, out_dir)
         if what:
             count = arguments.images
             figure = augmentation_figure(run_dir, arguments.data, num_images=count)
@@ -189,10 +200,21 @@ def draw(arguments: argparse.Namespace) -> None:
     else:
         path = checkpoint_file(arguments.checkpoint or _chosen_run(arguments))
         of_run = path.parent / "figures" if (path.parent / RUN_FILE).is_file() else Path()
+        out_dir = arguments.out or of_run
+        check_out(arguments, out_dir)
         is_tested = what in ("classes", "confusion")
         with without_model("replica.figures"):
             figure = (figure_of_test if is_tested else figure_of_network)(path, arguments)
-        write(figure, arguments, arguments.out or of_run)
+        write(figure, arguments, out_dir)
+
+
+def check_out(arguments: argparse.Namespace, out_dir: Path) -> None:
+    """Refuses a directory that cannot take the figures, before they are made."""
+    if arguments.what and arguments.picture:
+        return
+    for name in (f"{arguments.what}.png",) if arguments.what else RUN_PICTURES:
+        title = f"--out {out_dir}" if arguments.out else str(out_dir / name)
+        check_can_write(out_dir / name, title, makes_directories=True)
 
 
 def figure_of_network(path: Path, arguments: argparse.Namespace) -> Any:
@@ -264,6 +286,8 @@ def print_color(path: Path, kernels: FirstKernels, *, is_json: bool) -> None:
 def _chosen_run(arguments: argparse.Namespace) -> Path:
     run_dir: Path | None = arguments.run
     if run_dir:
+        if not run_dir.is_dir():
+            raise UserError(f"--run {run_dir}: no such directory: expected that of a run")
         return run_dir
     run_dir = newest_run(purpose="draw")
     say(f"run: {run_dir} (no --run given: the newest)", arguments)

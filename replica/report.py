@@ -18,7 +18,7 @@ from data_prep.errors import (
     print_line,
     run_command,
 )
-from data_prep.files import write_whole
+from data_prep.files import check_can_write, write_whole
 from replica.results.report import missing_parts, report
 from replica.results.report_contents import gather, read_record
 
@@ -65,6 +65,7 @@ def output_of(arguments: argparse.Namespace) -> Path:
         raise UserError(
             f"--output {path}: expected a file that ends in .html, in a directory that exists"
         )
+    check_can_write(path, f"--output {path}")
     return path
 
 

@@ -21,7 +21,9 @@ from data_prep.errors import (
     printable,
     run_command,
 )
+from data_prep.files import check_can_write
 from data_prep.manifest import PARTS
+from data_prep.signals import interrupt
 from replica.distributed.launch import run_processes
 from replica.distributed.mesh import Mesh, Rank
 from replica.distributed.worker import StopRequest
@@ -69,8 +71,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="FILE",
-        help="more than once: the mean of their probabilities (default: the last one of the newest "
-        "run)",
+        help="of a run, or the run's directory, whose best one is meant, or an export as "
+        ".safetensors; more than once: the mean of their probabilities (default: the last one of "
+        "the newest run)",
     )
     add(
         "--weights-of",
@@ -193,17 +196,22 @@ def test(arguments: argparse.Namespace) -> int:
     if arguments.submission:
         return write_submission(arguments)
     saved = arguments.save_probabilities
-    if saved and (saved.suffix != ".npz" or not saved.parent.is_dir()):
-        raise UserError(
-            f"--save-probabilities {saved}: expected a file that ends in .npz, in a directory that "
-            "exists"
-        )
+    if saved:
+        if saved.suffix != ".npz" or not saved.parent.is_dir() or saved.is_dir():
+            raise UserError(
+                f"--save-probabilities {saved}: expected a file that ends in .npz, in a directory "
+                "that exists"
+            )
+        check_can_write(saved, f"--save-probabilities {saved}")
     devices = devices_of_test(arguments.gpus, arguments.device, say=teller(arguments))
     if devices.num_processes == 1:
         test_share(arguments, None)
         return 0
     sys.stdout.flush()
-    return run_processes(run_rank, arguments, devices, timeout=TIMEOUT_SECONDS)
+    status = run_processes(run_rank, arguments, devices, timeout=TIMEOUT_SECONDS, unit="batch")
+    if status:  # 128 and the signal; `run_command` says that it was interrupted
+        interrupt(status - 128)
+    return 0
 
 
 def write_submission(arguments: argparse.Namespace) -> int:
@@ -211,10 +219,7 @@ def write_submission(arguments: argparse.Namespace) -> int:
     # SciPy's reader of the development kit takes half a second to import.
     from replica.results.submission import submit
 
-    if not arguments.submission.parent.is_dir() or arguments.submission.is_dir():
-        raise UserError(
-            f"--submission {arguments.submission}: expected a file in a directory that exists"
-        )
+    check_can_write(arguments.submission, f"--submission {arguments.submission}")
     num_failed = submit(
         arguments.checkpoint,
         arguments.pictures,

@@ -161,7 +161,8 @@ def test_what_is_no_run_is_one_line(runs, tmp_path):
     assert_user_error(run_here("-m", "replica.compare", str(tmp_path)), "expected the run.json")
     out = write_run(tmp_path / "a", [])
     assert_user_error(run_here("-m", "replica.compare", out), "expected a validation, found none")
-    assert_user_error(run_here("-m", "replica.compare", runs[0], runs[0]), "two of seed 1")
+    both = f"two of seed 1 ({runs[0]}, {runs[0]}): leave one of them out"
+    assert_user_error(run_here("-m", "replica.compare", runs[0], runs[0]), both)
     (tmp_path / "a" / "metrics.jsonl").unlink()
     assert_user_error(run_here("-m", "replica.compare", out), "expected metrics.jsonl there")
 

@@ -255,6 +255,24 @@ def test_an_export_leads_back_bit_for_bit(exported, checkpoint):
         assert np.array_equal(one.probabilities(picture), other.probabilities(picture))
 
 
+def test_a_test_is_that_of_the_checkpoint_for_an_export_and_a_directory(
+    exported, checkpoint, tiny_shards, tmp_path
+):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "best.pt").symlink_to(checkpoint)
+    results = []
+    for path in (checkpoint, exported["safetensors"], run_dir):
+        named = ("--checkpoint", str(path), "--data", str(tiny_shards), "--json")
+        result = run_here("-m", "replica.test", *named, "--device", "cpu")
+        assert result.returncode == 0, result.stderr
+        results.append(json.loads(result.stdout))
+    assert results[2]["checkpoint"] == str(run_dir / "best.pt")
+    for result in results:
+        del result["checkpoint"], result["checkpoints"]
+    assert results[0] == results[1] == results[2]
+
+
 def test_averaged_weights_are_what_is_exported(weights, tiny_shards, tmp_path):
     data = open_data_set(tiny_shards)
     path = write_checkpoint(tmp_path / "one.pt", weights, data, changes=["ema=0.9"])

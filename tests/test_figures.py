@@ -1,7 +1,10 @@
 """What `python -m replica.figures` draws of a network: bars, maps and captions by the oracle."""
 
 import json
+import os
+import shutil
 
+import golden_values as golden
 import numpy as np
 import oracles
 import pytest
@@ -11,6 +14,8 @@ from PIL import Image
 from runs import CROP_SIZE, large_weights, mini_shapes_and_deviations, write_checkpoint
 from test_kernels import share_by_loops
 
+from data_prep.errors import UserError
+from data_prep.files import check_can_write
 from data_prep.shards import open_data_set
 from replica import figures
 
@@ -328,6 +333,60 @@ def test_a_network_of_no_numbers_is_one_line(checkpoint, tiny_shards, tmp_path):
     for words in (["kernels"], ["activations", "a.png"], ["grid", "--data", str(tiny_shards)]):
         command = ("-m", "replica.figures", *words, "--checkpoint", broken)
         assert_user_error(run_here(*command, cwd=tmp_path), "use another checkpoint")
+
+
+# --- Where it goes
+
+
+OUTPUTS = {
+    "figures": ["replica.figures", "kernels", "--picture", "a.png", "--checkpoint", "x.pt"],
+    "out": ["replica.figures", "--out", "file.md", "classes", "--checkpoint", "x.pt"],
+    "out in a file": ["replica.figures", "--out", "file.md/new", "kernels", "--checkpoint", "x.pt"],
+    "out of a run": ["replica.figures", "--out", "file.md", "--run", "no run"],
+    "directory": ["replica.figures", "--out", "here", "kernels", "--checkpoint", "x.pt"],
+    "predict": ["replica.predict", "b.png", "--picture", "a.png", "--checkpoint", "x.pt"],
+    "test": ["replica.test", "--save-probabilities", "a.npz", "--checkpoint", "x.pt"],
+}
+
+
+@pytest.mark.parametrize("words", OUTPUTS.values(), ids=OUTPUTS)
+def test_what_cannot_be_written_is_refused_before_the_work(words, tmp_path):
+    """The checkpoint is none: who opened it would say so."""
+    for name in ("a.png", "a.npz", "here/kernels.png", "no run"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("file.md", "x.pt"):
+        (tmp_path / name).write_text("x")
+    Image.new("RGB", (9, 9)).save(tmp_path / "b.png")
+    before = sorted(tmp_path.rglob("*"))
+    place = next(x for x in words if x in ("a.png", "a.npz", "file.md", "file.md/new", "here"))
+    option = words[words.index(place) - 1]
+    result = run_here("-m", *words, cwd=tmp_path)
+    assert_user_error(result, f"{option} {place}: expected a ")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_that_is_none_or_has_no_step_is_one_line(checkpoint, tmp_path):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    shutil.copy(golden.OLD_RUN / "run.json", run_dir)
+    (run_dir / "metrics.jsonl").touch()
+    shutil.copy(checkpoint, run_dir / "checkpoint-00000001.pt")
+    before = sorted(tmp_path.rglob("*"))
+    for run, line in (("run", "the run has made no step"), ("none", "no such directory")):
+        words = ("--run", str(tmp_path / run))
+        assert_user_error(run_here("-m", "replica.figures", *words), str(tmp_path / run), line)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_directory_where_the_user_may_not_write_is_named(monkeypatch, tmp_path):
+    """Root may write anywhere, so the system's answer is made up."""
+    asked = []
+    monkeypatch.setattr("os.access", lambda *what: asked.append(what))
+    with pytest.raises(UserError, match=f"--x: cannot be written: you may not write in {tmp_path}"):
+        check_can_write(tmp_path / "new" / "x", "--x", makes_directories=True)
+    assert asked == [(tmp_path, os.W_OK | os.X_OK)]
+    with pytest.raises(UserError, match="--x: expected a file in a directory that exists"):
+        check_can_write(tmp_path / "new" / "x", "--x")
 
 
 # --- Classes

@@ -6,7 +6,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from conftest import assert_user_error
+from conftest import assert_user_error, run_here
 from runs import train
 
 import replica
@@ -85,6 +85,13 @@ def of_torchvision(tmp_path_factory):
     path = tmp_path_factory.mktemp("torchvision") / "alexnet.pth"
     torch.save(state_dict(weights_of("torchvision", num_classes=10)), path)
     return path
+
+
+def test_classes_without_names_are_not_tested(of_torchvision, tiny_shards):
+    named = ("--checkpoint", str(of_torchvision), "--data", str(tiny_shards))
+    for command in (("replica.test",), ("replica.figures", "classes")):
+        result = run_here("-m", *command, *named)
+        assert_user_error(result, "torchvision's alexnet, which does not name its classes")
 
 
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "older format"])

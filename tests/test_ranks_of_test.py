@@ -1,6 +1,8 @@
 """Several ranks test together: the same bits as one, for any number of them."""
 
 import json
+import os
+import signal
 import threading
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,10 +13,12 @@ import torch
 from conftest import assert_user_error, run, run_here
 from runs import large_weights, mini_shapes_and_deviations, write_checkpoint
 
+import replica.test as replica_test
 from data_prep.errors import UserError
 from data_prep.shards import open_data_set
 from replica.distributed.devices import Devices
 from replica.distributed.mesh import Rank
+from replica.distributed.worker import stop_on_signals
 from replica.results.evaluation import check_all_have
 from replica.results.members import CommonLabels, Member, Network, Share, batches_of
 from replica.training.checkpoint import load_checkpoint
@@ -125,6 +129,25 @@ def test_two_processes_print_and_save_what_one_does(checkpoints, tiny_shards, tm
     assert one["num_images"] == 20
     for name, array in arrays.items():
         assert np.array_equal(array, others[name]), name
+
+
+def test_a_stop_signal_ends_a_test_of_several_with_its_own_line(
+    checkpoints, tiny_shards, monkeypatch, capsys
+):
+    units = []
+
+    def stopped(*_, unit, **__):
+        units.append(unit)
+        return 143  # as after SIGTERM
+
+    monkeypatch.setattr(replica_test, "run_processes", stopped)
+    named = ("--checkpoint", str(checkpoints[0]), "--data", str(tiny_shards), "--device", "cpu")
+    result = run_here("-m", "replica.test", *named, "--gpus", "2")
+    assert (result.returncode, result.stderr) == (143, "replica.test: interrupted\n")
+    with stop_on_signals(threading.Event(), unit=units.pop()) as received:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert received == [signal.SIGINT]
+    assert capsys.readouterr().err == "\nstopping after this batch; once more to stop at once\n"
 
 
 @pytest.mark.slow

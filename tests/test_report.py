@@ -354,11 +354,42 @@ def test_colors_of_figures_have_a_counterpart_in_the_dark():
 # --- What is missing, and what is wrong
 
 
+def moved(run_dir, directory):
+    """Makes the run's record say that its data are there."""
+    record = json.loads((run_dir / "run.json").read_text())
+    record["data"]["directory"] = str(directory)
+    (run_dir / "run.json").write_text(json.dumps(record))
+
+
+def test_named_data_that_are_wrong_are_refused_and_nothing_is_written(
+    run_dir, shards, shards_dir, tmp_path
+):
+    place = copy_of(run_dir, tmp_path / "run")
+    (place / "report.html").unlink(missing_ok=True)
+    before = sorted(place.iterdir())
+    moved(place, tmp_path / "nowhere")
+
+    def refused(data, *words):
+        result = make(place, "--data", data)
+        assert result.returncode == 2
+        for word in words:
+            assert word in result.stderr.splitlines()[-1]
+        assert sorted(place.iterdir()) == before
+
+    refused(tmp_path / "elsewhere", f"no data at {tmp_path / 'elsewhere'}")
+    refused(shards_dir, "expected images of 104 pixels", "got 256", "leave --data out")
+    content = torch.load(place / "best.pt", weights_only=True)
+    content["wnids"] = [f"other {x}" for x in content["wnids"]]
+    torch.save(content, place / "best.pt")
+    refused(shards, "expected classes of the run, such as other ")
+
+
 def test_without_data_and_checkpoint_the_records_are_shown(run_dir, tmp_path):
     place = copy_of(run_dir, tmp_path / "run")
     (place / "best.pt").unlink()
     (place / "report.html").unlink(missing_ok=True)
-    result = make(place, "--data", tmp_path / "nowhere")
+    moved(place, tmp_path / "nowhere")
+    result = make(place)
     assert result.returncode == 0, result.stderr
     report = read(place / "report.html")
     why = f"Not shown. {place}: expected a whole checkpoint there, found none"
@@ -381,9 +412,9 @@ def test_what_is_missing_is_said_with_the_reason(
         place = reports.write_run(place, shards, weights)
     else:
         copy_of(run_dir, place)
-    words = ()
     if broken == "data":
-        words, gone = ("--data", tmp_path / "nowhere"), ("errors", "confusions", "neighbors")
+        moved(place, tmp_path / "nowhere")
+        gone = ("errors", "confusions", "neighbors")
         reason = f"the data of the run cannot be read: no data at {tmp_path / 'nowhere'}"
     elif broken == "metrics":
         (place / "metrics.jsonl").write_text("x\n")
@@ -396,7 +427,7 @@ def test_what_is_missing_is_said_with_the_reason(
         gone, reason = ("curves",), "`pip install 'replica-alexnet[figures]'`"
     else:
         gone, reason = ("kernels",), "conv1: expected kernels of a convolution"
-    result = make(place, "--output", tmp_path / "x.html", "--images", "2", *words)
+    result = make(place, "--output", tmp_path / "x.html", "--images", "2")
     assert result.returncode == 0, result.stderr
     report = read(tmp_path / "x.html")
     sections = [x.get("id").removeprefix("run1-") for x in report.root.iter("section")]

@@ -1,6 +1,7 @@
 """What a sweep varies, what Optuna keeps of it, and which trial is the best: without a training."""
 
 import sqlite3
+import threading
 
 import pytest
 
@@ -85,6 +86,12 @@ def test_a_field_is_given_once():
     for words, fixed in ((["lr=1", "learning_rate=2"], []), (["lr=1"], ["learning_rate=2"])):
         with pytest.raises(UserError, match="learning_rate"):
             read_space(words, RECIPE, fixed)
+
+
+def test_the_grids_epochs_and_the_option_are_told_apart():
+    for field, options in (("epochs", "--set of epochs and no --epochs"), ("ema", "--set of ema")):
+        with pytest.raises(UserError, match=f"expected no {options} beside it: leave"):
+            read_space([f"{field}=0.5,1"], RECIPE, [f"{field}=1"])
 
 
 def test_each_value_and_each_combination_is_checked_before_anything_runs():
@@ -218,6 +225,75 @@ def test_a_file_that_is_no_sweeps_storage_is_refused_and_stays(tmp_path):
     assert len(list(tmp_path.iterdir())) == 7
     (tmp_path / "empty.log").touch()
     assert study_of(tmp_path / "empty.log").trials() == []
+
+
+def journal_of_three(path):
+    """Trials 0 and 1 finished, trial 2 asked for; the journal's lines."""
+    study = study_of(path)
+    for number in range(3):
+        study.ask()
+        if number < 2:
+            study.finish(number, FINISHED, 0.5)
+    return path.read_bytes().splitlines(keepends=True)
+
+
+CUTS = {"half": 9, "without its end": -1, "one byte": 1}
+
+
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+@pytest.mark.parametrize("behind", [b"", b"\0" * 50, b"\n"], ids=["nothing", "zeros", "line end"])
+def test_a_journal_cut_in_its_last_line_loses_no_other(cut, behind, tmp_path, capsys):
+    path = tmp_path / "x.log"
+    *whole, last = journal_of_three(path)
+    left = last[:cut] + behind
+    path.write_bytes(b"".join(whole) + left)
+    is_damaged = left != last
+    states = [trial.state for trial in study_of(path).trials()]
+    assert states == [FINISHED, FINISHED, RUNNING]
+    study = study_of(path)
+    assert study.ask().number == 3
+    study.finish(3, FINISHED, 0.5)
+    assert [x.state for x in study_of(path).trials()] == [FINISHED, FINISHED, RUNNING, FINISHED]
+    aside = tmp_path / "x.log.damaged"
+    said = f"{path}: damaged in its last line, which is put aside in {aside}\n"
+    assert capsys.readouterr().out == (said if is_damaged else "")
+    assert aside.exists() == is_damaged
+    assert not is_damaged or aside.read_bytes() == left
+    # Nothing but Optuna's lock, which it takes away, was beside it.
+    assert len(list(tmp_path.iterdir())) == 1 + is_damaged
+
+
+def test_a_journal_damaged_in_its_middle_is_refused_and_stays(tmp_path):
+    path = tmp_path / "x.log"
+    lines = journal_of_three(path)
+    lines[4] = lines[4][:9]  # as an older Optuna that appended to the half line
+    path.write_bytes(b"".join(lines))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"damaged: line 5 is no JSON: .* only the 4 lines before"):
+        study_of(path)
+    assert [x.read_bytes() for x in tmp_path.iterdir()] == [before]
+    path.write_bytes(b"".join(lines[:4]))
+    assert study_of(path).trials() != []
+
+
+def test_a_line_that_another_process_is_writing_is_waited_for(tmp_path):
+    path = tmp_path / "x.log"
+    *whole, last = journal_of_three(path)
+    path.write_bytes(b"".join(whole) + last[:9])
+    lock = tmp_path / "x.log.lock"
+    lock.symlink_to(path)  # Optuna's, held by the other
+
+    def write_the_rest():
+        with path.open("ab") as file:
+            file.write(last[9:])
+        lock.unlink()
+
+    other = threading.Timer(0.2, write_the_rest)
+    other.start()
+    assert [x.state for x in study_of(path).trials()] == [FINISHED, FINISHED, RUNNING]
+    other.join()
+    assert path.read_bytes().startswith(b"".join(whole) + last)  # Optuna's own follow
+    assert [x.name for x in tmp_path.iterdir()] == ["x.log"]
 
 
 def test_the_settings_of_another_sweep_are_named(tmp_path):

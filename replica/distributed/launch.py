@@ -43,11 +43,13 @@ GRACE_SECONDS = 2.0
 LOOPBACK = "127.0.0.1"
 
 
-def run_processes(worker: Worker, argument: Any, devices: Devices, *, timeout: float) -> int:
+def run_processes(
+    worker: Worker, argument: Any, devices: Devices, *, timeout: float, unit: str = "step"
+) -> int:
     """Runs `worker(rank, argument, stop)`, which can be pickled, in one process per device.
 
     A rank counts as hung after `timeout` seconds without a sign of life. What the first failing
-    rank raised is raised.
+    rank raised is raised. `unit` is that of `stop_on_signals`.
 
     Returns:
         0, or 130, 143 or 129 where Ctrl-C, SIGTERM or SIGHUP asked for a stop and every rank
@@ -61,7 +63,7 @@ def run_processes(worker: Worker, argument: Any, devices: Devices, *, timeout: f
     if devices.num_processes > 1:
         with shared_memory():
             stop = context.Event()
-    with stop_on_signals(stop) as received:
+    with stop_on_signals(stop, unit=unit) as received:
         if devices.num_processes == 1:
             worker(Rank(0, devices), argument, stop)
         else:

@@ -30,8 +30,11 @@ Worker = Callable[[Rank, Any, StopRequest], None]
 
 
 @contextmanager
-def stop_on_signals(stop: StopRequest) -> Iterator[list[int]]:
-    """The first stop signal asks for a stop and is in the list; the second ends at once."""
+def stop_on_signals(stop: StopRequest, *, unit: str = "step") -> Iterator[list[int]]:
+    """The first stop signal asks for a stop and is in the list; the second ends at once.
+
+    `unit` is what is done to its end before that, in a word for the user.
+    """
     received: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
@@ -41,7 +44,8 @@ def stop_on_signals(stop: StopRequest) -> Iterator[list[int]]:
         # to a run that is saving or about to end.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         received.append(number)
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+        line = f"\nstopping after this {unit}; once more to stop at once"
+        print(line, file=sys.stderr, flush=True)
         stop.set()
 
     with on_stop_signals(handle):

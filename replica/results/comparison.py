@@ -103,8 +103,12 @@ def _variant(record: RunRecord, recipe: Recipe) -> str:
     return f"{recipe.name} ({', '.join(changed)})" if changed else recipe.name
 
 
-def comparison(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
+def comparison(runs: Sequence[ComparedRun], names: Sequence[str] = ()) -> list[dict[str, Any]]:
     """A row for each variant on each data set, in the order of the first run of each.
+
+    Args:
+        runs: to be compared.
+        names: of the runs, for a message.
 
     Returns:
         variant, seeds, epochs, epoch_of_best and seconds; loss and errors, fractions, as means
@@ -115,12 +119,16 @@ def comparison(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
         UserError: two runs of one variant have the same seed.
     """
     groups: dict[tuple[str, str], list[ComparedRun]] = {}
-    for run in runs:
+    for number, run in enumerate(runs):
         group = groups.setdefault((run.variant, run.data), [])
-        if any(run.seed == other.seed for other in group):
-            raise UserError(
-                f"{run.variant}: expected a run of each seed, got two of seed {run.seed}"
-            )
+        for other in group:
+            if run.seed == other.seed:
+                first = next(i for i, x in enumerate(runs) if x is other)
+                both = f" ({names[first]}, {names[number]})" if names else ""
+                raise UserError(
+                    f"{run.variant}: expected a run of each seed, got two of seed {run.seed}"
+                    f"{both}: leave one of them out"
+                )
         group.append(run)
     rows = []
     for (variant, _), group in groups.items():

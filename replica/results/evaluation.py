@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from data_prep.errors import UserError
+from data_prep.errors import UserError, command_for
 from data_prep.manifest import PARTS
 from data_prep.progress import progress_bar
 from data_prep.shards import DataSet, open_data_set
@@ -24,13 +24,13 @@ from replica.results.members import (
     rows_of,
 )
 from replica.results.nearest_images import evenly
+from replica.results.prediction import checkpoint_file
 from replica.results.test_result import ILSVRC_CLASSES, TestResult, confidence_interval
 from replica.training import evaluation
 from replica.training.allocator import keep_large_blocks
 from replica.training.checkpoint import (
     Checkpoint,
     last_whole_checkpoint,
-    load_checkpoint,
     weights_in,
     with_weights,
 )
@@ -40,7 +40,7 @@ from replica.training.options import DEFAULT_DATA, Say, say_nothing
 from replica.training.run import say_what_computes
 from replica.training.run_directory import newest_run
 from replica.training.run_record import RUN_FILE, read_run_record
-from replica.training.weights import network_of
+from replica.training.weights import network_of, open_weights
 
 
 class NothingCountedError(Exception):
@@ -66,7 +66,8 @@ def test_network(
     """Tests a checkpoint, or several as one, on a part of a data set.
 
     Args:
-        checkpoint_paths: none for the last whole one of the newest run.
+        checkpoint_paths: files of `replica.train`, exports of them as `.safetensors`, or run
+            directories, whose best one is meant; none for the last whole one of the newest run.
         data_dir: None for the data of the first checkpoint's run.
         part: None for the part that is held out.
         views: of an image, which are averaged: a name that `view_places` knows.
@@ -253,12 +254,23 @@ def _searched(
 def _choose_checkpoints(named: Sequence[Path], say: Say) -> list[tuple[Path, Checkpoint]]:
     """The named checkpoints, or the last whole one of the newest run."""
     if named:
-        return [(path, load_checkpoint(path)) for path in named]
+        return [_opened(checkpoint_file(path)) for path in named]
     path, checkpoint, passed_over = last_whole_checkpoint(newest_run(purpose="test"))
     for line in passed_over:
         say(f"passed over {line}")
     say(f"checkpoint: {path} (no --checkpoint given: the last one of the newest run)")
     return [(path, checkpoint)]
+
+
+def _opened(path: Path) -> tuple[Path, Checkpoint]:
+    """A checkpoint, or a network that was exported from one."""
+    opened = open_weights(path)
+    if opened.title is not None:
+        raise UserError(
+            f"{path}: is {opened.title}, which does not name its classes: a test needs a "
+            f"checkpoint, or an export of one; `{command_for('replica.predict')}` reads the file"
+        )
+    return path, opened.checkpoint
 
 
 def choose_data(named: Path | None, checkpoint: Path, say: Say) -> DataSet:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.errors import print_line, printable
+from data_prep.errors import UserError, print_line, printable
 from data_prep.files import whole_file
 from replica.network.kernels import kernel_picture, rgb_kernels
 from replica.results.style import (
@@ -41,6 +41,7 @@ MARKS = {
 }
 MARK_COLOR = DARK_GRAY
 PER_ROW = 2  # panels
+RUN_PICTURES = ("loss.png", "conv1.png")
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,16 @@ def read_history(run_dir: Path) -> History:
 
 
 def draw_run(run_dir: Path, out_dir: Path) -> list[Path]:
-    """Draws a run: loss and errors over steps, and conv1's kernels; returns the files."""
+    """Draws a run: loss and errors over steps, and conv1's kernels; returns the files.
+
+    Raises:
+        UserError: there is no run, or it has no step or no whole checkpoint yet.
+    """
+    if not read_history(run_dir).steps:
+        raise UserError(f"{run_dir}: the run has made no step: draw it when it has")
     _, checkpoint, _ = last_whole_checkpoint(run_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    curve, kernels = out_dir / "loss.png", out_dir / "conv1.png"
+    curve, kernels = (out_dir / name for name in RUN_PICTURES)
     save(run_figure(run_dir), curve)
     recipe = checkpoint.recipe
     if checkpoint.model_file is not None:

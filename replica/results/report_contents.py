@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from data_prep.errors import UserError
-from data_prep.shards import DataSet
+from data_prep.shards import DataSet, open_data_set
 from replica import paper
 from replica.network.own_network import without_model
 from replica.recipes import Recipe
@@ -154,12 +154,19 @@ def gather(
         say: called with a line for each thing that a user may want to know meanwhile.
 
     Raises:
-        UserError: there is no run, or its record is damaged.
+        UserError: there is no run, its record is damaged, or data that were named are none or do
+            not fit the network.
     """
     keep_large_blocks()  # before the first tensor is read
     record, begun = read_record(run_dir)
     checkpoint = _attempt(lambda: _checkpoint_of(run_dir))
-    data = _attempt(lambda: choose_data(data_dir, run_dir / BEST, say))
+    data: DataSet | Missing
+    if data_dir is None:
+        data = _attempt(lambda: choose_data(None, run_dir / BEST, say))
+    else:
+        data = open_data_set(data_dir)
+        if not isinstance(checkpoint, Missing):
+            _check_fits(checkpoint[1], data)
     tested: Tested | Missing
     nearest: Nearest | Missing
     if isinstance(checkpoint, Missing):
@@ -236,6 +243,21 @@ def _checkpoint_of(run_dir: Path) -> tuple[Path, Checkpoint]:
     else:
         path, checkpoint, _ = last_whole_checkpoint(run_dir)
     return path, with_weights(checkpoint, weights_in(checkpoint, None, path=path))
+
+
+def _check_fits(network: Checkpoint, data: DataSet) -> None:
+    """Refuses data that the user named and that are not of this network's kind."""
+    side = network.mean_image.shape[0]
+    if side != data.image_size:
+        raise UserError(
+            f"--data {data.directory}: expected images of {side} pixels, on which the run was "
+            f"trained, got {data.image_size}: name such data, or leave --data out"
+        )
+    if network.wnids and not set(network.wnids) & set(data.wnids):
+        raise UserError(
+            f"--data {data.directory}: expected classes of the run, such as {network.wnids[0]}, "
+            f"got {data.wnids[0]}: name data with them, or leave --data out"
+        )
 
 
 @without_model("replica.report")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from data_prep.errors import UserError, print_aside, printable
-from data_prep.files import whole_file
+from data_prep.files import check_can_write, whole_file
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
@@ -87,8 +87,7 @@ def _no_matplotlib() -> UserError:
 
 def check_picture(picture: Path) -> None:
     """Refuses a file that no figure can be written to, with a UserError."""
-    if not picture.parent.is_dir():
-        raise UserError(f"--picture {picture}: expected a file in a directory that exists")
+    check_can_write(picture, f"--picture {picture}")
     formats = sorted(new_figure().canvas.get_supported_filetypes())
     if picture.suffix[1:].lower() not in formats:
         raise UserError(

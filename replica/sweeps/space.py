@@ -15,6 +15,7 @@ from replica.recipes import ALIASES, Recipe, with_changes
 from replica.recipes.changes import WITHOUT, settable_fields, settable_layer_fields
 from replica.recipes.recipe import layer_names
 
+SHORT = ("--epochs",)  # options of the sweep that are short for --set
 EXAMPLE = "lr=0.001,0.01"
 RANGE = re.compile(r"(.+?)\.\.(.+?)(:log)?")
 # More trials than anybody runs are a mistake; of a range of whole numbers so many are tried.
@@ -133,7 +134,9 @@ def read_space(words: Sequence[str], recipe: Recipe, fixed: Sequence[str]) -> tu
         if named.count(axis.field) > 1:
             raise UserError(f"--grid {word}: expected {axis.field} once, got it twice")
         if axis.field in [change.partition("=")[0] for change in fixed]:
-            raise UserError(f"--grid {word}: expected no --set of {axis.field} beside it")
+            options = [x for x in SHORT if ALIASES[x] == axis.field]
+            given = " and no ".join([f"--set of {axis.field}", *options])
+            raise UserError(f"--grid {word}: expected no {given} beside it: leave one of them out")
     return space
 
 

@@ -4,6 +4,7 @@ A storage file holds one sweep. Several processes may use it at once, each with 
 sweep's directory while it asks for a trial.
 """
 
+import json
 import os
 import sqlite3
 import warnings
@@ -15,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.errors import UserError
+from data_prep.errors import UserError, print_line
 from replica.sweeps.space import Axis, Range, Values
 
 SAMPLERS = ("grid", "random", "tpe")
 PRUNERS = ("none", "median")
 SQLITE = (".db", ".sqlite", ".sqlite3")
 STUDY = "sweep"
+JOURNAL_BEGINS = b'{"op_code":'
 VERSION = 1
 # What the study and its trials keep beside Optuna's own.
 SETTINGS, OUTCOME = "sweep", "outcome"
@@ -70,8 +72,8 @@ class Study:
         num_trials: how many there are to be.
 
     Raises:
-        UserError: Optuna is not installed, the file holds something else, or the sweep would be new
-            and the directory has trials.
+        UserError: Optuna is not installed, the file holds something else or is damaged before its
+            last line, or the sweep would be new and the directory has trials.
     """
 
     def __init__(
@@ -119,7 +121,8 @@ class Study:
     def _is_known(self, path: Path, settings: Mapping[str, Any]) -> bool:
         """Whether a file holds this sweep, or nothing yet; what it holds else is refused.
 
-        Nothing is written to it.
+        Nothing is written to it, but that a journal loses the half line that a full disk or a power
+        cut left at its end.
         """
         wrong = UserError(
             f"--storage {path}: expected the storage of a sweep, found something else: choose "
@@ -127,6 +130,8 @@ class Study:
         )
         if not path.is_file():
             raise wrong
+        if path.suffix not in SQLITE:
+            self._mend_journal(path)
         try:
             if not path.stat().st_size or (path.suffix in SQLITE and not _tables_of(path)):
                 return False
@@ -151,6 +156,33 @@ class Study:
                 "another --storage"
             )
         return True
+
+    def _mend_journal(self, path: Path) -> None:
+        """Puts a damaged last line aside; Optuna would append to it, and read no line behind it."""
+        if _first_damage(path) is None:
+            return
+        lock = self._optuna.storages.journal.JournalFileSymlinkLock(str(path))
+        lock.acquire()  # else another process may be in the middle of the line
+        try:
+            if (found := _first_damage(path)) is None:
+                return
+            line, begin, end = found
+            if end < path.stat().st_size:
+                raise UserError(
+                    f"--storage {path}: damaged: line {line} is no JSON: keep a copy and only the "
+                    f"{line - 1} lines before it, then the trials behind them are taken up again, "
+                    "or choose another --out"
+                )
+            aside = path.with_name(f"{path.name}.damaged")
+            with path.open("r+b") as file, aside.open("ab") as damaged:
+                file.seek(begin)
+                damaged.write(file.read())
+                damaged.flush()
+                os.fsync(damaged.fileno())
+                file.truncate(begin)
+        finally:
+            lock.release()
+        print_line(f"{path}: damaged in its last line, which is put aside in {aside}")
 
     def trials(self) -> list[Asked]:
         """All that were asked for, by number."""
@@ -227,6 +259,29 @@ class Study:
 
 def _state_of(trial: Any) -> str:
     return str(trial.user_attrs.get(OUTCOME, FINISHED)) if trial.state.is_finished() else RUNNING
+
+
+def _first_damage(path: Path) -> tuple[int, int, int] | None:
+    """Of a journal's first line that is cut or no JSON: number, first byte, and the byte behind it.
+
+    None for a whole journal, and for a file that is none.
+    """
+    end = 0
+    if not os.access(path, os.R_OK):  # who opens it says so
+        return None
+    with path.open("rb") as file:
+        if file.read(len(JOURNAL_BEGINS)) != JOURNAL_BEGINS:
+            return None
+        file.seek(0)
+        for number, line in enumerate(file, start=1):
+            begin, end = end, end + len(line)
+            try:
+                json.loads(line)
+            except ValueError:
+                return number, begin, end
+            if not line.endswith(b"\n"):
+                return number, begin, end
+    return None
 
 
 def _tables_of(path: Path) -> list[str]:
