@@ -144,8 +144,12 @@ def test_a_stop_signal_ends_a_test_of_several_with_its_own_line(
     named = ("--checkpoint", str(checkpoints[0]), "--data", str(tiny_shards), "--device", "cpu")
     result = run_here("-m", "replica.test", *named, "--gpus", "2")
     assert (result.returncode, result.stderr) == (143, "replica.test: interrupted\n")
-    with stop_on_signals(threading.Event(), unit=units.pop()) as received:
-        os.kill(os.getpid(), signal.SIGINT)
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        with stop_on_signals(threading.Event(), unit=units.pop()) as received:
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGHUP, before)  # the command ignores it to its end
     assert received == [signal.SIGINT]
     assert capsys.readouterr().err == "\nstopping after this batch; once more to stop at once\n"
 
