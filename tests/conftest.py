@@ -58,6 +58,23 @@ def data(shards_dir) -> DataSet:
     return open_data_set(shards_dir)
 
 
+@pytest.fixture(scope="module")
+def weights() -> dict:
+    """Of a network of `mini`, so large that its guesses differ."""
+    from runs import large_weights, mini_shapes_and_deviations
+
+    return large_weights(mini_shapes_and_deviations()[0], seed=8)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(weights, tiny_shards, tmp_path_factory) -> Path:
+    """The best one of a run, with these weights; a module may leave files beside it."""
+    from runs import write_checkpoint
+
+    path = tmp_path_factory.mktemp("a run") / "best.pt"
+    return write_checkpoint(path, weights, open_data_set(tiny_shards))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The directory with real pictures."""

@@ -110,6 +110,19 @@ def large_weights(shapes, *, seed):
     return weights
 
 
+def colored_pictures(seed=5, num_classes=10, side=32):
+    """Classes that are told apart by their color: a function that makes N pictures of each."""
+    rng = np.random.default_rng(seed)
+    colors = rng.integers(40, 216, (num_classes, 3))
+
+    def pairs(number):
+        for label in list(range(num_classes)) * number:
+            noise = rng.integers(-30, 30, (side, side, 3))
+            yield (colors[label] + noise).clip(0, 255).astype(np.uint8), label
+
+    return pairs
+
+
 def write_checkpoint(path, weights, data, *, mean_image=None, num_classes=10, changes=()):
     """A checkpoint of `mini` with these weights, as if it had been trained on a data set."""
     statistics = data.statistics

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_here
+from runs import colored_pictures
 
 from data_prep.errors import UserError
 from data_prep.pairs import write_shards
@@ -24,14 +25,7 @@ EPOCHS = 3
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Ten classes of 32 pixels, told apart by their color: 20 + 1 pictures each."""
-    rng = np.random.default_rng(5)
-    colors = rng.integers(40, 216, (10, 3))
-
-    def pairs(number):
-        for label in list(range(10)) * number:
-            noise = rng.integers(-30, 30, (32, 32, 3))
-            yield (colors[label] + noise).clip(0, 255).astype(np.uint8), label
-
+    pairs = colored_pictures()
     return write_shards(
         {"train": pairs(20), "val": pairs(1)},
         tmp_path_factory.mktemp("colors") / "shards",

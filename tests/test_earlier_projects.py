@@ -1,5 +1,7 @@
 """The recipes of earlier projects against those projects' networks in plain PyTorch."""
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import PROJECT_DIR
@@ -98,7 +100,7 @@ def network_of(name):
         variant = name.removeprefix("tiny-").removesuffix("-64")
         return third(variant, NARROW if is_narrow else WIDE)
     if name == "imagenet-one-gpu":
-        lrn = lambda: nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0)  # noqa: E731
+        lrn = partial(nn.LocalResponseNorm, 5, alpha=1e-4, beta=0.75, k=2.0)
         first = {"kernel_size": 11, "stride": 4}
         layers = convolutions((96, 256, 384, 384, 256), first, normalization=lrn)
         # Maps of 55 x 55, as the paper has them.

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import assert_user_error, run_here
 from PIL import Image
-from runs import CROP_SIZE, large_weights, mini_shapes_and_deviations, write_checkpoint
+from runs import CROP_SIZE
 from test_kernels import share_by_loops
 
 from data_prep.errors import UserError
@@ -25,17 +25,6 @@ RED, GREEN = "#D55E00", "#009E73"  # that color-blind people tell apart
 @pytest.fixture(autouse=True)
 def needs_matplotlib():
     pytest.importorskip("matplotlib")
-
-
-@pytest.fixture(scope="module")
-def weights():
-    return large_weights(mini_shapes_and_deviations()[0], seed=8)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(weights, tiny_shards, tmp_path_factory):
-    path = tmp_path_factory.mktemp("a run") / "best.pt"
-    return write_checkpoint(path, weights, open_data_set(tiny_shards))
 
 
 @pytest.fixture(scope="module")

@@ -14,23 +14,12 @@ import pytest
 import torch
 from conftest import assert_user_error, run_here
 from PIL import Image
-from runs import CROP_SIZE, large_weights, mini_shapes_and_deviations, write_checkpoint
+from runs import CROP_SIZE
 
 from data_prep.shards import open_data_set
 from replica import predict
 from replica.results import pictures
 from replica.results.pictures import Found, NamedPictures, read_ahead
-
-
-@pytest.fixture(scope="module")
-def weights():
-    return large_weights(mini_shapes_and_deviations()[0], seed=8)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(weights, tiny_shards, tmp_path_factory):
-    path = tmp_path_factory.mktemp("a run") / "best.pt"
-    return write_checkpoint(path, weights, open_data_set(tiny_shards))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import assert_user_error, run_here
-from runs import all_lines_of, started
+from runs import all_lines_of, colored_pictures, started
 
 from data_prep.files import locked
 from data_prep.pairs import write_shards
@@ -27,14 +27,7 @@ GRID = ("lr=0.001,0.003", "momentum=0.9")
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     """Ten classes of 32 pixels, told apart by their color: 40 + 20 + 10 pictures."""
-    rng = np.random.default_rng(5)
-    colors = rng.integers(40, 216, (10, 3))
-
-    def pairs(number):
-        for label in list(range(10)) * number:
-            noise = rng.integers(-30, 30, (32, 32, 3))
-            yield (colors[label] + noise).clip(0, 255).astype(np.uint8), label
-
+    pairs = colored_pictures()
     directory = tmp_path_factory.mktemp("colors") / "shards"
     parts = {"train": pairs(4), "val": pairs(2), "test": pairs(1)}
     write_shards(parts, directory, picture_format=PictureFormat(image_size=32))

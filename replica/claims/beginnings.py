@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from replica import paper
 from replica.claims.ablations import held_out_error
 from replica.claims.statistics import paired_difference
-from replica.claims.trials import Outcome, Trial
+from replica.claims.trials import Outcome, Trial, seed_by_seed
 from replica.recipes import find_recipe
 from replica.recipes.changes import with_gain_of_paper
 from replica.recipes.recipe import layer_names
@@ -71,19 +71,7 @@ def arms() -> dict[str, tuple[str, ...]]:
 
 def plan(finished: Mapping[str, Outcome], *, seeds: Sequence[int]) -> list[Trial]:
     """Seed by seed all arms."""
-    recipe = find_recipe(RECIPE)
-    return [
-        Trial(
-            experiment=NAME,
-            arm=arm,
-            recipe=recipe.name,
-            changes=changes,
-            seed=seed,
-            epochs=recipe.epochs,
-        )
-        for seed in seeds
-        for arm, changes in arms().items()
-    ]
+    return seed_by_seed(NAME, find_recipe(RECIPE), arms(), seeds=seeds)
 
 
 def left_after(outcome: Outcome) -> int | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from scipy import stats
 
 from replica import paper
-from replica.claims.trials import Outcome, Trial
+from replica.claims.trials import Outcome, Trial, seed_by_seed
 from replica.recipes import find_recipe
 
 NAME = "towers"
@@ -42,20 +42,7 @@ def arms() -> dict[str, tuple[str, ...]]:
 
 def plan(finished: Mapping[str, Outcome], *, seeds: Sequence[int]) -> list[Trial]:
     """Seed by seed both arms."""
-    recipe = find_recipe(RECIPE)
-    return [
-        Trial(
-            experiment=NAME,
-            arm=arm,
-            recipe=recipe.name,
-            changes=changes,
-            seed=seed,
-            epochs=recipe.epochs,
-            colors=True,
-        )
-        for seed in seeds
-        for arm, changes in arms().items()
-    ]
+    return seed_by_seed(NAME, find_recipe(RECIPE), arms(), seeds=seeds, colors=True)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,30 @@ class Trial:
         changes = [word for change in self.changes for word in ("--set", change)]
         named = ["--recipe", self.recipe, *changes, "--epochs", str(self.epochs)]
         return [*named, "--seed", str(self.seed)]
+
+
+def seed_by_seed(
+    experiment: str,
+    recipe: Recipe,
+    arms: Mapping[str, tuple[str, ...]],
+    *,
+    seeds: Sequence[int],
+    colors: bool = False,
+) -> list[Trial]:
+    """Of each seed all arms, by their changes of a recipe and for its epochs."""
+    return [
+        Trial(
+            experiment=experiment,
+            arm=arm,
+            recipe=recipe.name,
+            changes=changes,
+            seed=seed,
+            epochs=recipe.epochs,
+            colors=colors,
+        )
+        for seed in seeds
+        for arm, changes in arms.items()
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
