@@ -36,6 +36,7 @@ BENCHMARKS = {
     "build_shards": "building shards of real pictures against decoding and resizing alone",
     "real_sets": "every real set in REPLICA_REAL_DATA, built and verified",
     "demo": "the error of the demo with five seeds, one and two processes, both layouts",
+    "earlier": "the experiments of earlier projects at small scale, trained and tested",
     "linear_baseline": "the error of a linear classifier on raw pixels of a data set",
 }
 

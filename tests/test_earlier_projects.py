@@ -99,8 +99,11 @@ def network_of(name):
         is_narrow = name.endswith("-64")
         variant = name.removeprefix("tiny-").removesuffix("-64")
         return third(variant, NARROW if is_narrow else WIDE)
-    if name == "imagenet-one-gpu":
+    if name.startswith("imagenet-one-gpu"):
         lrn = partial(nn.LocalResponseNorm, 5, alpha=1e-4, beta=0.75, k=2.0)
+        if name.endswith("-64"):  # the whole picture: maps of 32, 15, 7, 3
+            layers = convolutions(*NARROW["third"][:2], normalization=lrn)
+            return nn.Sequential(*layers, *head(64 * 3 * 3, 512, 512, 1000))
         first = {"kernel_size": 11, "stride": 4}
         layers = convolutions((96, 256, 384, 384, 256), first, normalization=lrn)
         # Maps of 55 x 55, as the paper has them.
@@ -142,7 +145,8 @@ def test_logits_are_those_of_the_projects_layers(name):
         statistics = [x for name, x in ours.named_buffers() if not name.startswith("input.")]
         for mine, other in zip(statistics, of_theirs, strict=True):
             other.copy_(mine)
-        pixels = 60 * torch.randn(2, 3, 56, 56, dtype=torch.float64)
+        size = 64 if name == "imagenet-one-gpu-64" else 56
+        pixels = 60 * torch.randn(2, 3, size, size, dtype=torch.float64)
         deviations = torch.tensor([58.395, 57.12, 57.375])
         expected = theirs(pixels / deviations.view(3, 1, 1))
         torch.testing.assert_close(ours(pixels), expected, rtol=1e-9, atol=0)

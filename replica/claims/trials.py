@@ -40,6 +40,7 @@ class Trial:
         until: the training error, 0..1, mean over the steps of an epoch, at which it may end.
         ten_crop: whether the trained network is also tested on ten crops.
         colors: whether the color of its first kernels is kept.
+        further: options of `replica.train` beyond the recipe, such as `--init FILE --new-head`.
     """
 
     experiment: str
@@ -51,6 +52,7 @@ class Trial:
     until: float | None = None
     ten_crop: bool = False
     colors: bool = False
+    further: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -65,7 +67,7 @@ class Trial:
         """What `replica.train` is given, but for the places and the devices."""
         changes = [word for change in self.changes for word in ("--set", change)]
         named = ["--recipe", self.recipe, *changes, "--epochs", str(self.epochs)]
-        return [*named, "--seed", str(self.seed)]
+        return [*named, "--seed", str(self.seed), *self.further]
 
 
 def seed_by_seed(
@@ -155,7 +157,9 @@ def read_outcome(path: Path) -> Outcome:
         if not isinstance(content, dict) or content.get("version") != VERSION:
             raise ValueError(f"expected version {VERSION}")
         trial = read_fields(Trial, content["trial"])
-        trial = dataclasses.replace(trial, changes=tuple(trial.changes))
+        trial = dataclasses.replace(
+            trial, changes=tuple(trial.changes), further=tuple(trial.further)
+        )
         outcome = read_fields(Outcome, {**content, "trial": trial})
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(

@@ -69,26 +69,43 @@ def _with_gain_of_one(recipe: Recipe) -> Recipe:
 
 # --- The first: ImageNet on one GPU
 
+_ONE_GPU = with_changes(
+    PAPER,
+    [
+        "towers=1",
+        *(f"{layer}.bias=0" for layer in paper.ONE_BIASES),
+        f"lrn_alpha={paper.LRN_ALPHA / paper.LRN_N}",
+        *("conv5.dropout=true", "fc7.dropout=false", "dropout_scale=training"),
+        *PIXELS_OF_IMAGENET,
+        "image_order=reshuffle",
+        *("random_crops=false", "color_noise=0", "color_jitter=0.2,0.2,0.2,0.1"),
+        *("batch_size=32", "decay_biases=true", "epochs=22"),
+    ],
+)
 IMAGENET_ONE_GPU = _as(
-    with_deviations_of_pytorch(
-        with_changes(
-            PAPER,
-            [
-                "towers=1",
-                *(f"{layer}.bias=0" for layer in paper.ONE_BIASES),
-                f"lrn_alpha={paper.LRN_ALPHA / paper.LRN_N}",
-                *("conv5.dropout=true", "fc7.dropout=false", "dropout_scale=training"),
-                *PIXELS_OF_IMAGENET,
-                "image_order=reshuffle",
-                *("random_crops=false", "color_noise=0", "color_jitter=0.2,0.2,0.2,0.1"),
-                *("batch_size=32", "decay_biases=true", "epochs=22"),
-            ],
-        )
-    ),
+    with_deviations_of_pytorch(_ONE_GPU),
     "imagenet-one-gpu",
     "ImageNet on one GPU with pictures squashed to 224 x 224 (build_shards.py --fit squash --size "
     "224), color jitter and batches of 32; mended: maps of 55 x 55, as conv1 is padded, validation "
     f"without jitter; {_THEIRS}",
+)
+IMAGENET_ONE_GPU_64 = _as(
+    _with_gain_of_one(
+        with_changes(
+            _ONE_GPU,
+            [
+                *_NARROW_CONVS,
+                *_NARROW_UNITS,
+                # The whole of a squashed picture, as there.
+                "crop_size=64",
+                "color_jitter=none",
+                f"color_noise={paper.COLOR_NOISE_STANDARD_DEVIATION}",
+            ],
+        )
+    ),
+    f"imagenet-one-gpu{NARROW}",
+    "imagenet-one-gpu with a quarter of the kernels and an eighth of the units, for pictures "
+    "squashed to 64 x 64 (build_shards.py --fit squash --size 64)",
 )
 
 
@@ -240,7 +257,7 @@ CIFAR10_TRANSFER_64 = _as(
 )
 
 EARLIER_PROJECTS = (
-    *(IMAGENET_ONE_GPU, TINY10, TINY10_64),
+    *(IMAGENET_ONE_GPU, IMAGENET_ONE_GPU_64, TINY10, TINY10_64),
     *TINY_VARIANTS,
     *(CIFAR10_TRANSFER, CIFAR10_TRANSFER_64),
 )

@@ -181,6 +181,7 @@ _WIDE_VARIANTS: dict[str, dict[str, str]] = {
 
 EARLIER_PROJECTS_EVIDENCE: dict[str, dict[str, str]] = {
     "imagenet-one-gpu": _IMAGENET_ONE_GPU,
+    "imagenet-one-gpu-64": {**_NARROW_PIXELS, **_NARROW},
     "tiny10": _TINY10,
     "tiny10-64": _NARROW,
     "tiny-baseline": _TINY,
