@@ -24,8 +24,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         prog=command_for(PROGRAM),
         description="One table of runs, a row for each variant over its seeds: loss, top-1 and "
         "top-5 error (fractions) on the held-out images at the validation with the lowest top-1 "
-        "error, which is chosen on these images; the epoch of it, and the seconds of a run. An "
-        "epoch with ... behind it is that of a run that has not come to its end.",
+        "error, which is chosen on these images; the epoch of it, the seconds of a run, and its "
+        "devices. Epochs with ... behind them are of a run that has not come to its end.",
     )
     parser.add_argument(
         "runs", type=nonempty_path, nargs="+", metavar="RUN", help="the directory of a run"

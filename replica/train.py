@@ -156,7 +156,7 @@ def _parser() -> OneLineParser:
         "on GPUs the library; python -m replica.info --operators shows it)",
     )
     where(
-        "--loader-threads",
+        *("--loader-threads", "--workers"),
         type=whole_number(0, MOST_PROCESSES),
         default=1,
         metavar="N",

@@ -15,6 +15,10 @@ from replica.results.comparison import ComparedRun, comparison
 NUM_TRAIN, NUM_VAL, BATCH = 10, 20, 4  # batches of 4, 4 and 2
 
 
+GPUS = {"devices": {"kind": "cuda", "num_processes": 2, "split": 2}}
+GPUS["hardware"] = {"cpu": "Xeon", "cpu_capability": "", "cores": 2, "gpus": ["NVIDIA H100"] * 4}
+
+
 def write_run(directory, errors, *, changes=(), seed=1, speed=5.0, manifest="aa", **more):
     """A run with these (loss, top-1 error, top-5 error) after its epochs."""
     directory.mkdir()
@@ -46,7 +50,7 @@ def runs(tmp_path_factory):
     return [
         write_run(place / "a", first, seed=1),
         write_run(place / "b", other, seed=1, changes=["momentum=0.5", "without=conv4"], speed=2.5),
-        write_run(place / "c", second, seed=2),
+        write_run(place / "c", second, seed=2, **GPUS),
     ]
 
 
@@ -62,6 +66,7 @@ ROWS = [
         "epoch_of_best": "2 1",  # the first of equal ones
         "epochs": "3 2...",
         "seconds": 10,  # 3 * (10 / 5 + 20 / 10) and 2 * (10 / 5 + 20 / 10), of which the mean
+        "devices": "1 x AMD EPYC; 2 x NVIDIA H100",
     },
     {
         "variant": "mini (batch_size=4, momentum=0.5, epochs=3, without=conv4)",
@@ -74,6 +79,7 @@ ROWS = [
         "epoch_of_best": "1",
         "epochs": "3",
         "seconds": 18,
+        "devices": "1 x AMD EPYC",
     },
 ]
 
@@ -111,8 +117,8 @@ def test_text_csv_and_markdown_have_the_same_rows(runs):
     assert lines[2].startswith(f"| {rows[0]['variant']} | 1 2 | 1.6500 | 0.7500 | 0.7000 |")
     text = run_here(*command).stdout.splitlines()
     assert text[0].split() == list(rows[0])
-    values = "1 2 1.6500 0.7500 0.7000 0.8000 0.4500 2 1 3 2... 10"
-    assert text[1].split()[-12:] == values.split()
+    values = "1 2 1.6500 0.7500 0.7000 0.8000 0.4500 2 1 3 2... 10 1 x AMD EPYC; 2 x NVIDIA H100"
+    assert text[1].split()[-20:] == values.split()
 
 
 def test_an_early_end_is_an_end(tmp_path):
@@ -179,6 +185,7 @@ def test_one_seed_twice_is_refused():
         top1_error=0.5,
         top5_error=0.1,
         seconds=1.0,
+        devices="1 x AMD EPYC",
     )
     with pytest.raises(UserError, match="mini: expected a run of each seed, got two of seed 3"):
         comparison([run, run])

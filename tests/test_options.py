@@ -96,6 +96,7 @@ def test_what_is_not_asked_for_is_left_open_and_aliases_are_changes():
     options = parse_arguments(["--lr", "0.1", "--set", "epochs=3", "--deterministic", "off"])
     assert options.changes == ["epochs=3", "learning_rate=0.1"]
     assert options.deterministic is False
+    assert parse_arguments(["--workers", "3"]).loader_threads == 3
     options = parse_arguments(["--lr", "0.1"])
     assert (options.changes, options.freeze, options.rate) == (["learning_rate=0.1"], [], [])
     assert parse_arguments([]) == TrainOptions(

@@ -303,13 +303,14 @@ def wrong_lines(command, parser):
             continue
         if not action.option_strings:
             continue
-        (option,) = action.option_strings
+        option, *aliases = action.option_strings
         if action.nargs == 0:
             yield [f"{option}=1"]
             continue
-        yield [option]
-        for text in wrong_values(option, action):
-            yield [f"{option}={text}"]
+        for name in (option, *aliases):
+            yield [name]
+            for text in wrong_values(option, action):
+                yield [f"{name}={text}"]
     yield from CONTRADICTIONS[command]
 
 

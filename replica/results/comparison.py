@@ -29,6 +29,7 @@ class ComparedRun:
         loss: the mean over the held-out images; None where it is not finite.
         top1_error, top5_error: fractions.
         seconds: that its steps and validations took, on the clock.
+        devices: how many, and their name, such as `2 x NVIDIA H100`; of the last session.
     """
 
     variant: str
@@ -41,6 +42,7 @@ class ComparedRun:
     top1_error: float
     top5_error: float
     seconds: float
+    devices: str
 
 
 def compared_run(run_dir: Path) -> ComparedRun:
@@ -83,7 +85,14 @@ def compared_run(run_dir: Path) -> ComparedRun:
         top1_error=best.top1_error,
         top5_error=best.top5_error,
         seconds=seconds,
+        devices=_devices(record),
     )
+
+
+def _devices(record: RunRecord) -> str:
+    hardware = record.machine.get("hardware", {})
+    names = hardware.get("gpus") if record.devices.kind == "cuda" else [hardware.get("cpu")]
+    return f"{record.devices.num_processes} x {names[0] if names and names[0] else 'not known'}"
 
 
 def _variant(record: RunRecord, recipe: Recipe) -> str:
@@ -112,8 +121,8 @@ def comparison(runs: Sequence[ComparedRun], names: Sequence[str] = ()) -> list[d
 
     Returns:
         variant, seeds, epochs, epoch_of_best and seconds; loss and errors, fractions, as means
-        over the seeds; the lowest and highest top-1 error of them. The loss is None where that of
-        a seed is not finite.
+        over the seeds; the lowest and highest top-1 error of them; all devices. The loss is None
+        where that of a seed is not finite.
 
     Raises:
         UserError: two runs of one variant have the same seed.
@@ -146,6 +155,7 @@ def comparison(runs: Sequence[ComparedRun], names: Sequence[str] = ()) -> list[d
                 "epoch_of_best": " ".join(str(run.best_epoch) for run in group),
                 "epochs": " ".join(f"{x.epochs}{'' if x.is_complete else '...'}" for x in group),
                 "seconds": round(fmean(run.seconds for run in group)),
+                "devices": "; ".join(dict.fromkeys(run.devices for run in group)),
             }
         )
     return rows
