@@ -110,5 +110,5 @@ def duration(seconds: float) -> str:
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)
-    clock = f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute:02d}:{second:02d}"
+    clock = f"{hour}:{minute:02d}:{second:02d}" if hour or days else f"{minute:02d}:{second:02d}"
     return f"{days}d {clock}" if days else clock

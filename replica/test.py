@@ -116,8 +116,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         choices=TABLES,
         action="append",
         default=[],
-        help="print this, too: errors of each class, pairs of classes that are confused, or how "
-        "often the network is right where it is so sure; may be given more than once",
+        help="print this, too: errors of each class, pairs of classes that are confused, how often "
+        "the network is right where it is so sure, or each network beside their mean and the "
+        "paper's; may be given more than once",
     )
     add(
         "--save-probabilities",

@@ -205,3 +205,27 @@ def wait_until_ended(pids):
     while any(is_running(pid) for pid in pids):
         assert time.time() < deadline, "a process outlived its parent"
         time.sleep(0.05)
+
+
+def write_validated_run(directory, errors, *, changes=(), seed=1, speed=5.0, manifest="aa", **more):
+    """Records of a run with these (loss, top-1 error, top-5 error) after its epochs.
+
+    10 training images in batches of 4, 20 validation images at 10 a second.
+    """
+    directory.mkdir()
+    content = json.loads((PROJECT_DIR / "tests" / "goldens" / "run" / "run.json").read_text())
+    recipe = with_changes(MINI, ["batch_size=4", "epochs=3", *changes])
+    content["data"] |= {"train_images": 10, "val_images": 20}
+    content["data"]["manifest_sha256"] = manifest
+    content |= {"recipe": to_record(recipe), "seed": seed, **more}
+    (directory / "run.json").write_text(json.dumps(content))
+    lines = []
+    for epoch, (loss, top1, top5) in enumerate(errors, start=1):
+        measures = {"images_per_second": speed, "learning_rate": 0.1}
+        for step in range(3 * epoch - 2, 3 * epoch + 1):
+            lines.append({"kind": "step", "step": step, "epoch": epoch, "loss": 1.0, **measures})
+        val = {"loss": loss, "top1_error": top1, "top5_error": top5, "images_per_second": 10.0}
+        lines.append({"kind": "val", "step": 3 * epoch, "epoch": epoch, **val})
+    lines.append({"kind": "resume", "step": 3 * len(errors), "epoch": len(errors) + 1})
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return str(directory)

@@ -4,40 +4,15 @@ import csv
 import io
 import json
 
-import golden_values as golden
 import pytest
 from conftest import assert_user_error, run_here
+from runs import write_validated_run
 
 from data_prep.errors import UserError
-from replica.recipes import MINI, to_record, with_changes
 from replica.results.comparison import ComparedRun, comparison
-
-NUM_TRAIN, NUM_VAL, BATCH = 10, 20, 4  # batches of 4, 4 and 2
-
 
 GPUS = {"devices": {"kind": "cuda", "num_processes": 2, "split": 2}}
 GPUS["hardware"] = {"cpu": "Xeon", "cpu_capability": "", "cores": 2, "gpus": ["NVIDIA H100"] * 4}
-
-
-def write_run(directory, errors, *, changes=(), seed=1, speed=5.0, manifest="aa", **more):
-    """A run with these (loss, top-1 error, top-5 error) after its epochs."""
-    directory.mkdir()
-    content = json.loads((golden.OLD_RUN / "run.json").read_text())
-    recipe = with_changes(MINI, [f"batch_size={BATCH}", "epochs=3", *changes])
-    content["data"] |= {"train_images": NUM_TRAIN, "val_images": NUM_VAL}
-    content["data"]["manifest_sha256"] = manifest
-    content |= {"recipe": to_record(recipe), "seed": seed, **more}
-    (directory / "run.json").write_text(json.dumps(content))
-    lines = []
-    for epoch, (loss, top1, top5) in enumerate(errors, start=1):
-        measures = {"images_per_second": speed, "learning_rate": 0.1}
-        for step in range(3 * epoch - 2, 3 * epoch + 1):
-            lines.append({"kind": "step", "step": step, "epoch": epoch, "loss": 1.0, **measures})
-        val = {"loss": loss, "top1_error": top1, "top5_error": top5, "images_per_second": 10.0}
-        lines.append({"kind": "val", "step": 3 * epoch, "epoch": epoch, **val})
-    lines.append({"kind": "resume", "step": 3 * len(errors), "epoch": len(errors) + 1})
-    (directory / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    return str(directory)
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +23,11 @@ def runs(tmp_path_factory):
     second = [(1.8, 0.8, 0.5), (1.9, 0.85, 0.45)]
     other = [(1.0, 0.5, 0.1), (1.1, 0.55, 0.1), (1.2, 0.6, 0.2)]
     return [
-        write_run(place / "a", first, seed=1),
-        write_run(place / "b", other, seed=1, changes=["momentum=0.5", "without=conv4"], speed=2.5),
-        write_run(place / "c", second, seed=2, **GPUS),
+        write_validated_run(place / "a", first, seed=1),
+        write_validated_run(
+            place / "b", other, seed=1, changes=["momentum=0.5", "without=conv4"], speed=2.5
+        ),
+        write_validated_run(place / "c", second, seed=2, **GPUS),
     ]
 
 
@@ -123,7 +100,7 @@ def test_text_csv_and_markdown_have_the_same_rows(runs):
 
 def test_an_early_end_is_an_end(tmp_path):
     errors = [(1.0, 0.5, 0.1), (1.0, 0.5, 0.1)]
-    out = write_run(tmp_path / "a", errors, changes=["stop_patience=1"])
+    out = write_validated_run(tmp_path / "a", errors, changes=["stop_patience=1"])
     (row,) = json.loads(run_here("-m", "replica.compare", out, "--json").stdout)["variants"]
     assert row["epochs"] == "2"
     assert "stop_patience=1" in row["variant"]
@@ -132,7 +109,10 @@ def test_an_early_end_is_an_end(tmp_path):
 def test_a_loss_that_is_not_finite_is_shown_as_that_and_its_validation_counts(tmp_path):
     """metrics.jsonl has null for it."""
     errors = [(1.0, 0.6, 0.1), (None, 0.5, 0.2), (1.5, 0.7, 0.1)]
-    runs = [write_run(tmp_path / "a", errors), write_run(tmp_path / "b", errors[::2], seed=2)]
+    runs = [
+        write_validated_run(tmp_path / "a", errors),
+        write_validated_run(tmp_path / "b", errors[::2], seed=2),
+    ]
     content = json.loads(run_here("-m", "replica.compare", *runs, "--json").stdout)
     assert [(x["best_epoch"], x["epochs"], x["loss"]) for x in content["runs"]] == [
         (2, 3, None),
@@ -148,8 +128,8 @@ def test_a_loss_that_is_not_finite_is_shown_as_that_and_its_validation_counts(tm
 def test_a_users_network_is_a_variant_of_its_own(tmp_path):
     known = {"name": "my_net.py", "function": "build", "text": "", "sha256": "0123456789"}
     errors = [(1.0, 0.5, 0.1)]
-    runs = [write_run(tmp_path / "a", errors)]
-    runs.append(write_run(tmp_path / "b", errors, model_file=known))
+    runs = [write_validated_run(tmp_path / "a", errors)]
+    runs.append(write_validated_run(tmp_path / "b", errors, model_file=known))
     rows = json.loads(run_here("-m", "replica.compare", *runs, "--json").stdout)["variants"]
     assert rows[0]["variant"] == ROWS[0]["variant"]
     assert rows[1]["variant"] == "mini (my_net.py:build 01234567, batch_size=4, epochs=3)"
@@ -157,7 +137,7 @@ def test_a_users_network_is_a_variant_of_its_own(tmp_path):
 
 def test_errors_on_other_data_are_other_rows_and_it_is_said(tmp_path):
     errors = [(1.0, 0.5, 0.1)]
-    runs = [write_run(tmp_path / name, errors, manifest=name) for name in "ab"]
+    runs = [write_validated_run(tmp_path / name, errors, manifest=name) for name in "ab"]
     result = run_here("-m", "replica.compare", *runs, "--json")
     assert len(json.loads(result.stdout)["variants"]) == 2
     assert "several data sets, whose errors cannot be compared" in result.stderr
@@ -165,7 +145,7 @@ def test_errors_on_other_data_are_other_rows_and_it_is_said(tmp_path):
 
 def test_what_is_no_run_is_one_line(runs, tmp_path):
     assert_user_error(run_here("-m", "replica.compare", str(tmp_path)), "expected the run.json")
-    out = write_run(tmp_path / "a", [])
+    out = write_validated_run(tmp_path / "a", [])
     assert_user_error(run_here("-m", "replica.compare", out), "expected a validation, found none")
     both = f"two of seed 1 ({runs[0]}, {runs[0]}): leave one of them out"
     assert_user_error(run_here("-m", "replica.compare", runs[0], runs[0]), both)

@@ -172,7 +172,10 @@ def test_a_bar_that_is_switched_off_says_nothing(plain, capsys):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "00:00"), (65.9, "01:05"), (3600, "1:00:00"), (2 * 86400 + 11045, "2d 3:04:05")],
+    [
+        *((0, "00:00"), (65.9, "01:05"), (3600, "1:00:00")),
+        *((2 * 86400 + 11045, "2d 3:04:05"), (86400 + 245, "1d 0:04:05")),
+    ],
 )
 def test_a_duration_is_read_as_a_clock(seconds, text):
     assert duration(seconds) == text

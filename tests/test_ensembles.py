@@ -3,13 +3,20 @@
 import csv
 import io
 import json
+import shutil
 
 import numpy as np
 import oracles
 import pytest
 import torch
 from conftest import assert_user_error, run_here
-from runs import CROP_SIZE, large_weights, mini_shapes_and_deviations, write_checkpoint
+from runs import (
+    CROP_SIZE,
+    large_weights,
+    mini_shapes_and_deviations,
+    write_checkpoint,
+    write_validated_run,
+)
 
 from data_prep.errors import UserError
 from data_prep.shards import open_data_set
@@ -86,6 +93,42 @@ def test_the_mean_of_one_network_twice_is_the_network(members, tiny_shards):
     result = outcome("--json", data=tiny_shards, of=(first[0], first[0]))
     found = json.loads(result.stdout)
     assert [found["top1_error"], found["top5_error"]] == pytest.approx(errors_of(first[1], labels))
+
+
+def test_each_network_stands_beside_their_mean_and_the_papers(members, tiny_shards, tmp_path):
+    """What a run took is read beside its checkpoint; of a checkpoint alone it is not known."""
+    (first, second), labels = members
+    errors = [(2.0, 0.9, 0.6), (1.5, 0.7, 0.4)]  # of two epochs, of three that it is to have
+    run_dir = tmp_path / "run"
+    write_validated_run(run_dir, errors, speed=0.05)
+    shutil.copy(first[0], run_dir / "best.pt")
+    words = ("--table", "networks", "--json", "--weights-of", "1,3")
+    result = outcome(*words, data=tiny_shards, of=(run_dir, second[0]))
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(result.stdout)["networks"]
+    both = 0.25 * first[1] + 0.75 * second[1]
+    expected = [errors_of(x, labels) for x in (first[1], second[1], both)]
+    expected.append([0.407, 0.182])
+    for row, right in zip(rows, expected, strict=True):
+        assert [row["top1_error"], row["top5_error"]] == pytest.approx(right)
+    assert len({row["top1_error"] for row in rows}) > 2
+    assert [row["network"] for row in rows] == [
+        *(str(run_dir / "best.pt"), str(second[0])),
+        *("2 networks, averaged", "paper, Table 2, 1 CNN"),
+    ]
+    # Two epochs of 10 images at 0.05 a second, and of 20 that are validated at 10 a second.
+    of_run = {"epochs": "2...", "time": "06:44", "devices": "1 x AMD EPYC"}
+    assert {name: rows[0][name] for name in of_run} == of_run
+    assert {rows[1][name] for name in of_run} == {"not known"}
+    assert [rows[3][name] for name in of_run] == ["90", "5 to 6 days", "2 x NVIDIA GTX 580"]
+    num = len(labels)
+    assert [row["images"] for row in rows] == [
+        *[f"{num} val images, the central crop"] * 3,
+        "ILSVRC-2012 validation, ten crops",
+    ]
+    alone = outcome("--table", "networks", "--csv", data=tiny_shards, of=(second[0],))
+    lines = list(csv.DictReader(io.StringIO(alone.stdout)))
+    assert [line["network"] for line in lines] == [str(second[0]), "paper, Table 2, 1 CNN"]
 
 
 # --- Searched weights

@@ -17,7 +17,7 @@ from data_prep.errors import printable
 from data_prep.files import whole_file
 from replica.training.evaluation import shares_on_device
 
-TABLES = ("classes", "confusion", "calibration")
+TABLES = ("classes", "confusion", "calibration", "networks")
 NUM_BINS = 15
 MOST_SHOWN = 20  # rows of confusions in text; CSV and JSON have all
 Rows = list[dict[str, Any]]
@@ -36,6 +36,7 @@ class Details:
             images whose most probable class is right.
         kept: the probabilities and labels of the batches, where they are kept.
         images: rows of the part that is tested, in the order in which they are added.
+        networks: rows of `network_rows`.
     """
 
     wnids: list[str]
@@ -43,6 +44,7 @@ class Details:
     keeps: bool = False
     kept: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     images: Sequence[int] = ()
+    networks: Rows = field(default_factory=list)
 
     def __post_init__(self) -> None:
         num_classes = len(self.wnids)
@@ -81,6 +83,8 @@ class Details:
 
     def rows(self, table: str) -> Rows:
         """A table of `TABLES`, as records."""
+        if table == "networks":
+            return self.networks
         return {
             "classes": self._classes,
             "confusion": self._confusions,

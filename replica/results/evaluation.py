@@ -24,6 +24,7 @@ from replica.results.members import (
     rows_of,
 )
 from replica.results.nearest_images import evenly
+from replica.results.network_table import network_rows
 from replica.results.prediction import checkpoint_file
 from replica.results.test_result import ILSVRC_CLASSES, TestResult, confidence_interval
 from replica.training import evaluation
@@ -126,12 +127,16 @@ def test_network(
     if weights_of == SEARCH:
         shares = _searched(networks, data, part, labels, views=views, say=say, share=share)
     counts, details = Counts(), _details(first.checkpoint, labels, keeps=keeps)
+    each = [Counts() for _ in members]
     details.images = rows
     batches = batches_of(networks, data.part(part), rows, labels, views=views, share=share)
     with progress_bar(len(rows), " images", disable=_is_silent(share)) as progress:
         for several, labels_N in batches:
             mean_NK = weighted_mean(several, shares)
             counts += evaluation.count(mean_NK, labels_N)
+            if len(several) > 1:
+                own = [evaluation.count(one, labels_N) for one in several]
+                each = [x + y for x, y in zip(each, own, strict=True)]
             details.add(mean_NK, labels_N)
             progress.update(len(labels_N))
     if _is_silent(share) or (share and share.is_stopped):
@@ -158,6 +163,8 @@ def test_network(
         num_classes=len(details.wnids),
         calibration_error=details.calibration_error(),
     )
+    each = each if len(members) > 1 else [counts]
+    details.networks = network_rows(members, each, counts, images=result.images)
     return result, details
 
 

@@ -45,6 +45,13 @@ class TestResult:
     num_classes: int = 0
     calibration_error: float = 0.0
 
+    @property
+    def images(self) -> str:
+        """How many of which, and how much of each: `500 test images, ten crops`."""
+        named = {1: "the central crop", paper.TEST_VIEWS: "ten crops"}
+        views = named.get(self.views, f"{self.views} evenly spaced crops")
+        return f"{self.num_images} {self.part} images, {views}"
+
     def __str__(self) -> str:
         lines = []
         for name, error, (low, high) in (
@@ -52,10 +59,8 @@ class TestResult:
             ("top-5", self.top5_error, self.top5_interval),
         ):
             lines.append(f"{name} error {error:.2%} (95 % interval {low:.2%} to {high:.2%})")
-        named = {1: "the central crop", paper.TEST_VIEWS: "ten crops"}
-        views = named.get(self.views, f"{self.views} evenly spaced crops")
         averaged = ", averaged weights" if self.weights == "averaged" else ""
-        where = f"on {self.num_images} {self.part} images, {views}"
+        where = f"on {self.images}"
         if len(self.checkpoints) > 1:
             shares = ", ".join(f"{share:.4g}" for share in self.shares)
             lines.append(f"{where}, {len(self.checkpoints)} networks by {shares}{averaged}")
