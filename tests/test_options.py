@@ -71,8 +71,8 @@ OPTIONS = {
     "benchmarks.__main__ build_shards": "--input --json --pictures --rounds --save --workers",
     "benchmarks.__main__ real_sets": "--json --only --output --save",
     "benchmarks.__main__ demo": "--json --out --records --save",
-    "benchmarks.__main__ earlier": "--cifar10 --json --many-classes --records --save --ten-classes "
-    "--work",
+    "benchmarks.__main__ earlier": "--cifar10 --json --many-classes --records --save --tables "
+    "--ten-classes --work",
     "benchmarks.__main__ linear_baseline": "--data --json --save",
 }
 
