@@ -47,10 +47,10 @@ class Evaluation:
 EVALUATIONS = {
     **{
         f"one-gpu-{seed}": Evaluation(plans.ONE_GPU, [f"network-seed-{seed}"], True, "val")
-        for seed in plans.SEEDS
+        for seed in plans.TWO_SEEDS
     },
     "one-gpu-both": Evaluation(
-        plans.ONE_GPU, [f"network-seed-{seed}" for seed in plans.SEEDS], True, "val"
+        plans.ONE_GPU, [f"network-seed-{seed}" for seed in plans.TWO_SEEDS], True, "val"
     ),
     **{
         f"cifar10-{arm}-{seed}": Evaluation(plans.CIFAR10, [f"{arm}-seed-{seed}"], False, "test")

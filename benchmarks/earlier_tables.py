@@ -40,7 +40,8 @@ ARMS = {
     "adam-slow": "`optimizer=adam`, rate 0.0001",
     "epochs-50": "50 epochs",
     "epochs-100": "100 epochs",
-    "paper-narrow": "90 epochs of `mini64`",
+    "paper-narrow": "`mini64` with its own rate, 0.005",
+    "paper-narrow-slow": "`mini64`, rate 0.001, drops before epochs 25, 51 and 79",
 }
 Rows = list[dict[str, object]]
 

@@ -67,6 +67,7 @@ def test_earlier_experiments_are_those_of_the_narrow_recipes():
     assert names == {name for name in RECIPES if name.startswith("tiny-") and name.endswith("-64")}
     assert len(names) == 8
     assert {trial.seed for trial in plans.variants({})} == {1, 2, 3}
-    assert [trial.trained().epochs for trial in plans.epochs({})] == [50, 100]
+    assert [trial.trained().epochs for trial in plans.epochs({})] == [50, 50, 100, 100]
     chosen = [trial.trained().optimizer for trial in plans.optimizers({})]
-    assert chosen == ["paper", "sgd", "adam", "adam"]
+    assert chosen == ["paper", "sgd", "adam", "adam"] * 3
+    assert {trial.trained().epochs for trial in plans.ninety({})} == {90}
