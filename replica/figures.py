@@ -212,9 +212,14 @@ def check_out(arguments: argparse.Namespace, out_dir: Path) -> None:
     """Refuses a directory that cannot take the figures, before they are made."""
     if arguments.what and arguments.picture:
         return
-    for name in (f"{arguments.what}.png",) if arguments.what else RUN_PICTURES:
+    for name in (file_of(arguments),) if arguments.what else RUN_PICTURES:
         title = f"--out {out_dir}" if arguments.out else str(out_dir / name)
         check_can_write(out_dir / name, title, makes_directories=True)
+
+
+def file_of(arguments: argparse.Namespace) -> str:
+    """The name of a figure for which no --picture was given."""
+    return f"{arguments.what}{'-gray' if getattr(arguments, 'gray', False) else ''}.png"
 
 
 def figure_of_network(path: Path, arguments: argparse.Namespace) -> Any:
@@ -303,7 +308,7 @@ def write(figure: Any, arguments: argparse.Namespace, out_dir: Path) -> None:
     """Writes a figure to where it was asked for, or to a directory, which it makes."""
     if not arguments.picture:
         out_dir.mkdir(parents=True, exist_ok=True)
-    picture = arguments.picture or out_dir / f"{arguments.what}.png"
+    picture = arguments.picture or out_dir / file_of(arguments)
     save(figure, picture)
     say(f"wrote {picture}", arguments)
 

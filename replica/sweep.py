@@ -16,6 +16,7 @@ from data_prep.arguments import (
     whole_number,
 )
 from data_prep.errors import OneLineParser, UserError, command_for, print_line, run_command
+from data_prep.files import check_can_write
 from data_prep.progress import write_line
 from data_prep.shards import open_data_set
 from replica.recipes import ALIASES, find_recipe, with_changes
@@ -118,6 +119,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         f"(default: {STORAGE_FILE} in --out)",
     )
     add("--gpus", type=whole_number(1, MOST_PROCESSES), metavar="N", help="devices of each run")
+    add(
+        "--split",
+        type=int,
+        choices=(1, 2),
+        help="devices that one network is cut over (default: as of replica.train)",
+    )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     add("--precision", choices=PRECISIONS, help=f"default: {Numerics.precision}")
     add("--no-tensorboard", dest="tensorboard", action="store_false", help="write no event files")
@@ -156,6 +163,8 @@ def checked_sweep(arguments: argparse.Namespace) -> Sweep:
     devices = ["--device", arguments.device]
     if arguments.gpus:
         devices += ["--gpus", str(arguments.gpus)]
+    if arguments.split:
+        devices += ["--split", str(arguments.split)]
     sweep = Sweep(
         data=data,
         recipe=arguments.recipe,
@@ -171,8 +180,8 @@ def checked_sweep(arguments: argparse.Namespace) -> Sweep:
         out=arguments.out,
         storage=arguments.storage or arguments.out / STORAGE_FILE,
     )
-    if arguments.storage is not None and not arguments.storage.parent.is_dir():
-        raise UserError(f"--storage {sweep.storage}: expected a file in a directory that exists")
+    if arguments.storage is not None:
+        check_can_write(sweep.storage, f"--storage {sweep.storage}")
 
     def prepare(changes: list[str]) -> None:
         values = dict(change.split("=", 1) for change in changes)

@@ -106,6 +106,23 @@ def test_an_early_end_is_an_end(tmp_path):
     assert "stop_patience=1" in row["variant"]
 
 
+def test_a_validation_in_mid_epoch_is_no_epoch(tmp_path):
+    """What `--steps` ends validates; the best of the run is among its whole epochs."""
+    out = tmp_path / "a"
+    write_validated_run(out, [(1.0, 0.6, 0.1), (1.0, 0.5, 0.1)])
+    middle = {"kind": "val", "step": 4, "epoch": 2, "loss": 0.1, "images_per_second": 10.0}
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    lines.insert(5, json.dumps({**middle, "top1_error": 0.2, "top5_error": 0.0}))
+    (out / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    content = json.loads(run_here("-m", "replica.compare", str(out), "--json").stdout)
+    (row,), (found,) = content["variants"], content["runs"]
+    assert (row["top1_error"], row["epoch_of_best"], row["epochs"]) == (0.5, "2", "2...")
+    assert found["seconds"] == pytest.approx(2 * (10 / 5 + 20 / 10) + 20 / 10)
+    (out / "metrics.jsonl").write_text(lines[5] + "\n")
+    result = run_here("-m", "replica.compare", str(out))
+    assert_user_error(result, "expected a validation after an epoch, found none")
+
+
 def test_a_loss_that_is_not_finite_is_shown_as_that_and_its_validation_counts(tmp_path):
     """metrics.jsonl has null for it."""
     errors = [(1.0, 0.6, 0.1), (None, 0.5, 0.2), (1.5, 0.7, 0.1)]
@@ -146,7 +163,9 @@ def test_errors_on_other_data_are_other_rows_and_it_is_said(tmp_path):
 def test_what_is_no_run_is_one_line(runs, tmp_path):
     assert_user_error(run_here("-m", "replica.compare", str(tmp_path)), "expected the run.json")
     out = write_validated_run(tmp_path / "a", [])
-    assert_user_error(run_here("-m", "replica.compare", out), "expected a validation, found none")
+    assert_user_error(
+        run_here("-m", "replica.compare", out), "expected a validation after an epoch, found none"
+    )
     both = f"two of seed 1 ({runs[0]}, {runs[0]}): leave one of them out"
     assert_user_error(run_here("-m", "replica.compare", runs[0], runs[0]), both)
     (tmp_path / "a" / "metrics.jsonl").unlink()

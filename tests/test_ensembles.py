@@ -300,6 +300,15 @@ def test_data_with_no_classes_in_common_is_refused(members, tiny_shards, tmp_pat
     assert_user_error(result, "has 2 class identifiers for 10 classes")
 
 
+def test_networks_with_no_classes_in_common_are_refused_as_such(members, tiny_shards, tmp_path):
+    """No data would fit both."""
+    (first, second), _ = members
+    path = renamed(first[0], tmp_path / "x.pt", [f"m{i}" for i in range(10)])
+    result = outcome(data=tiny_shards, of=(path, second[0]))
+    have = f"no two classes in common ({path} of 10, {second[0]} of 10): test each alone"
+    assert_user_error(result, "--checkpoint", have)
+
+
 @pytest.mark.parametrize(
     ("source", "num_classes", "expected"),
     [

@@ -101,7 +101,8 @@ def test_color_energy_is_printed_as_json_alone(checkpoint, weights, drawn):
 
 
 def test_gray_kernels_are_the_mean_of_their_colors(checkpoint, weights, drawn):
-    figure, _, _ = drawn("kernels", "--checkpoint", checkpoint, "--gray")
+    figure, path, _ = drawn("kernels", "--checkpoint", checkpoint, "--gray")
+    assert path.name == "kernels-gray.png"  # beside kernels.png
     values = weights["conv1.weight"].astype(np.float64).mean(axis=1)
     mosaic = figure.axes[1].images[0].get_array()
     assert (mosaic == mosaic[..., :1]).all()

@@ -403,7 +403,7 @@ def test_small_pictures_keep_their_size_or_are_scaled_up(tmp_path):
     result = run_here(
         "-m", "replica.train", "--data", str(tmp_path / "64"), "--out", str(tmp_path / "r")
     )
-    assert_user_error(result, "has images of 64 pixels", "cuts crops of 224", "--size 256")
+    assert_user_error(result, "has images of 64 pixels", "cuts crops of 224", "--size 224 or more")
 
 
 # --- CIFAR-10

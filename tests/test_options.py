@@ -47,7 +47,7 @@ OPTIONS = {
     "replica.reproduce": "--data --device --gpus --json --list --markdown --minutes --pictures "
     "--records --scale --seeds --work",
     "replica.sweep": "--data --device --epochs --gpus --grid --no-tensorboard --out --precision "
-    "--pruner --recipe --sampler --seed --set --storage --trials",
+    "--pruner --recipe --sampler --seed --set --split --storage --trials",
     "benchmarks.__main__ local_response_norm": "--json --no-peers --rounds --save --shape "
     "--threads",
     "benchmarks.__main__ local_response_norm_gpu": "--json --rounds --save --shape",

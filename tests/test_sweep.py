@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import sys
 
 import numpy as np
@@ -187,6 +188,40 @@ def test_another_sweep_is_refused_by_the_storage(swept, shards, in_process, tmp_
     assert not in_process
     assert list(tmp_path.iterdir()) == []
     assert {x: x.stat().st_mtime_ns for x in out.rglob("*") if x != lock} == before
+
+
+def test_a_directory_that_is_in_use_is_refused_as_it_is(shards, in_process, tmp_path):
+    """That of a run, say; what another process of the same sweep has just left there is none."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "run.json").write_text("{}")
+    assert_user_error(run_here(*command(shards, out)), f"--out {out}: in use", "run.json")
+    assert [path.name for path in out.iterdir()] == ["run.json"]
+    (out / "run.json").unlink()
+    (out / "optuna.log.lock").symlink_to(out / "optuna.log")
+    asked = queue.Sweep(
+        **dict.fromkeys(("data", "recipe", "fixed", "space", "sampler", "pruner", "seed")),
+        **dict.fromkeys(("num_trials", "precision", "devices", "tensorboard")),
+        out=out,
+        storage=out / "optuna.log",
+    )
+    queue.check_is_free(asked)
+    assert not in_process
+
+
+@pytest.mark.parametrize("name", ["x.db", "x.log"])
+def test_a_storage_that_cannot_be_written_is_refused(
+    name, shards, in_process, tmp_path, monkeypatch
+):
+    """Whoever runs the tests may write anywhere, so access is what says that it is not allowed."""
+    place, out = tmp_path / "closed", tmp_path / "out"
+    place.mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != place and access(path, mode))
+    result = run_here(*command(shards, out, "--storage", str(place / name)))
+    assert_user_error(result, f"--storage {place / name}", "you may not write in")
+    assert not in_process
+    assert not out.exists()
 
 
 def test_an_interrupted_trial_goes_on_and_is_the_same(swept, shards, in_process, tmp_path):
@@ -388,6 +423,15 @@ def test_the_curves_are_those_of_all_trials_and_the_best_is_bold(swept):
     figure = pictures.curves_figure(trials, trials[1])
     assert figure.axes[0].get_ylim() == (0, 2 * max(panels[0].lines[1].get_ydata()))
     assert figure.legends[0].get_texts()[0].get_text() == "trial-000: rate=0.00123"
+    # One epoch is a dot.
+    assert {x.get_marker() for axes in panels for x in axes.lines} == {""}
+    for one in trials:
+        del one.curve.steps[3:], one.curve.validations[1:]
+    figure = pictures.curves_figure(trials, trials[1])
+    for axes in figure.axes:
+        assert [(len(x.get_ydata()), x.get_marker()) for x in axes.lines] == [(1, ".")] * 2
+        assert all(place == int(place) for place in axes.get_xticks())
+    assert all(axes.get_ylim()[1] <= 100 for axes in figure.axes[2:])
 
 
 # --- Slow: a grid of 2 x 2, as two processes share it, one of which is killed

@@ -12,6 +12,7 @@ from data_prep.files import sha256_of_file
 from replica.network.alexnet import AlexNet, whole_shapes
 from replica.network.initialization import initialize_
 from replica.recipes import MINI, PAPER, PAPER_CONV6, with_changes
+from replica.recipes.recipe import layer_names
 from replica.training.checkpoint import (
     check_fits_network,
     checkpoints_of,
@@ -75,6 +76,30 @@ def test_frozen_layers_stay_and_others_have_their_own_rates(pretrained, shards_d
         *("1:conv1=0", "1:conv2=0"),
         *("1:fc8=0.05", "1:fc7.bias=0"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--freeze", "conv9"), "--freeze conv9: recipe mini has no such layer: expected one of c"),
+        (("--freeze", "learning_rate"), "--freeze learning_rate: recipe mini has no such layer"),
+        (("--freeze", "conv1,color_noise"), "--freeze color_noise: recipe mini has no such layer"),
+        (("--freeze", "conv1.nope"), "--freeze conv1.nope: recipe mini has no such layer"),
+        (("--rate", "fc9=0.1"), "--rate fc9: recipe mini has no such layer"),
+        (("--freeze", ",".join(layer_names(MINI))), "--freeze: names all layers, so nothing would"),
+    ],
+)
+def test_what_cannot_be_frozen_is_named_and_nothing_is_written(
+    options, expected, shards_dir, tmp_path
+):
+    assert_user_error(train(shards_dir, tmp_path / "run", *options), expected)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_runs_directory_is_no_file_to_begin_with(pretrained, shards_dir, tmp_path):
+    result = train(shards_dir, tmp_path / "run", "--init", str(pretrained.parent))
+    way_out = f"is a directory: expected a file such as {pretrained.parent / 'best.pt'}"
+    assert_user_error(result, way_out)
 
 
 def test_what_does_not_fit_is_refused_with_every_tensor(pretrained, other_classes, tmp_path):

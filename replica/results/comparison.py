@@ -56,14 +56,18 @@ def compared_run(run_dir: Path) -> ComparedRun:
     if not (run_dir / METRICS_FILE).is_file():
         raise UserError(f"{run_dir}: expected {METRICS_FILE} there, found none")
     lines = read_metrics(run_dir)
-    validations = [x for x in lines if x.kind == "val" and math.isfinite(x.top1_error)]
-    if not validations:
-        raise UserError(f"{run_dir}: expected a validation, found none: train for an epoch first")
-    best = min(validations, key=lambda line: line.top1_error)
-    errors = [line.top1_error for line in validations]
     num_train = record.data.train_images
     batch_size = min(recipe.batch_size, num_train)
     per_epoch = math.ceil(num_train / batch_size)
+    validations = [x for x in lines if x.kind == "val" and math.isfinite(x.top1_error)]
+    # A session that `--steps` ends in mid-epoch validates, too.
+    validations = [line for line in validations if line.step % per_epoch == 0]
+    if not validations:
+        raise UserError(
+            f"{run_dir}: expected a validation after an epoch, found none: train for an epoch first"
+        )
+    best = min(validations, key=lambda line: line.top1_error)
+    errors = [line.top1_error for line in validations]
     held_out = record.data.val_images or record.data.test_images
     seconds = 0.0
     for line in lines:

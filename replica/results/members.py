@@ -66,6 +66,12 @@ def common_labels(members: list[Member], data: DataSet, say: Say) -> CommonLabel
     is_all = all(others == common for others in sets)
     # One class alone would always be right.
     if len(common) < 2:
+        if len([wnid for wnid in sets[1] if all(wnid in others for others in sets[2:])]) < 2:
+            each = ", ".join(f"{x.path} of {len(x.checkpoint.wnids)}" for x in members)
+            raise UserError(
+                f"--checkpoint: the networks have no two classes in common ({each}): test each "
+                "alone"
+            )
         for member in members:
             check_fits_classes(member.path, member.checkpoint.wnids, data.wnids, data.directory)
         raise UserError(f"{data.directory}: expected classes that all --checkpoint have, got none")

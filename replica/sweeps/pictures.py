@@ -43,6 +43,7 @@ def curves_figure(trials: Sequence[Shown], best: Shown) -> Any:
     for row, titles in zip(panels, PANELS, strict=True):
         for axes, title in zip(row, titles, strict=True):
             axes.set(xlabel="epoch", ylabel=title)
+            axes.xaxis.get_major_locator().set_params(integer=True)
     for one in trials:
         turn, place = divmod(one.trial.number, len(COLORS))
         look = {"color": COLORS[place], "linestyle": LINE_STYLES[turn % len(LINE_STYLES)]}
@@ -55,12 +56,18 @@ def curves_figure(trials: Sequence[Shown], best: Shown) -> Any:
             means = [scale * curve.mean(lines, field) for lines in epochs]
             after = [scale * getattr(line, field) for line in curve.validations]
             for axes, at, values in zip(row, (middles, ends), (means, after), strict=True):
-                (line,) = axes.plot(at, values, linewidth=width, zorder=order, **look)
+                mark = "." if len(values) == 1 else ""  # a point has no line
+                (line,) = axes.plot(at, values, marker=mark, linewidth=width, zorder=order, **look)
         if one.trial.number in labels:
             line.set_label(shortened(labels[one.trial.number], int(letters)))
     for axes in panels[0]:
         known = filter(math.isfinite, axes.lines[trials.index(best)].get_ydata())
         axes.set_ylim(0, min(axes.get_ylim()[1], MOST_TIMES * max(known, default=math.inf)))
+    most = max(line.epoch for one in trials for line in one.curve.validations)
+    for axes in panels.flat:
+        axes.set_xlim(0, 1.03 * most)
+    for axes in panels[1]:
+        axes.set_ylim(top=min(axes.get_ylim()[1], 100))
     figure.legend(loc="outside lower center", ncols=columns)
     return figure
 

@@ -44,8 +44,11 @@ def open_study(sweep: Sweep) -> Study:
     """Optuna's record of a sweep, begun where there is none.
 
     Raises:
-        UserError: Optuna is not installed, or the record is of something else.
+        UserError: Optuna is not installed, the record is of something else, or the directory of a
+            new sweep is in use.
     """
+    if not sweep.storage.exists():
+        check_is_free(sweep)
     with held(sweep):
         return Study(
             sweep.storage,
@@ -56,6 +59,17 @@ def open_study(sweep: Sweep) -> Study:
             pruner=sweep.pruner,
             seed=sweep.seed,
             num_trials=sweep.num_trials,
+        )
+
+
+def check_is_free(sweep: Sweep) -> None:
+    """Refuses a directory for a new sweep that has anything but what its processes begin with."""
+    known = (sweep.lock.name, sweep.storage.name)
+    found = sorted(x.name for x in sweep.out.glob("*") if not x.name.startswith(known))
+    # Of the trials of another sweep, `Study` says more.
+    if found and not any(name.startswith("trial-") for name in found):
+        raise UserError(
+            f"--out {sweep.out}: in use (it has {found[0]}): expected an empty or a new directory"
         )
 
 

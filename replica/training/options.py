@@ -1,10 +1,13 @@
 """What a user asks a run to be: the options of `python -m replica.train`, typed."""
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.errors import UserError
+from replica.recipes import EpochChange, Recipe
+from replica.recipes.recipe import layer_names
 
 DEFAULT_DATA = Path("shards")
 DEFAULT_RECIPE = "paper"
@@ -89,3 +92,31 @@ def rates_in(texts: Iterable[str], *, example: str) -> list[tuple[str, float]]:
         except ValueError:
             raise UserError(f"--rate {text}: expected LAYER=RATE such as {example}") from None
     return rates
+
+
+def with_rates(recipe: Recipe, options: TrainOptions) -> Recipe:
+    """The recipe with what `--freeze` and `--rate` set from its first epoch on.
+
+    Raises:
+        UserError: one names no layer, or nothing would learn.
+    """
+    frozen = layers_in("--freeze", options.freeze)
+    rates = rates_in(options.rate, example="fc8=0.01")
+    _check_layers("--freeze", frozen, recipe)
+    _check_layers("--rate", [target for target, _ in rates], recipe)
+    if set(layer_names(recipe)) <= set(frozen):
+        raise UserError("--freeze: names all layers, so nothing would learn: leave one out")
+    first = [EpochChange(1, layer, 0.0) for layer in frozen]
+    first += [EpochChange(1, target, rate) for target, rate in rates]
+    return dataclasses.replace(recipe, changes=(*first, *recipe.changes)) if first else recipe
+
+
+def _check_layers(option: str, targets: Sequence[str], recipe: Recipe) -> None:
+    """Refuses what is neither a layer of the recipe nor one of its tensors."""
+    names = layer_names(recipe)
+    for target in targets:
+        if target.removesuffix(".weight").removesuffix(".bias") not in names:
+            raise UserError(
+                f"{option} {target}: recipe {recipe.name} has no such layer: expected one of "
+                f"{', '.join(names)}, or a tensor of one, such as {names[0]}.bias"
+            )

@@ -13,12 +13,13 @@ from cuda_ext.convolution_ways import Products
 from data_prep.errors import UserError, command_for
 from data_prep.files import sha256_of_file
 from data_prep.shards import DataSet, check_every_byte, open_data_set
+from replica import paper
 from replica.distributed.devices import Devices, choose_devices
 from replica.distributed.torchrun import Torchrun
 from replica.feed.order import cost_of_blocks
 from replica.feed.variants import check_variants
 from replica.network.own_network import ModelFile, same_model_file
-from replica.recipes import EpochChange, Recipe, find_recipe, with_changes
+from replica.recipes import Recipe, find_recipe, with_changes
 from replica.training.allocator import keep_large_blocks
 from replica.training.checkpoint import (
     NUM_KEPT,
@@ -36,8 +37,7 @@ from replica.training.options import (
     DEFAULT_SEED,
     Say,
     TrainOptions,
-    layers_in,
-    rates_in,
+    with_rates,
 )
 from replica.training.own_network import check_own_network
 from replica.training.run_directory import can_write_events, new_run_dir, newest_run
@@ -204,25 +204,16 @@ def recipe_of(name: str, options: TrainOptions) -> Recipe:
     Raises:
         UserError: there is no such recipe, or it cannot be changed so.
     """
-    return _with_rates(with_changes(find_recipe(name), options.changes), options)
-
-
-def _with_rates(recipe: Recipe, options: TrainOptions) -> Recipe:
-    """The recipe with what `--freeze` and `--rate` set from its first epoch on."""
-    rates = [(layer, 0.0) for layer in layers_in("--freeze", options.freeze)]
-    rates += rates_in(options.rate, example="fc8=0.01")
-    if not rates:
-        return recipe
-    first = [EpochChange(1, target, rate) for target, rate in rates]
-    return dataclasses.replace(recipe, changes=(*first, *recipe.changes))
+    return with_rates(with_changes(find_recipe(name), options.changes), options)
 
 
 def check_fits_images(recipe: Recipe, data: DataSet) -> None:
     """Refuses crops that are larger than the images, with a UserError that names both."""
     if recipe.crop_size > data.image_size:
+        size = f"--size {recipe.crop_size} or more (the paper's is {paper.IMAGE_SIZE})"
         raise UserError(
             f"{data.directory}: has images of {data.image_size} pixels, but recipe {recipe.name} "
-            f"cuts crops of {recipe.crop_size}: build the shards with --size 256, or change the "
+            f"cuts crops of {recipe.crop_size}: build the shards with {size}, or change the "
             "crop with --set crop_size=..."
         )
 
@@ -316,7 +307,7 @@ def _recipe_to_continue(options: TrainOptions, began_with: Recipe, place: Path) 
     base = find_recipe(options.recipe) if options.recipe is not None else began_with
     changed = with_changes(base, options.changes)
     if is_named:
-        changed = _with_rates(changed, options)
+        changed = with_rates(changed, options)
     elif options.freeze or options.rate:
         raise UserError(
             "--freeze and --rate: expected a new run, got --resume: change a live run with "
