@@ -124,5 +124,6 @@ def evaluate(name: str, evaluation: Evaluation, places: Places) -> None:
     command = ["-m", "replica.test", *named, "--part", evaluation.part, "--json"]
     result = subprocess.run([sys.executable, *command], check=True, stdout=subprocess.PIPE)
     content = {"command": ["python", *command], **json.loads(result.stdout)}
+    del content["data"]  # a path of this machine; the manifest's SHA-256 says which data
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -75,12 +75,12 @@ def _errors(outcomes: Sequence[Outcome]) -> dict[str, object]:
     """Of each seed: val errors at the best epoch, which val chose, and after the last one."""
     at_best = [(outcome, _best(outcome)) for outcome in outcomes]
     return {
-        "loss at best": _all([f"{x.val_losses[i]:.3f}" for x, i in at_best]),
-        "top-1 at best": _all([percent(x.val_top1[i]) for x, i in at_best]),
-        "top-5 at best": _all([percent(x.val_top5[i]) for x, i in at_best]),
+        "val loss, best": _all([f"{x.val_losses[i]:.3f}" for x, i in at_best]),
+        "top-1 error, best": _all([percent(x.val_top1[i]) for x, i in at_best]),
+        "top-5 error, best": _all([percent(x.val_top5[i]) for x, i in at_best]),
         "best epoch": _all([i + 1 for _, i in at_best]),
-        "top-1 at the end": _all([percent(x.val_top1[-1]) for x, _ in at_best]),
-        "training top-1 at the end": _all([percent(x.train_errors[-1]) for x, _ in at_best]),
+        "top-1 error, last": _all([percent(x.val_top1[-1]) for x, _ in at_best]),
+        "training error, last": _all([percent(x.train_errors[-1]) for x, _ in at_best]),
         "CPU minutes": _minutes(outcomes),
     }
 
@@ -92,9 +92,11 @@ def variants(records: Path) -> Rows:
     return [
         {
             "recipe": f"`tiny-{arm}-64`",
-            "published, wide": percent(EXPECTED[f"tiny-{arm}"].top1_error),
+            "published error, wide": percent(EXPECTED[f"tiny-{arm}"].top1_error),
             "seeds": _all([outcome.trial.seed for outcome in arms[arm]]),
-            "mean top-1": percent(fmean(min(outcome.val_top1) for outcome in arms[arm])),
+            "mean top-1 error, best": percent(
+                fmean(min(outcome.val_top1) for outcome in arms[arm])
+            ),
             **_errors(arms[arm]),
         }
         for arm in order
@@ -119,8 +121,8 @@ def one_gpu(records: Path) -> Rows:
         values = vars(errors) if isinstance(errors, Expected) else errors
         return {
             "network": network,
-            "top-1": percent(values["top1_error"]),
-            "top-5": percent(values["top5_error"]),
+            "top-1 error": percent(values["top1_error"]),
+            "top-5 error": percent(values["top5_error"]),
             **more,
         }
 
@@ -183,11 +185,11 @@ def grid(records: Path) -> Rows:
             {
                 **dict(zip(("rate", "momentum", "factor"), values, strict=True)),
                 **{
-                    f"published {part}": percent(1 - accuracy)
+                    f"published {part} error": percent(1 - accuracy)
                     for part, accuracy in zip(("train", "val", "test"), published, strict=True)
                 },
-                "here train": percent(float(trial["train_top1_error"])),
-                "here val": percent(float(trial["val_top1_error"])),
+                "train error here": percent(float(trial["train_top1_error"])),
+                "val error here": percent(float(trial["val_top1_error"])),
                 "best epoch": trial["best_epoch"],
             }
         )
@@ -211,9 +213,9 @@ def cifar10(records: Path) -> Rows:
         rows.append(
             {
                 "network": name,
-                "published, wide": published[arm],
+                "published error, wide": published[arm],
                 "seeds": _all([x.trial.seed for x in arms[arm]]),
-                "test top-1": _all([percent(x["top1_error"]) for x in tests]),
+                "test error": _all([percent(x["top1_error"]) for x in tests]),
                 "test accuracy": _all([percent(1 - x["top1_error"]) for x in tests]),
                 "best epoch": _all([_best(x) + 1 for x in arms[arm]]),
                 "CPU minutes": _minutes(arms[arm]),

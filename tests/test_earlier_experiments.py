@@ -1,15 +1,21 @@
 """The experiments of earlier projects: what runs, what is tested, and the tables of the page."""
 
 import argparse
+import csv
 import json
+import re
 import subprocess
+from statistics import fmean
 
+import pytest
 import torch
 from conftest import PROJECT_DIR
 from runs import colored_pictures
 
 from benchmarks import earlier
 from benchmarks import earlier_plans as plans
+from benchmarks.earlier_tables import DOCUMENT, PUBLISHED_GRID, tables, with_tables
+from data_prep.errors import UserError
 from data_prep.pairs import write_shards
 from data_prep.pictures import PictureFormat
 from replica.claims import queue
@@ -71,3 +77,90 @@ def test_earlier_experiments_are_those_of_the_narrow_recipes():
     chosen = [trial.trained().optimizer for trial in plans.optimizers({})]
     assert chosen == ["paper", "sgd", "adam", "adam"] * 3
     assert {trial.trained().epochs for trial in plans.ninety({})} == {90}
+
+
+# --- The tables
+
+
+def table_of(name):
+    """The rows of a table of the document, cells by the names of their columns."""
+    text = (PROJECT_DIR / DOCUMENT).read_text()
+    block = re.search(rf"<!-- table {name} -->\n(.*?)<!-- end of table -->", text, re.S)[1]
+    head, _, *rows = [
+        [cell.strip() for cell in line.strip("| ").split(" | ")]
+        for line in block.split("\n")
+        if line
+    ]
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def records_of(experiment):
+    paths = sorted((RECORDS / experiment).glob("*.json"))
+    return {path.stem: json.loads(path.read_text()) for path in paths}
+
+
+def test_the_documents_tables_are_those_of_the_records():
+    text = (PROJECT_DIR / DOCUMENT).read_text()
+    assert with_tables(text, tables(RECORDS)) == text
+    with pytest.raises(UserError, match="expected a place for the table grid, found none"):
+        with_tables("no table", {"grid": ""})
+
+
+def test_variants_are_shown_at_their_lowest_error_with_each_seed():
+    records, rows = records_of(plans.VARIANTS), table_of("variants")
+    assert len(rows) == 8
+    for row in rows:
+        arm = row["recipe"].strip("`").removeprefix("tiny-").removesuffix("-64")
+        runs = [records[f"{arm}-seed-{seed}"] for seed in row["seeds"].split(", ")]
+        assert len(runs) >= 2
+        lowest = [min(run["val_top1"]) for run in runs]
+        assert row["top-1 error, best"] == ", ".join(f"{100 * x:.1f}" for x in lowest)
+        assert row["mean top-1 error, best"] == f"{100 * fmean(lowest):.1f}"
+        epochs = [1 + run["val_top1"].index(x) for run, x in zip(runs, lowest, strict=True)]
+        assert row["best epoch"] == ", ".join(map(str, epochs))
+        at = [epoch - 1 for epoch in epochs]
+        top5 = [run["val_top5"][i] for run, i in zip(runs, at, strict=True)]
+        assert row["top-5 error, best"] == ", ".join(f"{100 * x:.1f}" for x in top5)
+        minutes = [run["cpu_seconds"] / 60 for run in runs]
+        assert row["CPU minutes"] == ", ".join(f"{x:.1f}" for x in minutes)
+        assert max(minutes) < 10
+
+
+def test_the_grid_has_the_published_accuracies_as_errors():
+    """Of the twelve, the best and the worst as they stand in that project's file."""
+    rows = {(x["rate"], x["momentum"], x["factor"]): x for x in table_of("grid")}
+    assert rows.keys() == PUBLISHED_GRID.keys()
+    best = rows["0.001", "0.9", "0.1"]
+    names = [f"published {part} error" for part in ("train", "val", "test")]
+    assert [best[name] for name in names] == [f"{100 - x:.1f}" for x in (77.85, 53.8, 54.6)]
+    worst = rows["0.0001", "0.5", "0.01"]
+    assert [worst[name] for name in names] == [f"{100 - x:.1f}" for x in (10.325, 9.8, 9.8)]
+    with (RECORDS / "grid" / "results.csv").open(newline="") as file:
+        for trial in csv.DictReader(file):
+            row = rows[trial["learning_rate"], trial["momentum"], trial["drop_factor"]]
+            assert float(row["val error here"]) == pytest.approx(
+                100 * float(trial["val_top1_error"])
+            )
+
+
+def test_two_networks_and_new_heads_are_shown_with_their_tests():
+    tests = records_of("tests")
+    rows = {row["network"]: row for row in table_of("one-gpu")}
+    assert len(rows) == 6
+    for name, test in (("seed 1", "1"), ("seed 2", "2"), ("both", "both")):
+        row, record = rows[f"here, narrow, {name}"], tests[f"one-gpu-{test}"]
+        assert record["num_images"] == 1200
+        assert row["top-1 error"] == f"{100 * record['top1_error']:.1f}"
+        assert row["top-5 error"] == f"{100 * record['top5_error']:.1f}"
+    assert (
+        rows["the paper's, one network"]["top-1 error"],
+        rows["published, two networks"]["top-5 error"],
+    ) == (
+        "40.7",
+        "29.3",
+    )
+    for row, arm in zip(table_of("cifar10"), ("scratch", "new-head"), strict=True):
+        records = [tests[f"cifar10-{arm}-{seed}"] for seed in row["seeds"].split(", ")]
+        assert all(record["num_images"] == 5000 for record in records)
+        errors = [f"{100 * record['top1_error']:.1f}" for record in records]
+        assert row["test error"] == ", ".join(errors)
