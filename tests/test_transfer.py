@@ -98,7 +98,7 @@ def test_what_cannot_be_frozen_is_named_and_nothing_is_written(
 
 def test_a_runs_directory_is_no_file_to_begin_with(pretrained, shards_dir, tmp_path):
     result = train(shards_dir, tmp_path / "run", "--init", str(pretrained.parent))
-    way_out = f"is a directory: expected a file such as {pretrained.parent / 'best.pt'}"
+    way_out = f"got a directory: give a file such as {pretrained.parent / 'best.pt'}"
     assert_user_error(result, way_out)
 
 

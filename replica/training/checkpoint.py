@@ -227,7 +227,9 @@ def load_checkpoint(path: Path, *, mapped: bool = False) -> Checkpoint:
         UserError: it is not; every mismatch is named.
     """
     if path.is_dir():
-        raise UserError(f"{path}: is a directory: expected a file such as {path / BEST}")
+        raise UserError(
+            f"{path}: expected a checkpoint, got a directory: give a file such as {path / BEST}"
+        )
     if not path.is_file():
         raise UserError(f"{path}: expected a checkpoint, found no file")
     way_out = "use another checkpoint of the run, or train again"
