@@ -11,6 +11,7 @@ from statistics import fmean
 
 from benchmarks import earlier_plans as plans
 from data_prep.errors import UserError
+from replica import paper
 from replica.claims.queue import read_outcomes
 from replica.claims.trials import Outcome
 from replica.recipes.expected import EXPECTED, Expected
@@ -105,7 +106,7 @@ def variants(records: Path) -> Rows:
 
 
 def several(records: Path, experiment: str) -> Rows:
-    """An experiment of one seed, a row for each arm."""
+    """An experiment's arms in the order in which they have names, each over its seeds."""
     return [
         {"run": ARMS[arm], **_errors(outcomes)}
         for arm, outcomes in sorted(
@@ -131,9 +132,9 @@ def one_gpu(records: Path) -> Rows:
         row(
             "the paper's, one network",
             EXPECTED["paper"],
-            devices="2 x GTX 580",
-            time="five to six days",
-            epochs="90",
+            devices=paper.TRAINING_DEVICES,
+            time=paper.TRAINING_TIME,
+            epochs=str(paper.NUM_EPOCHS),
         ),
         row(
             "published, one network",
@@ -144,7 +145,7 @@ def one_gpu(records: Path) -> Rows:
         ),
         row(
             "published, two networks",
-            {"top1_error": 0.544, "top5_error": 0.293},
+            {"top1_error": 0.544, "top5_error": 0.293},  # its README.md
             devices="1 GPU",
             time="not said",
             epochs="not said",
@@ -200,7 +201,7 @@ def cifar10(records: Path) -> Rows:
     """Both networks of each seed on the test part, at the epoch that val chose."""
     published = {
         plans.SCRATCH: percent(EXPECTED["cifar10-transfer"].top1_error),
-        plans.NEW_HEAD: percent(1 - 0.8718),
+        plans.NEW_HEAD: percent(1 - 0.8718),  # its README.md
     }
     names = {plans.SCRATCH: "from scratch", plans.NEW_HEAD: "then a new head, the rest frozen"}
     arms = _arms(records, plans.CIFAR10)

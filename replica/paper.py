@@ -45,7 +45,7 @@ LEARNING_RATE = 0.01
 LEARNING_RATE_FACTOR = 0.1
 NUM_DROPS = 3
 NUM_EPOCHS = 90  # "roughly 90 cycles"
-TRAINING_TIME, TRAINING_DEVICES = "5 to 6 days", "2 x NVIDIA GTX 580"
+TRAINING_TIME, TRAINING_DEVICES = "5 to 6 days", "2 x NVIDIA GTX 580"  # with 3 GB each
 
 # --- What the paper says of the whole network (abstract, Figure 2)
 CLAIMED_PARAMETERS = 60_000_000

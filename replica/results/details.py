@@ -5,7 +5,7 @@ N images, K classes, B bins.
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Details:
             images whose most probable class is right.
         kept: the probabilities and labels of the batches, where they are kept.
         images: rows of the part that is tested, in the order in which they are added.
-        networks: rows of `network_rows`.
+        networks: makes the rows of `network_rows`.
     """
 
     wnids: list[str]
@@ -44,7 +44,7 @@ class Details:
     keeps: bool = False
     kept: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     images: Sequence[int] = ()
-    networks: Rows = field(default_factory=list)
+    networks: Callable[[], Rows] = list
 
     def __post_init__(self) -> None:
         num_classes = len(self.wnids)
@@ -83,12 +83,11 @@ class Details:
 
     def rows(self, table: str) -> Rows:
         """A table of `TABLES`, as records."""
-        if table == "networks":
-            return self.networks
         return {
             "classes": self._classes,
             "confusion": self._confusions,
             "calibration": self._calibration,
+            "networks": self.networks,
         }[table]()
 
     def _classes(self) -> Rows:

@@ -1,6 +1,7 @@
 """The error rates of a checkpoint, or of several as one (paper 4.1, 6)."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -164,7 +165,7 @@ def test_network(
         calibration_error=details.calibration_error(),
     )
     each = each if len(members) > 1 else [counts]
-    details.networks = network_rows(members, each, counts, images=result.images)
+    details.networks = partial(network_rows, members, each, counts, images=result.images)
     return result, details
 
 
