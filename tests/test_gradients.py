@@ -107,6 +107,24 @@ def test_a_sum_in_buckets_has_the_bits_of_each_gradients_own(num_copies, tmp_pat
             assert got.any(), name
 
 
+def sum_layouts(rank: Rank, path: str, stop) -> None:
+    """A copy with images has gradients in channels last, one without has its zeros as they come."""
+    values = torch.arange(2.0 * 3 * 5 * 7).view(2, 3, 5, 7)
+    layout = (torch.channels_last, torch.contiguous_format)[rank.copy]
+    gradient = values.clone(memory_format=layout)
+    (total,) = Mesh(rank).sum_over_copies([gradient])
+    parts = gather_files(torch.equal(total, 2 * values), path, rank)
+    if rank.index == 0:
+        torch.save(parts, path)
+    dist.barrier()
+
+
+def test_copies_add_up_gradients_of_other_layouts_place_by_place(tmp_path):
+    path = tmp_path / "equal.pt"
+    assert run_processes(sum_layouts, str(path), Devices("cpu", 2, 1), timeout=120) == 0
+    assert torch.load(path) == [True, True]
+
+
 def test_large_gradients_travel_alone_and_small_ones_of_two_copies_together():
     with torch.device("meta"):
         weights = dict(AlexNet(PAPER, num_classes=1000).named_parameters())
