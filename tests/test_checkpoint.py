@@ -207,6 +207,13 @@ def test_a_damaged_later_checkpoint_is_not_kept_for_a_whole_one(tmp_path):
     assert checkpoints_of(tmp_path) == [found]
 
 
+def test_a_later_checkpoint_is_removed_where_it_is_whole_too(tmp_path):
+    """The run went on from an earlier one, so the later one is not of this run any more."""
+    for step in (5, 10, 8):
+        path = save_checkpoint(tmp_path, checkpoint(step=step, recipe=TINY), keep=3 - (step == 8))
+    assert [x.name for x in checkpoints_of(tmp_path)] == ["checkpoint-00000005.pt", path.name]
+
+
 def test_a_damaged_earlier_checkpoint_is_not_kept_for_a_whole_one(tmp_path):
     """A run that was stopped between two of its steps to save at, and went on from the first."""
     paths = {}
