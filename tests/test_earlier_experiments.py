@@ -50,6 +50,9 @@ def test_earlier_experiments_are_tested_by_what_nothing_chose_and_never_repeated
     best, (head,) = torch.load(scratch / "best.pt"), [*new.glob("checkpoint-*6.pt")]
     for name, tensor in torch.load(head)["model"].items():
         assert torch.equal(tensor, best["model"][name]) != name.startswith("fc8"), name
+    (record,) = (arguments.records / of).glob("new-head-*.json")
+    command = json.loads(record.read_text())["command"]
+    assert command[command.index("--init") + 1] == str(scratch / "best.pt")
     tests = {x.stem: json.loads(x.read_text()) for x in (arguments.records / "tests").iterdir()}
     assert tests.keys() == {"cifar10-scratch-1", "cifar10-new-head-1", "both"}
     assert tests["cifar10-scratch-1"]["num_images"] == 30
